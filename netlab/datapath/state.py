@@ -1,0 +1,161 @@
+"""What namespaces should hold, as plain data.
+
+The pure functions of `datapath` turn a Lab into these; `kernel` makes a real kernel hold them and
+reads them back into the same classes, so that what is there and what should be there are compared
+with `==`.  No Kubernetes word stands here.
+
+Networks and addresses are text in canonical form; a default route is "0.0.0.0/0".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+LinkKind = Literal["veth", "bridge", "vxlan"]
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all state; hashable."""
+
+
+class Vxlan(State, frozen=True):
+    """Attributes of a VXLAN device."""
+
+    vni: int
+    port: int
+    local: str
+    device: str  # the link below, in the same namespace
+
+
+class Peer(State, frozen=True):
+    """The other end of a veth pair."""
+
+    namespace: str
+    link: str
+
+
+class Link(State, frozen=True):
+    """A network device. `master` names a bridge in the same namespace."""
+
+    name: str
+    kind: LinkKind
+    mtu: int
+    mac: str | None = None  # None: the kernel's choice
+    master: str | None = None
+    hairpin: bool = False
+    peer: Peer | None = None
+    vxlan: Vxlan | None = None
+
+
+class Address(State, frozen=True):
+    """An address with its prefix length, "10.244.1.1/24", on a link."""
+
+    link: str
+    address: str
+
+
+class Route(State, frozen=True):
+    """A unicast route of the main table. Without `via` the destination is on the link."""
+
+    destination: str
+    link: str
+    via: str | None = None
+    onlink: bool = False
+
+
+class Neighbour(State, frozen=True):
+    """A permanent neighbour entry."""
+
+    link: str
+    address: str
+    mac: str
+
+
+class FdbEntry(State, frozen=True):
+    """A static forwarding entry of a VXLAN device: this MAC is behind that remote address."""
+
+    link: str
+    mac: str
+    destination: str
+
+
+class Sysctl(State, frozen=True):
+    """A sysctl by its path below /proc/sys, "net/ipv4/ip_forward", and its value as text."""
+
+    path: str
+    value: str
+
+
+class Namespace(State, frozen=True):
+    """A network namespace and everything in it that is ours. `lo` is always up."""
+
+    name: str  # file name under /run/netns
+    links: tuple[Link, ...] = ()
+    addresses: tuple[Address, ...] = ()
+    routes: tuple[Route, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    fdb: tuple[FdbEntry, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()
+
+
+class Ruleset(State, frozen=True):
+    """Rules of one namespace, one complete `iptables-restore` input for each family."""
+
+    ipv4: str
+    ipv6: str
+    nfacct: tuple[str, ...] = ()  # accounting objects that must exist before
+
+
+class NodeState(State, frozen=True):
+    """A node with its pods: what is shipped to wherever the node lives."""
+
+    name: str
+    namespace: Namespace
+    pods: tuple[Namespace, ...] = ()
+    rules: Ruleset | None = None
+
+
+class Server(State, frozen=True):
+    """What answers in one namespace: the workload listens on these ports."""
+
+    namespace: str
+    identity: str  # what it says its name is
+    node: str
+    listen: tuple[tuple[str, int], ...] = ()  # ("TCP", 8002)
+
+
+class LabState(State, frozen=True):
+    """Everything that `up` makes true."""
+
+    lab: str
+    switch: Namespace
+    nodes: tuple[NodeState, ...] = ()
+    servers: tuple[Server, ...] = ()
+
+    def namespaces(self) -> tuple[Namespace, ...]:
+        """All namespaces: the switch first, then each node followed by its pods."""
+        found = [self.switch]
+        for node in self.nodes:
+            found.append(node.namespace)
+            found.extend(node.pods)
+        return tuple(found)
+
+
+# A file name may be 255 bytes long; a pod's name 253 and its namespace 63.
+_LONGEST = 255
+
+
+def namespace_name(lab: str, *parts: str) -> str:
+    """File name under /run/netns: `LAB:NODE`, `LAB:NAMESPACE:POD`, `LAB:_switch`.
+
+    The parts cannot contain ":" (they are Kubernetes names), so no two labs or objects share a
+    name.  One that would be too long ends in a hash of the whole.
+    """
+    name = ":".join((lab, *parts))
+    if len(name) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name[: _LONGEST - 17]}~{digest}"

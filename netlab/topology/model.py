@@ -1,0 +1,208 @@
+"""A lab once everything is decided: frozen data, every address known.
+
+`topology` reads files and makes a :class:`Lab`; everything behind it (`datapath`, `trace`, `cli`)
+only reads one.  All classes are plain msgspec structs, so a lab is shipped and stored as JSON with
+`msgspec.json.encode` and `msgspec.json.decode(..., type=Lab)`.
+
+Addresses are text in canonical form ("10.244.1.4"), networks too ("10.244.1.0/24").
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from typing import Any, Literal
+
+import msgspec
+
+Protocol = Literal["TCP", "UDP", "SCTP"]
+ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
+TrafficPolicy = Literal["Cluster", "Local"]
+ProxyMode = Literal["iptables", "nftables", "nftables-flat", "ipvs", "userspace", "none"]
+
+
+class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything in a lab."""
+
+
+class Overlay(Frozen, frozen=True):
+    """How packets for pods cross between nodes."""
+
+    type: str = "vxlan"
+    vni: int = 1
+    port: int = 8472
+
+
+class Underlay(Frozen, frozen=True):
+    """The network that the nodes share: one switch, which also owns the gateway's address."""
+
+    cidr: str
+    gateway: str
+    mtu: int = 1500
+
+
+class IPTablesProxy(Frozen, frozen=True):
+    """`iptables` of KubeProxyConfiguration."""
+
+    masqueradeAll: bool = False
+    masqueradeBit: int = 14
+    localhostNodePorts: bool = True
+
+
+class DetectLocal(Frozen, frozen=True):
+    """`detectLocal` of KubeProxyConfiguration."""
+
+    bridgeInterface: str = ""
+    interfaceNamePrefix: str = ""
+
+
+class ServiceProxy(Frozen, frozen=True):
+    """`spec.serviceProxy`: the fields of KubeProxyConfiguration under their own names."""
+
+    mode: ProxyMode = "iptables"
+    detectLocalMode: str = "ClusterCIDR"
+    detectLocal: DetectLocal = DetectLocal()
+    clusterCIDR: str = ""  # (load.py puts the lab's podCIDR here if it is left out)
+    nodePortAddresses: tuple[str, ...] = ()
+    iptables: IPTablesProxy = IPTablesProxy()
+
+
+class Node(Frozen, frozen=True):
+    """A node: its own network namespace, its InternalIP, and the CIDR that its pods live in."""
+
+    name: str
+    address: str
+    pod_cidr: str
+    labels: dict[str, str] = {}
+
+    @property
+    def bridge_address(self) -> str:
+        """Address of `cbr0`, the pods' gateway: the first one of the pod CIDR."""
+        return str(ip_network(self.pod_cidr)[1])
+
+    @property
+    def overlay_address(self) -> str:
+        """Address of `flannel.1`: the network address of the pod CIDR, as flannel does."""
+        return str(ip_network(self.pod_cidr)[0])
+
+
+class ContainerPort(Frozen, frozen=True):
+    """A port that some container of a pod declares."""
+
+    port: int
+    protocol: Protocol = "TCP"
+    name: str = ""
+
+
+class Pod(Frozen, frozen=True):
+    """A pod: a network namespace on a node, and what answers in it."""
+
+    namespace: str
+    name: str
+    node: str
+    address: str
+    labels: dict[str, str] = {}
+    ports: tuple[ContainerPort, ...] = ()  # as declared
+    listen: tuple[tuple[Protocol, int], ...] = ()  # decided: declared ports and target ports
+    host_network: bool = False
+    ready: bool = True
+    owner: str = ""  # "Deployment/myblog", or "" for a pod that stands in the file itself
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+class ServicePort(Frozen, frozen=True):
+    """One port of a Service."""
+
+    port: int
+    protocol: Protocol = "TCP"
+    name: str = ""
+    target_port: int | str = 0
+    node_port: int | None = None
+
+
+class Service(Frozen, frozen=True):
+    """A Service as kube-proxy sees it. `cluster_ip` is "" for ExternalName, "None" if headless."""
+
+    namespace: str
+    name: str
+    type: ServiceType = "ClusterIP"
+    cluster_ip: str = ""
+    selector: dict[str, str] = {}
+    ports: tuple[ServicePort, ...] = ()
+    external_ips: tuple[str, ...] = ()
+    load_balancer_ips: tuple[str, ...] = ()  # ingress addresses with ipMode VIP or none
+    load_balancer_source_ranges: tuple[str, ...] = ()
+    session_affinity: Literal["None", "ClientIP"] = "None"
+    affinity_timeout_s: int = 10800
+    external_traffic_policy: TrafficPolicy = "Cluster"
+    internal_traffic_policy: TrafficPolicy = "Cluster"
+    health_check_node_port: int | None = None
+    publish_not_ready_addresses: bool = False
+    labels: dict[str, str] = {}
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+class Endpoint(Frozen, frozen=True):
+    """One address and port behind one port of a Service."""
+
+    address: str
+    port: int
+    node: str | None = None
+    pod: str | None = None  # "namespace/name" if it is a pod of this lab
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    for_nodes: tuple[str, ...] = ()
+    for_zones: tuple[str, ...] = ()
+
+
+class ServiceEndpoints(Frozen, frozen=True):
+    """Every endpoint of one port of one Service, whatever its condition."""
+
+    namespace: str
+    service: str
+    port_name: str
+    protocol: Protocol
+    endpoints: tuple[Endpoint, ...] = ()
+
+
+class Lab(Frozen, frozen=True):
+    """A whole lab, decided."""
+
+    name: str
+    pod_cidr: str
+    service_cidrs: tuple[str, ...]
+    underlay: Underlay
+    overlay: Overlay = Overlay()
+    service_proxy: ServiceProxy = ServiceProxy()
+    nodes: tuple[Node, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    services: tuple[Service, ...] = ()
+    endpoints: tuple[ServiceEndpoints, ...] = ()
+    declared: tuple[dict[str, Any], ...] = ()  # the Kubernetes objects as the file has them
+
+    def node(self, name: str) -> Node:
+        """The node of that name; KeyError if there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def endpoints_of(self, service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
+        """Endpoints behind one port of a Service, in no particular order."""
+        for entry in self.endpoints:
+            if (entry.namespace, entry.service, entry.port_name, entry.protocol) == (
+                service.namespace,
+                service.name,
+                port.name,
+                port.protocol,
+            ):
+                return entry.endpoints
+        return ()
