@@ -55,6 +55,12 @@ class DetectLocal(Frozen, frozen=True):
     interfaceNamePrefix: str = ""
 
 
+class ConntrackProxy(Frozen, frozen=True):
+    """`conntrack` of KubeProxyConfiguration, as far as rules depend on it."""
+
+    tcpBeLiberal: bool = False
+
+
 class ServiceProxy(Frozen, frozen=True):
     """`spec.serviceProxy`: the fields of KubeProxyConfiguration under their own names."""
 
@@ -64,6 +70,8 @@ class ServiceProxy(Frozen, frozen=True):
     clusterCIDR: str = ""  # (load.py puts the lab's podCIDR here if it is left out)
     nodePortAddresses: tuple[str, ...] = ()
     iptables: IPTablesProxy = IPTablesProxy()
+    conntrack: ConntrackProxy = ConntrackProxy()
+    featureGates: dict[str, bool] = {}  # known: AllowServiceExternalIPs
 
 
 class Node(Frozen, frozen=True):
@@ -73,6 +81,7 @@ class Node(Frozen, frozen=True):
     address: str
     pod_cidr: str
     labels: dict[str, str] = {}
+    other_addresses: tuple[str, ...] = ()  # further ones, of either family
 
     @property
     def bridge_address(self) -> str:
@@ -130,6 +139,7 @@ class Service(Frozen, frozen=True):
     name: str
     type: ServiceType = "ClusterIP"
     cluster_ip: str = ""
+    other_cluster_ips: tuple[str, ...] = ()  # of the other family, in a dual-stack Service
     selector: dict[str, str] = {}
     ports: tuple[ServicePort, ...] = ()
     external_ips: tuple[str, ...] = ()

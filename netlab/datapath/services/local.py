@@ -1,0 +1,95 @@
+"""What is local to a node: its pods' traffic, its own addresses, and those that take NodePorts.
+
+Shared by all modes of kube-proxy.  Sources: pkg/proxy/util/localdetector.go and
+nodeport_addresses.go of kube-proxy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from netlab.topology.model import Lab, Node, ServiceProxy
+
+_KEYWORDS = {"localhost": ("127.0.0.0/8", "::1/128"), "all": ("0.0.0.0/0", "::/0")}
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDetector:
+    """How traffic of this node's (or the cluster's) pods is told: by one of the three."""
+
+    cidr: str = ""  # source network
+    interface: str = ""  # the bridge that it comes from
+    prefix: str = ""  # what the names of the interfaces that it comes from begin with
+
+
+def local_detector(proxy: ServiceProxy, node: Node, family: int) -> LocalDetector | None:
+    """The detector of `detectLocalMode`; None: nothing counts as local."""
+    if proxy.detectLocalMode == "BridgeInterface":
+        detector = LocalDetector(interface=proxy.detectLocal.bridgeInterface)
+    elif proxy.detectLocalMode == "InterfaceNamePrefix":
+        detector = LocalDetector(prefix=proxy.detectLocal.interfaceNamePrefix)
+    else:
+        by_node = proxy.detectLocalMode == "NodeCIDR"
+        networks = (node.pod_cidr if by_node else proxy.clusterCIDR).split(",")
+        of_family = (cidr.strip() for cidr in networks if (":" in cidr) == (family == 6))
+        detector = LocalDetector(cidr=next(of_family, ""))
+    return detector if detector != LocalDetector() else None
+
+
+def node_ip(node: Node, family: int) -> str | None:
+    """The node's first address of a family."""
+    return next((ip for ip in _given(node) if ip_address(ip).version == family), None)
+
+
+def own_addresses(lab: Lab, node: Node, family: int) -> list[str]:
+    """Every address on the node's links, loopback first."""
+    addresses = ["127.0.0.1", "::1", *_given(node), node.bridge_address]
+    if lab.overlay.type == "vxlan":
+        addresses.append(node.overlay_address)
+    return [ip for ip in addresses if ip_address(ip).version == family]
+
+
+def _given(node: Node) -> tuple[str, ...]:
+    return (node.address, *node.other_addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class NodePortAddresses:
+    """Networks whose addresses on the node take NodePorts; none means every local address."""
+
+    networks: tuple[IPv4Network | IPv6Network, ...]
+
+    @property
+    def match_all(self) -> bool:
+        """Whether every local address takes NodePorts."""
+        return not self.networks or any(network.prefixlen == 0 for network in self.networks)
+
+    @property
+    def ipv4_loopback(self) -> bool:
+        """Whether 127.0.0.0/8 is among them, so that NodePorts may work on loopback."""
+        if not self.networks:
+            return True
+        return any(
+            network.version == 4
+            and (network.network_address.is_loopback or ip_address("127.0.0.0") in network)
+            for network in self.networks
+        )
+
+    def of(self, addresses: list[str]) -> list[str]:
+        """Those of the addresses that take NodePorts, sorted as text."""
+        return sorted(
+            ip for ip in addresses if any(ip_address(ip) in network for network in self.networks)
+        )
+
+
+def node_port_addresses(proxy: ServiceProxy, node: Node, family: int) -> NodePortAddresses:
+    """`nodePortAddresses` of a family: CIDRs and the words "primary", "localhost" and "all"."""
+    primary = [ip for ip in (node_ip(node, 4), node_ip(node, 6)) if ip]
+    texts = [
+        text
+        for entry in proxy.nodePortAddresses
+        for text in (primary if entry == "primary" else _KEYWORDS.get(entry, (entry,)))
+    ]
+    networks = (ip_network(text.strip(), strict=False) for text in texts)
+    return NodePortAddresses(tuple(network for network in networks if network.version == family))
