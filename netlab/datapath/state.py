@@ -46,7 +46,8 @@ class Link(State, frozen=True):
     mac: str | None = None  # None: the kernel's choice
     master: str | None = None
     hairpin: bool = False
-    peer: Peer | None = None
+    up: bool = True
+    peer: Peer | None = None  # not read back: the kernel names neither end to the other
     vxlan: Vxlan | None = None
 
 
@@ -142,6 +143,25 @@ class LabState(State, frozen=True):
             found.append(node.namespace)
             found.extend(node.pods)
         return tuple(found)
+
+
+class Found(State, frozen=True):
+    """A namespace as it was read back from the kernel."""
+
+    namespace: Namespace
+    index: dict[str, int]  # interface numbers by link name
+    marked: frozenset[str]  # links that carry our mark
+
+
+Item = Namespace | Link | Address | Route | Neighbour | FdbEntry | Sysctl | Ruleset
+
+
+class Change(State, frozen=True):
+    """One difference to be made: an item of a namespace to add, to set right or to delete."""
+
+    verb: Literal["add", "set", "delete"]
+    namespace: str
+    item: Item
 
 
 # A file name may be 255 bytes long; a pod's name 253 and its namespace 63.

@@ -3,7 +3,7 @@
 A name is a file under /run/netns with the namespace bind-mounted on it, as `ip netns` makes them.
 Three marks make one ours, each from before the moment at which a kill could orphan it:
 
-* the file is born with a line in it (so that a file without a mount is known as ours),
+* the file is born with a mode of its own (so that a file that nothing is mounted on is ours),
 * `lo` carries the altname `netlab:LAB:lo` before the mount (so that a namespace without links is),
 * each link carries an altname of the same shape.
 """
@@ -11,16 +11,38 @@ Three marks make one ours, each from before the moment at which a kill could orp
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 
+from netlab.datapath.state import Sysctl
+from netlab.kernel import rtnetlink
+from netlab.kernel.netlink import NetlinkError, Socket, attribute_list, attributes
 from netlab.kernel.syscalls import (
     CLONE_NEWNET,
+    MNT_DETACH,
+    MS_BIND,
+    MS_REC,
+    MS_SHARED,
+    mount,
     setns,
+    umount,
+    unshare,
 )
 
 RUN_DIR = "/run/netns"
 THREAD_NAMESPACE = "/proc/thread-self/ns/net"
+
+# Mode of the file before the namespace is mounted on it: sticky, which nobody gives an empty file.
+# It comes with the name in one step, where contents would come after it.
+_UNMOUNTED_MODE = stat.S_ISVTX | 0o444
+
+
+def mark(lab: str, link: str) -> str:
+    """The altname that says that a link belongs to a lab; at most 127 characters."""
+    return f"netlab:{lab}:{link}"
 
 
 def path(name: str) -> str:
@@ -61,6 +83,157 @@ def entered(namespace: str | int) -> Iterator[None]:
         os.close(home)
 
 
-def exists(name: str) -> bool:
-    """Whether there is a file of that name, a namespace or not."""
-    return os.path.lexists(path(name))
+def make(name: str, lab: str, sysctls: Iterable[Sysctl]) -> int:
+    """Make a marked namespace with `lo` up, and leave the calling thread in it.
+
+    Returns a descriptor of the namespace.  The thread stays because one that makes many would
+    only lose time by going home in between.  FileExistsError if the name is taken.
+    """
+    unshare(CLONE_NEWNET)
+    # Before lo comes up: IPv6 that never ran need not be taken down.
+    write_sysctls(sysctls)
+    with Socket() as netlink:
+        for refused in netlink.request(
+            [rtnetlink.add_altname(1, mark(lab, "lo")), rtnetlink.set_up(1)]
+        ):
+            raise refused
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC
+    os.close(os.open(path(name), flags, _UNMOUNTED_MODE))
+    mount(THREAD_NAMESPACE, path(name), None, MS_BIND)
+    return open_current()
+
+
+def remove(name: str) -> None:
+    """Take the name away; the kernel frees the namespace when nobody uses it any more.
+
+    A name that is gone already is fine.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        while True:
+            try:
+                umount(path(name), MNT_DETACH)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # nothing is mounted there
+                    break
+                raise
+        os.unlink(path(name))
+
+
+def write_sysctls(sysctls: Iterable[Sysctl]) -> None:
+    """Set sysctls of the calling thread's namespace; one that this kernel lacks is passed over."""
+    for sysctl in sysctls:
+        try:
+            descriptor = os.open(f"/proc/sys/{sysctl.path}", os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            os.write(descriptor, sysctl.value.encode())
+        finally:
+            os.close(descriptor)
+
+
+def names_of(lab: str) -> list[str]:
+    """Names under /run/netns that begin with the lab's; whose they are, `owner` tells."""
+    try:
+        return sorted(name for name in os.listdir(RUN_DIR) if name.startswith(f"{lab}:"))
+    except FileNotFoundError:
+        return []
+
+
+def labs() -> list[str]:
+    """Names of all labs that own a namespace here."""
+    candidates: dict[str, list[str]] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for name in sorted(os.listdir(RUN_DIR)):
+            lab, colon, _ = name.partition(":")
+            if colon:
+                candidates.setdefault(lab, []).append(name)
+    return [lab for lab, names in candidates.items() if any(is_ours(name, lab) for name in names)]
+
+
+def is_ours(name: str, lab: str) -> bool:
+    """Whether a name under /run/netns carries that lab's mark."""
+    return _is_unmounted(name) or _has_mark(name, lab)
+
+
+def _is_unmounted(name: str) -> bool:
+    try:
+        found = os.lstat(path(name))
+    except FileNotFoundError:
+        return False
+    return found.st_size == 0 and found.st_mode == stat.S_IFREG | _UNMOUNTED_MODE
+
+
+def _has_mark(name: str, lab: str) -> bool:
+    try:
+        with entered(name), Socket() as netlink:
+            answer = netlink.get(rtnetlink.RTM_GETLINK, rtnetlink.link_message(1))
+    except (NetlinkError, FileNotFoundError):
+        return False
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a file that is no network namespace
+            return False
+        raise
+    names = attributes(answer, 16).get(rtnetlink.IFLA_PROP_LIST, b"")
+    wanted = mark(lab, "lo").encode() + b"\0"
+    return any(value == wanted for _, value in attribute_list(names))
+
+
+def is_mounted(name: str) -> bool:
+    """Whether a namespace is there behind the name, not only the file of a killed start."""
+    return os.path.lexists(path(name)) and not _is_unmounted(name)
+
+
+# -- /run/netns itself ---------------------------------------------------------------------------
+#
+# `ip netns` makes it a shared mount point of its own when it is used first.  If that happened after
+# our mounts were made, they would lie twice, one hidden below, and their files could never be
+# removed (EBUSY).  So the same is done here first, and undone by whoever leaves it empty, if it
+# was us: the flag says so.
+
+_FLAG = "/run/netlab/made-run-netns"
+
+
+def ensure_run_dir() -> None:
+    """Make /run/netns a shared mount point, as `ip netns` does."""
+    os.makedirs("/run/netlab", mode=0o700, exist_ok=True)
+    with _locked():
+        made_dir = not os.path.isdir(RUN_DIR)
+        os.makedirs(RUN_DIR, mode=0o755, exist_ok=True)
+        try:
+            mount("", RUN_DIR, "none", MS_SHARED | MS_REC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            with open(_FLAG, "w") as flag:
+                flag.write("directory\n" if made_dir else "mount\n")
+            mount(RUN_DIR, RUN_DIR, "none", MS_BIND | MS_REC)
+            mount("", RUN_DIR, "none", MS_SHARED | MS_REC)
+
+
+def release_run_dir() -> None:
+    """Undo :func:`ensure_run_dir` if we did it and nothing is left in /run/netns."""
+    try:
+        with _locked():
+            with open(_FLAG) as flag:
+                made = flag.read().strip()
+            if os.listdir(RUN_DIR):
+                return
+            umount(RUN_DIR, MNT_DETACH)
+            os.unlink(_FLAG)
+            if made == "directory":
+                os.rmdir(RUN_DIR)
+        os.unlink("/run/netlab/.lock")
+        os.rmdir("/run/netlab")
+    except (FileNotFoundError, OSError):
+        return
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    descriptor = os.open("/run/netlab/.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,144 @@
+"""What commands share: which lab is meant, how lists are printed, what completes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from netlab.problems import Exit, NetlabError, Problem, suggest
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from netlab.topology.model import Lab
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def lab_option(function: F) -> F:
+    """`--lab NAME`: which lab, if more than one is up."""
+    return click.option(
+        "--lab", "lab_name", metavar="NAME", shell_complete=complete_lab, help="Which lab."
+    )(function)
+
+
+def namespace_option(function: F) -> F:
+    """`-n NAMESPACE`: where to look for bare names."""
+    return click.option(
+        "-n", "--namespace", metavar="NAMESPACE", help="Kubernetes namespace of bare names."
+    )(function)
+
+
+def output_option(*formats: str) -> Callable[[F], F]:
+    """`-o FORMAT`."""
+
+    def decorate(function: F) -> F:
+        return click.option("-o", "--output", type=click.Choice(formats), help="Output format.")(
+            function
+        )
+
+    return decorate
+
+
+def require_root(doing: str) -> None:
+    """NetlabError (exit 3) if we are not root."""
+    if os.geteuid() != 0:
+        raise NetlabError(
+            Problem("not-root", f"{doing} needs root", hint=f"`sudo netlab {doing} ...`"),
+            Exit.MACHINE,
+        )
+
+
+def running_lab(name: str | None) -> Lab:
+    """The lab that is up under that name, or the only one.  NetlabError (exit 2) otherwise."""
+    from netlab.lab import record
+
+    require_root("this")
+    found = record.read(name or only_lab())
+    if found is None:
+        raise unknown_lab(name or "")
+    return found
+
+
+def only_lab() -> str:
+    """The name of the only lab that is up."""
+    from netlab.lab import lifecycle
+
+    labs = lifecycle.running()
+    if len(labs) == 1:
+        return labs[0]
+    if not labs:
+        raise NetlabError(
+            Problem("no-lab", "no lab is up", hint="`netlab up two-node-vxlan` builds one")
+        )
+    raise NetlabError(
+        Problem(
+            "which-lab",
+            f"{len(labs)} labs are up: {', '.join(labs)}",
+            hint=f"say which one: `--lab {labs[0]}`",
+        )
+    )
+
+
+def unknown_lab(name: str) -> NetlabError:
+    """What to say of a name that no lab has."""
+    from netlab.lab import lifecycle
+
+    near = suggest(name, lifecycle.running())
+    hint = f'did you mean "{near}"? ' if near else ""
+    return NetlabError(
+        Problem("unknown-lab", f'no lab "{name}" is up', hint=hint + "`netlab ls` lists them")
+    )
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as kubectl prints them: aligned, three blanks apart, no lines."""
+    table = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("   ".join(cells).rstrip())
+
+
+def complete_lab(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of labs that are up."""
+    from click.shell_completion import CompletionItem
+
+    try:
+        entries = os.listdir("/run/netlab")
+    except OSError:
+        return []
+    return [
+        CompletionItem(name)
+        for name in sorted(entries)
+        if name.startswith(incomplete) and os.path.isdir(f"/run/netlab/{name}")
+    ]
+
+
+def complete_reference(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Pods, services and nodes of the lab that is up."""
+    from click.shell_completion import CompletionItem
+
+    try:
+        lab = running_lab(context.params.get("lab_name"))
+    except (NetlabError, OSError):
+        return []
+    names = [
+        *(pod.name for pod in lab.pods),
+        *(f"svc/{service.name}" for service in lab.services),
+        *(f"node/{node.name}" for node in lab.nodes),
+    ]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]

@@ -1,0 +1,249 @@
+"""`netlab up`, `down`, `ls` and `status`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import click
+
+from netlab.cli.common import (
+    complete_lab,
+    only_lab,
+    output_option,
+    print_json,
+    print_table,
+    require_root,
+    running_lab,
+)
+from netlab.problems import Exit, NetlabError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from netlab.lab.lifecycle import Outcome
+
+
+def _complete_topology(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from netlab.topology.load import shipped
+
+    names = [CompletionItem(name) for name in shipped() if name.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
+
+
+@click.command()
+@click.argument("topology", shell_complete=_complete_topology)
+@click.option("--dry-run", is_flag=True, help="Only print what would change.")
+@click.option("--shell", "as_shell", is_flag=True, help="Only print it as shell commands.")
+@click.option("--name", metavar="NAME", help="Name of the lab, instead of the file's.")
+@output_option("json")
+def up(topology: str, dry_run: bool, as_shell: bool, name: str | None, output: str | None) -> int:
+    """Build the lab of TOPOLOGY, or change what differs from it.
+
+    TOPOLOGY is a file, or the name of one that comes with netlab (`netlab topology ls`).
+    """
+    import gc
+
+    from netlab.topology.load import load
+
+    # Nothing that one command makes is garbage before it ends.
+    gc.disable()
+    loaded = load(topology, name=name)
+    for warning in loaded.warnings:
+        click.echo(str(warning), err=True)
+    lab = loaded.lab
+    require_root("up")
+    from netlab.doctor import preflight
+    from netlab.lab import lifecycle
+
+    preflight()
+    outcome = lifecycle.up(lab, dry_run=dry_run or as_shell)
+    if as_shell:
+        from netlab.datapath.describe import shell
+
+        for command in shell(outcome.changes, outcome.state.namespaces()):
+            click.echo(command)
+    elif output == "json":
+        _print_outcome(lab.name, outcome, dry_run)
+    elif dry_run:
+        from netlab.datapath.describe import summary
+
+        for change in outcome.changes:
+            click.echo(summary(change))
+        click.echo(f"{len(outcome.changes)} changes; nothing was done", err=True)
+    else:
+        _tell(lab.name, outcome)
+    return int(Exit.YES)
+
+
+def _print_outcome(name: str, outcome: Outcome, dry_run: bool) -> None:
+    from netlab.datapath.describe import describe
+
+    print_json(
+        {
+            "lab": name,
+            "created": outcome.created,
+            "dryRun": dry_run,
+            "changes": [
+                {"verb": c.verb, "namespace": c.namespace, "item": describe(c.item)}
+                for c in outcome.changes
+            ],
+            "unserved": [entry._asdict() for entry in outcome.unserved],
+            "elapsedSeconds": round(outcome.elapsed_s, 3),
+        }
+    )
+
+
+def _tell(name: str, outcome: Outcome) -> None:
+    for entry in outcome.unserved:
+        click.echo(
+            f"warning[not-served]: {entry.identity} does not answer on {entry.protocol} "
+            f"{entry.port}: {entry.reason}",
+            err=True,
+        )
+    if not outcome.changes:
+        click.echo(f"{name} is up; nothing to change", err=True)
+        return
+    nodes = len(outcome.state.nodes)
+    pods = sum(len(node.pods) for node in outcome.state.nodes)
+    what = (
+        f"{nodes} node{'s' * (nodes != 1)}, {pods} pod{'s' * (pods != 1)}"
+        if outcome.created
+        else f"{len(outcome.changes)} change{'s' * (len(outcome.changes) != 1)}"
+    )
+    click.echo(f"✓ {name} is up: {what} in {outcome.elapsed_s:.2f} s", err=True)
+    click.echo(f"  next: {_next_command(name)}", err=True)
+
+
+def _next_command(name: str) -> str:
+    """Something to try in the lab that was just built."""
+    lab = running_lab(name)
+    targets = {pod for entry in lab.endpoints for e in entry.endpoints if (pod := e.pod)}
+    sources = [pod for pod in lab.pods if pod.key not in targets] or list(lab.pods)
+    services = [s for s in lab.services if s.cluster_ip not in ("", "None")]
+    if sources and services:
+        return f"netlab trace {sources[0].name} svc/{services[0].name}"
+    return "netlab get pods -o wide"
+
+
+@click.command()
+@click.argument("lab", required=False, shell_complete=complete_lab)
+@click.option("--all", "everything", is_flag=True, help="Every lab.")
+def down(lab: str | None, everything: bool) -> int:
+    """Remove LAB, or the only one that is up: namespaces, processes, files.
+
+    A topology file may stand for the lab it describes.
+    """
+    from netlab.lab import lifecycle
+
+    require_root("down")
+    if everything:
+        names = lifecycle.running()
+    elif lab is None:
+        names = [only_lab()]
+    else:
+        names = [_lab_name(lab)]
+    for name in names:
+        removed = lifecycle.down(name)
+        if removed:
+            click.echo(f"✓ {name} is down: {removed} namespaces removed", err=True)
+        else:
+            click.echo(f"{name} is not up; nothing to remove", err=True)
+    return int(Exit.YES)
+
+
+def _lab_name(text: str) -> str:
+    """The lab that a name or a topology file stands for."""
+    if "/" not in text and not text.endswith((".yaml", ".yml", ".json")):
+        return text
+    from netlab.topology.load import load
+
+    return load(text).lab.name
+
+
+@click.command()
+@output_option("json", "name")
+def ls(output: str | None) -> None:
+    """List the labs that are up."""
+    from netlab.lab import control, lifecycle, record
+
+    require_root("ls")
+    rows = []
+    for name in lifecycle.running():
+        lab = record.read(name)
+        init = control.connect(name)
+        rows.append(
+            {
+                "name": name,
+                "nodes": len(lab.nodes) if lab else None,
+                "pods": len(lab.pods) if lab else None,
+                "services": len(lab.services) if lab else None,
+                "init": init.pid if init else None,
+            }
+        )
+    if output == "json":
+        print_json(rows)
+    elif output == "name":
+        for row in rows:
+            click.echo(row["name"])
+    elif rows:
+        print_table(
+            [key.upper() for key in rows[0]],
+            [["-" if value is None else str(value) for value in row.values()] for row in rows],
+        )
+    else:
+        click.echo("no lab is up", err=True)
+
+
+@click.command()
+@click.argument("lab", required=False, shell_complete=complete_lab)
+@output_option("json")
+def status(lab: str | None, output: str | None) -> int:
+    """Tell how LAB is: what differs from what was declared, and whether its processes run.
+
+    Exit code 0 if all is as it should be, 1 if not.
+    """
+    from netlab.datapath.describe import summary
+    from netlab.lab import control, lifecycle
+
+    declared = running_lab(lab)
+    differences = [summary(change) for change in lifecycle.differences(declared)]
+    init = control.connect(declared.name)
+    processes: control.Status | None = None
+    if init:
+        with contextlib.suppress(NetlabError):
+            processes = init.status()
+    healthy = not differences and processes is not None
+    if output == "json":
+        print_json(
+            {
+                "lab": declared.name,
+                "healthy": healthy,
+                "nodes": len(declared.nodes),
+                "pods": len(declared.pods),
+                "services": len(declared.services),
+                "differences": differences,
+                "init": processes._asdict()
+                | {"processes": [p._asdict() for p in processes.processes]}
+                if processes
+                else None,
+            }
+        )
+    else:
+        click.echo(
+            f"{'✓' if healthy else '✗'} {declared.name}: {len(declared.nodes)} nodes, "
+            f"{len(declared.pods)} pods, {len(declared.services)} services"
+        )
+        if processes:
+            click.echo(f"  init {processes.pid}, {processes.sockets} sockets answer")
+        else:
+            click.echo("  init is gone: nothing answers in the pods")
+        for line in differences:
+            click.echo(f"  {line}")
+        if not healthy:
+            click.echo(f"  hint: `netlab up` with the topology of {declared.name} repairs it")
+    return int(Exit.YES if healthy else Exit.NO)

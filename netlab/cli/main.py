@@ -1,0 +1,107 @@
+"""The command `netlab`: verbs by name, loaded when they are used, and what becomes of errors."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from netlab.problems import Exit, NetlabError
+
+# Verb: where it lives and the line that `--help` shows, so that help and completion of verbs
+# import nothing.
+_VERBS = {
+    "up": ("netlab.cli.lab:up", "Build a lab, or change what differs from its file."),
+    "down": ("netlab.cli.lab:down", "Remove a lab and everything in it."),
+    "ls": ("netlab.cli.lab:ls", "List the labs that are up."),
+    "status": ("netlab.cli.lab:status", "Tell how a lab is, and what differs from its file."),
+    "get": ("netlab.cli.get:get", "List nodes, pods, services and endpoints."),
+    "exec": ("netlab.cli.exec:exec_", "Run a command in a pod or on a node."),
+    "shell": ("netlab.cli.exec:shell", "Open a shell in a pod or on a node."),
+    "trace": ("netlab.cli.trace:trace", "Follow a packet there and back, and say why."),
+    "topology": ("netlab.cli.topology:topology", "List, show and check topology files."),
+    "doctor": ("netlab.cli.doctor:doctor", "Tell what this machine can do, and what it lacks."),
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module, _, attribute = _VERBS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _VERBS.items()])
+
+    def shell_complete(
+        self, ctx: click.Context, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        verbs = [
+            CompletionItem(name, help=line)
+            for name, (_, line) in _VERBS.items()
+            if name.startswith(incomplete)
+        ]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "NETLAB"},
+)
+@click.version_option(package_name="netlab-datapath", prog_name="netlab")
+@click.option("-v", "--verbose", is_flag=True, help="Show where an unexpected error came from.")
+def netlab(verbose: bool) -> None:
+    """Kubernetes datapaths on a real kernel, without a cluster, explained packet by packet."""
+
+
+def main() -> None:
+    """Entry point: the exit codes of docs/design.md, errors in words."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        result = netlab.main(standalone_mode=False)
+        sys.stdout.flush()
+    except NetlabError as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        return int(error.exit_code)
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return int(Exit.INTERRUPTED)
+    except click.ClickException as error:
+        return _usage(error)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except Exception as error:
+        if "-v" in sys.argv[1:] or "--verbose" in sys.argv[1:] or os.environ.get("NETLAB_VERBOSE"):
+            raise
+        click.echo(f"error[unexpected]: {type(error).__name__}: {error}", err=True)
+        click.echo("  hint: `netlab -v ...` shows where; please report it", err=True)
+        return int(Exit.MACHINE)
+    return result if isinstance(result, int) else int(Exit.YES)
+
+
+def _usage(error: click.ClickException) -> int:
+    """Click's own complaints in the shape of ours."""
+    context = getattr(error, "ctx", None)
+    click.echo(f"error[usage]: {error.format_message()}", err=True)
+    if context is not None:
+        click.echo(f"  hint: `{context.command_path} --help`", err=True)
+    return int(Exit.USAGE)

@@ -1,0 +1,139 @@
+"""A decided lab as the state of its namespaces."""
+
+from __future__ import annotations
+
+import hashlib
+from ipaddress import ip_network
+
+from netlab.datapath import podnet
+from netlab.datapath.overlay import PodsByNode, overlay
+from netlab.datapath.services import iptables
+from netlab.datapath.state import (
+    Address,
+    LabState,
+    Link,
+    Namespace,
+    NodeState,
+    Peer,
+    Route,
+    Server,
+    Sysctl,
+    namespace_name,
+)
+from netlab.topology.model import Lab, Node, Pod
+
+SWITCH = "_switch"
+SWITCH_BRIDGE = "br0"
+
+
+def build(lab: Lab) -> LabState:
+    """Everything that `up` makes true for this lab."""
+    pods = _pods_by_node(lab)
+    return LabState(
+        lab=lab.name,
+        switch=_switch(lab),
+        nodes=tuple(_node(lab, node, pods) for node in lab.nodes),
+        servers=tuple(
+            Server(
+                namespace=pod_namespace_name(lab, pod),
+                identity=pod.name,
+                node=pod.node,
+                listen=pod.listen,
+            )
+            for pod in lab.pods
+            if pod.listen
+        ),
+    )
+
+
+def pod_namespace_name(lab: Lab, pod: Pod) -> str:
+    """The namespace that a pod lives in: its own, or its node's with `hostNetwork`."""
+    if pod.host_network:
+        return namespace_name(lab.name, pod.node)
+    return namespace_name(lab.name, pod.namespace, pod.name)
+
+
+def _pods_by_node(lab: Lab) -> PodsByNode:
+    found: dict[str, list[Pod]] = {node.name: [] for node in lab.nodes}
+    for pod in lab.pods:
+        if not pod.host_network:
+            found[pod.node].append(pod)
+    return {name: tuple(pods) for name, pods in found.items()}
+
+
+def _port(node: Node) -> str:
+    """Name of a node's port on the switch: its own if it fits into 15 characters."""
+    if len(node.name) <= 15:
+        return node.name
+    return f"{node.name[:8]}-{hashlib.sha1(node.name.encode()).hexdigest()[:6]}"
+
+
+def _switch(lab: Lab) -> Namespace:
+    """The network between the nodes: a bridge that is also the way out, and knows none."""
+    length = ip_network(lab.underlay.cidr).prefixlen
+    bridge = Link(
+        name=SWITCH_BRIDGE,
+        kind="bridge",
+        mtu=lab.underlay.mtu,
+        mac=podnet.mac_of(lab.underlay.gateway),
+    )
+    ports = (
+        Link(
+            name=_port(node),
+            kind="veth",
+            mtu=lab.underlay.mtu,
+            master=SWITCH_BRIDGE,
+            peer=Peer(namespace=namespace_name(lab.name, node.name), link="eth0"),
+        )
+        for node in lab.nodes
+    )
+    return Namespace(
+        name=namespace_name(lab.name, SWITCH),
+        links=(bridge, *ports),
+        addresses=(Address(link=SWITCH_BRIDGE, address=f"{lab.underlay.gateway}/{length}"),),
+        sysctls=(
+            podnet.NO_IPV6,
+            Sysctl(path="net/ipv4/ip_forward", value="1"),
+            # A switch looks at frames only.
+            Sysctl(path="net/bridge/bridge-nf-call-iptables", value="0"),
+        ),
+    )
+
+
+def _node(lab: Lab, node: Node, pods: PodsByNode) -> NodeState:
+    name = namespace_name(lab.name, node.name)
+    own = pods[node.name]
+    part = overlay(lab, node, pods)
+    uplink = Link(
+        name="eth0",
+        kind="veth",
+        mtu=lab.underlay.mtu,
+        mac=podnet.mac_of(node.address),
+        peer=Peer(namespace=namespace_name(lab.name, SWITCH), link=_port(node)),
+    )
+    length = ip_network(lab.underlay.cidr).prefixlen
+    rules = sysctls = None
+    if lab.service_proxy.mode == "iptables":
+        rules, sysctls = iptables.render(lab, node), iptables.sysctls(lab, node)
+    return NodeState(
+        name=node.name,
+        namespace=Namespace(
+            name=name,
+            links=(uplink, *part.links, *podnet.bridge_links(lab, node, own, part.mtu)),
+            addresses=(
+                Address(link="eth0", address=f"{node.address}/{length}"),
+                *part.addresses,
+                *podnet.bridge_addresses(node),
+            ),
+            routes=(
+                Route(destination=podnet.DEFAULT_ROUTE, link="eth0", via=lab.underlay.gateway),
+                *part.routes,
+                *podnet.bridge_routes(node, own),
+            ),
+            neighbours=part.neighbours,
+            fdb=part.fdb,
+            sysctls=(*podnet.NODE_SYSCTLS, *(sysctls or ())),
+        ),
+        pods=tuple(podnet.pod_namespace(lab, node, pod, part.mtu) for pod in own),
+        rules=rules,
+    )

@@ -1,0 +1,146 @@
+"""Changes in words, and as the commands that somebody would type for them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+
+from netlab.datapath.state import (
+    Address,
+    Change,
+    FdbEntry,
+    Item,
+    Link,
+    Namespace,
+    Neighbour,
+    Peer,
+    Route,
+    Ruleset,
+    Sysctl,
+)
+
+_SIGNS = {"add": "+", "set": "~", "delete": "-"}
+
+
+def describe(item: Item) -> str:
+    """One item in the words of iproute2: "route 10.244.2.0/24 via 10.244.2.0 dev flannel.1"."""
+    match item:
+        case Namespace(name=name):
+            return f"namespace {name}"
+        case Link():
+            master = f" master {item.master}" if item.master else ""
+            vxlan = f" id {item.vxlan.vni} local {item.vxlan.local}" if item.vxlan else ""
+            return f"{item.kind} {item.name}{vxlan} mtu {item.mtu}{master}"
+        case Address(link=link, address=address):
+            return f"address {address} dev {link}"
+        case Route():
+            via = f" via {item.via}" if item.via else ""
+            return f"route {item.destination}{via} dev {item.link}"
+        case Neighbour(link=link, address=address, mac=mac):
+            return f"neighbour {address} lladdr {mac} dev {link}"
+        case FdbEntry(link=link, mac=mac, destination=destination):
+            return f"fdb {mac} dst {destination} dev {link}"
+        case Sysctl(path=path, value=value):
+            return f"sysctl {path.replace('/', '.')}={value}"
+        case Ruleset():
+            return f"rules ({item.ipv4.count(chr(10) + '-A ')} for IPv4)"
+
+
+def summary(change: Change) -> str:
+    """One line of `up --dry-run`."""
+    where = "" if isinstance(change.item, Namespace) else f"{change.namespace}  "
+    return f"{_SIGNS[change.verb]} {where}{describe(change.item)}"
+
+
+def shell(changes: Iterable[Change], desired: Iterable[Namespace]) -> Iterator[str]:
+    """The changes as commands of iproute2, sysctl and iptables-restore, ready for `sh`.
+
+    They leave the same datapath, without our marks of ownership and without what answers in pods.
+    """
+    ends = {
+        Peer(namespace=namespace.name, link=link.name): link
+        for namespace in desired
+        for link in namespace.links
+    }
+    for change in sorted(changes, key=_stage):
+        yield from _commands(change, ends)
+
+
+def _stage(change: Change) -> int:
+    """Namespaces, bridges, pairs (made from the end in a bridge), then what needs them."""
+    match change.item:
+        case Namespace():
+            return 0 if change.verb == "add" else 9
+        case Link(kind="bridge"):
+            return 1
+        case Link(peer=Peer(), master=str()):
+            return 2
+        case Link():
+            return 3
+        case Ruleset():
+            return 5
+    return 4
+
+
+def _commands(change: Change, ends: dict[Peer, Link]) -> Iterator[str]:
+    quoted = shlex.quote(change.namespace)
+    ip = f"ip -n {quoted}"
+    inside = f"ip netns exec {quoted}"
+    verb = "del" if change.verb == "delete" else "replace"
+    match change.item:
+        case Namespace() if change.verb == "delete":
+            yield f"ip netns del {quoted}"
+        case Namespace():
+            yield f"ip netns add {quoted}"
+            yield f"{ip} link set lo up"
+        case Link() if change.verb == "delete":
+            yield f"{ip} link del {change.item.name}"
+        case Link():
+            yield from _link_commands(ip, change.verb, change.item, ends)
+        case Address(link=link, address=address):
+            yield f"{ip} address {verb} {address} dev {link}"
+        case Route():
+            via = f" via {change.item.via}" if change.item.via else ""
+            onlink = " onlink" if change.item.onlink else ""
+            yield f"{ip} route {verb} {change.item.destination}{via} dev {change.item.link}{onlink}"
+        case Neighbour(link=link, address=address, mac=mac):
+            yield f"{ip} neighbour {verb} {address} lladdr {mac} dev {link} nud permanent"
+        case FdbEntry(link=link, mac=mac, destination=destination):
+            yield f"bridge -n {quoted} fdb {verb} {mac} dev {link} dst {destination} self permanent"
+        case Sysctl(path=path, value=value):
+            yield f"{inside} sysctl -q -w {path}={value}"
+        case Ruleset():
+            yield from _rules_commands(inside, change.item)
+
+
+def _link_commands(ip: str, verb: str, link: Link, ends: dict[Peer, Link]) -> Iterator[str]:
+    settings = f"mtu {link.mtu}" + (f" address {link.mac}" if link.mac else "")
+    if verb == "add" and link.kind == "bridge":
+        yield f"{ip} link add {link.name} {settings} type bridge"
+    elif verb == "add" and link.vxlan:
+        vxlan = link.vxlan
+        yield (
+            f"{ip} link add {link.name} {settings} type vxlan id {vxlan.vni} local {vxlan.local}"
+            f" dev {vxlan.device} dstport {vxlan.port} nolearning"
+        )
+    elif verb == "add" and link.peer and link.master:
+        end = ends[link.peer]
+        far = f"mtu {end.mtu}" + (f" address {end.mac}" if end.mac else "")
+        yield (
+            f"{ip} link add {link.name} {settings} type veth"
+            f" peer name {end.name} netns {shlex.quote(link.peer.namespace)} {far}"
+        )
+    elif verb == "set":
+        yield f"{ip} link set {link.name} {settings}"
+    if link.master:
+        yield f"{ip} link set {link.name} master {link.master}"
+        if link.hairpin:
+            yield f"{ip} link set {link.name} type bridge_slave hairpin on"
+    yield f"{ip} link set {link.name} up"
+
+
+def _rules_commands(inside: str, rules: Ruleset) -> Iterator[str]:
+    for name in rules.nfacct:
+        yield f"{inside} nfacct add {name}"
+    for program, text in (("iptables-restore", rules.ipv4), ("ip6tables-restore", rules.ipv6)):
+        yield f"{inside} {program} <<'EOF'\n{text.rstrip()}\nEOF"

@@ -1,0 +1,124 @@
+"""What must change: the difference between what is there and what should be.
+
+Pure, so that `--dry-run` prints it, `--shell` spells it out and the kernel code only carries it
+out.  Things in our namespaces that somebody else put there are left alone where that can be told:
+a link without our mark is never deleted, nor are routes of the kernel or of a routing daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from netlab.datapath.state import Change, Found, Item, LabState, Link, Namespace
+
+
+def plan(desired: LabState, found: Mapping[str, Found]) -> list[Change]:
+    """Changes that lead from `found` (by namespace name) to `desired`.
+
+    Deletions come before additions within a namespace, and namespaces no longer wanted last.
+    """
+    wanted = desired.namespaces()
+    halves = _halves(wanted, found)
+    changes: list[Change] = []
+    for namespace in wanted:
+        there = found.get(namespace.name)
+        if there is None:
+            changes.append(Change(verb="add", namespace=namespace.name, item=namespace))
+            changes += (
+                Change(verb="add", namespace=namespace.name, item=item)
+                for item in _items(namespace)
+            )
+        else:
+            changes += _differences(namespace, there, halves)
+    names = {namespace.name for namespace in wanted}
+    for name, there in found.items():
+        if name not in names:
+            changes.append(Change(verb="delete", namespace=name, item=there.namespace))
+    return changes
+
+
+def _items(namespace: Namespace) -> Iterable[Item]:
+    yield from namespace.sysctls
+    yield from namespace.links
+    yield from namespace.addresses
+    yield from namespace.neighbours
+    yield from namespace.fdb
+    yield from namespace.routes
+
+
+def _halves(wanted: Iterable[Namespace], found: Mapping[str, Found]) -> set[tuple[str, str]]:
+    """Ends of veth pairs whose other end is missing.
+
+    The kernel removes a pair some time after one end's namespace went, so such an end may still
+    be there: it must be deleted before the pair is made again.
+    """
+    halves = set()
+    for namespace in wanted:
+        for link in namespace.links:
+            if link.peer is None or namespace.name not in found:
+                continue
+            there = found.get(link.peer.namespace)
+            if there is None or link.peer.link not in there.index:
+                halves.add((namespace.name, link.name))
+    return halves
+
+
+def _differences(
+    desired: Namespace, found: Found, halves: set[tuple[str, str]]
+) -> Iterable[Change]:
+    name = desired.name
+    there = {link.name: link for link in found.namespace.links}
+    wanted = {link.name for link in desired.links}
+    gone = {link for link in found.marked if link not in wanted and link != "lo"}
+    added: list[Item] = []
+    changed: list[Item] = []
+    for link in desired.links:
+        now = there.get(link.name)
+        if now is not None and ((name, link.name) in halves or _other_device(link, now)):
+            gone.add(link.name)
+            now = None
+        if now is None:
+            added.append(link)
+        elif not _same_settings(link, now) or link.name not in found.marked:
+            changed.append(link)
+    for link_name in sorted(gone):
+        if link_name in there:
+            yield Change(verb="delete", namespace=name, item=there[link_name])
+
+    # What sat on a deleted link went with it; what sits on a link that is not ours is not ours.
+    lasting = {*wanted, "lo"} - gone
+    pairs: tuple[tuple[Iterable[Item], Iterable[Item]], ...] = (
+        (desired.addresses, found.namespace.addresses),
+        (desired.neighbours, found.namespace.neighbours),
+        (desired.fdb, found.namespace.fdb),
+        (desired.routes, found.namespace.routes),
+    )
+    for want, have in pairs:
+        want_set, have_set = set(want), {item for item in have if _link_of(item) in lasting}
+        for item in have:
+            if item in have_set and item not in want_set:
+                yield Change(verb="delete", namespace=name, item=item)
+        added += (item for item in want if item not in have_set)
+    values = {sysctl.path: sysctl.value for sysctl in found.namespace.sysctls}
+    changed += (s for s in desired.sysctls if values.get(s.path) != s.value)
+
+    yield from (Change(verb="set", namespace=name, item=item) for item in changed)
+    yield from (Change(verb="add", namespace=name, item=item) for item in added)
+
+
+def _link_of(item: Item) -> str | None:
+    return getattr(item, "link", None)
+
+
+def _other_device(want: Link, have: Link) -> bool:
+    return want.kind != have.kind or want.vxlan != have.vxlan
+
+
+def _same_settings(want: Link, have: Link) -> bool:
+    return (
+        have.up
+        and want.mtu == have.mtu
+        and want.master == have.master
+        and want.hairpin == have.hairpin
+        and want.mac in (None, have.mac)
+    )

@@ -1,0 +1,247 @@
+"""Carry out a plan: make namespaces hold what they should.
+
+Nearly all the time goes into the kernel, most of it under its rtnetlink lock.  What can be done
+beside it is done in a second thread: it makes the namespaces one after the other, while this one
+connects and configures those that are ready.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from netlab.datapath.state import (
+    Address,
+    Change,
+    FdbEntry,
+    Found,
+    Item,
+    Link,
+    Namespace,
+    Neighbour,
+    Route,
+    Sysctl,
+)
+from netlab.kernel import namespaces, rtnetlink
+from netlab.kernel.netlink import Socket
+from netlab.problems import Exit, NetlabError, Problem
+
+
+@dataclass
+class _Open:
+    """A namespace being worked on: our way in, its netlink socket, its interface numbers."""
+
+    name: str
+    descriptor: int
+    netlink: Socket
+    index: dict[str, int] = field(default_factory=lambda: {"lo": 1})
+
+    def number(self, link: str) -> int:
+        """The interface number of a link; a new link gets the next one."""
+        if link not in self.index:
+            self.index[link] = max(self.index.values()) + 1
+        return self.index[link]
+
+    def close(self) -> None:
+        self.netlink.close()
+        os.close(self.descriptor)
+
+
+def carry_out(
+    lab: str,
+    changes: Sequence[Change],
+    desired: Sequence[Namespace],
+    found: Mapping[str, Found],
+    ready: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Make the changes that `plan` found between `found` and `desired`.
+
+    `ready` is called with the name of each new namespace that holds a bridge, as soon as it exists
+    and from another thread.  Raises NetlabError with every refusal of the kernel.
+    """
+    by_namespace: dict[str, list[Change]] = {}
+    for change in changes:
+        by_namespace.setdefault(change.namespace, []).append(change)
+    # Namespaces with a bridge first: veth pairs are made from the end that goes into it.
+    ordered = sorted(desired, key=lambda ns: not _has_bridge(ns))
+    work = _Work(lab, {ns.name: ns for ns in ordered}, found, by_namespace)
+    work.run([ns.name for ns in ordered], ready)
+    for change in changes:
+        if change.verb == "delete" and isinstance(change.item, Namespace):
+            namespaces.remove(change.namespace)
+    if work.problems:
+        raise NetlabError(work.problems, Exit.MACHINE)
+
+
+def _has_bridge(namespace: Namespace) -> bool:
+    return any(link.kind == "bridge" for link in namespace.links)
+
+
+class _Work:
+    def __init__(
+        self,
+        lab: str,
+        desired: Mapping[str, Namespace],
+        found: Mapping[str, Found],
+        changes: Mapping[str, list[Change]],
+    ) -> None:
+        self.lab = lab
+        self.desired = desired
+        self.found = found
+        self.changes = changes
+        self.open: dict[str, _Open] = {}
+        self.problems: list[Problem] = []
+        self.waiting: dict[str, list[tuple[_Open, Change]]] = {}
+        self.ends = {
+            (namespace.name, link.name): link
+            for namespace in desired.values()
+            for link in namespace.links
+            if link.peer
+        }
+
+    def run(self, order: Sequence[str], ready: Callable[[str], None]) -> None:
+        bridged = [name for name in order if _has_bridge(self.desired[name])]
+        leaves = [name for name in order if name in self.changes and name not in bridged]
+        opened: queue.SimpleQueue[_Open | BaseException] = queue.SimpleQueue()
+        thread = threading.Thread(
+            target=self._open_all, args=(bridged, leaves, opened, ready), name="namespaces"
+        )
+        thread.start()
+        try:
+            for name in bridged:
+                self.open[name] = _received(opened)
+            for name in bridged:
+                self._apply(self.open[name], self.changes.get(name, []))
+            for name in leaves:
+                leaf = self.open[name] = _received(opened)
+                for maker, change in self.waiting.get(name, []):
+                    self._apply(maker, [change])
+                self._apply(leaf, self.changes[name])
+                del self.open[name]
+                leaf.close()
+        finally:
+            thread.join()
+            for entry in self.open.values():
+                entry.close()
+
+    def _open_all(
+        self,
+        bridged: Sequence[str],
+        leaves: Sequence[str],
+        opened: queue.SimpleQueue[_Open | BaseException],
+        ready: Callable[[str], None],
+    ) -> None:
+        try:
+            for name in (*bridged, *leaves):
+                there = self.found.get(name)
+                if there:
+                    with namespaces.entered(name):
+                        descriptor = namespaces.open_current()
+                        opened.put(_Open(name, descriptor, Socket(), dict(there.index)))
+                else:
+                    namespaces.remove(name)  # the file of a killed start
+                    descriptor = namespaces.make(name, self.lab, self.desired[name].sysctls)
+                    opened.put(_Open(name, descriptor, Socket()))
+                    if name in bridged:
+                        ready(name)
+        except BaseException as error:  # raised by the thread that waits
+            opened.put(error)
+
+    def _apply(self, here: _Open, changes: Sequence[Change]) -> None:
+        messages: list[bytes] = []
+        sources: list[Change] = []
+        sysctls: list[Sysctl] = []
+        for change in changes:
+            if isinstance(change.item, Sysctl):
+                if here.name in self.found:
+                    sysctls.append(change.item)
+            elif self._must_wait(change):
+                assert isinstance(change.item, Link)
+                assert change.item.peer
+                self.waiting.setdefault(change.item.peer.namespace, []).append((here, change))
+            else:
+                for packed in self._messages(here, change):
+                    messages.append(packed)
+                    sources.append(change)
+        if sysctls:
+            with namespaces.entered(here.descriptor):
+                namespaces.write_sysctls(sysctls)
+        for refused in here.netlink.request(messages) if messages else ():
+            self.problems.append(_refusal(sources[refused.index], str(refused.strerror)))
+
+    def _must_wait(self, change: Change) -> bool:
+        """A pair whose other end's namespace does not exist yet."""
+        return (
+            change.verb == "add"
+            and isinstance(change.item, Link)
+            and change.item.peer is not None
+            and change.item.master is not None
+            and change.item.peer.namespace not in self.open
+        )
+
+    def _messages(self, here: _Open, change: Change) -> Iterator[bytes]:
+        item = change.item
+        if isinstance(item, Namespace):
+            return
+        if isinstance(item, Link):
+            yield from self._link_messages(here, change.verb, item)
+            return
+        add, delete = _PACKERS[type(item)]
+        link = here.number(item.link)  # type: ignore[union-attr]
+        yield (delete if change.verb == "delete" else add)(item, link)
+
+    def _link_messages(self, here: _Open, verb: str, link: Link) -> Iterator[bytes]:
+        if verb == "delete":
+            yield rtnetlink.delete_link(here.index.pop(link.name))
+            return
+        index = here.number(link.name)
+        master = here.number(link.master) if link.master else None
+        if verb == "set":
+            yield rtnetlink.set_link(link, index, master)
+            if link.master:
+                yield rtnetlink.set_hairpin(index, link.hairpin)
+            if link.name not in self.found[here.name].marked:
+                yield rtnetlink.add_altname(index, namespaces.mark(self.lab, link.name))
+            return
+        if link.kind == "bridge":
+            yield rtnetlink.add_bridge(link, index)
+        elif link.vxlan:
+            yield rtnetlink.add_vxlan(link, index, here.number(link.vxlan.device))
+        elif link.peer and link.master:
+            there = self.open[link.peer.namespace]
+            end = self.ends[link.peer.namespace, link.peer.link]
+            far = there.number(end.name)
+            yield rtnetlink.add_veth(link, index, master, end, far, there.descriptor)
+        else:
+            yield rtnetlink.set_up(index)  # the far end of a pair, made from the other side
+        yield rtnetlink.add_altname(index, namespaces.mark(self.lab, link.name))
+        if link.hairpin:
+            yield rtnetlink.set_hairpin(index, on=True)
+
+
+_PACKERS: dict[type[Item], tuple[Callable[..., bytes], Callable[..., bytes]]] = {
+    Address: (rtnetlink.add_address, rtnetlink.delete_address),
+    Route: (rtnetlink.add_route, rtnetlink.delete_route),
+    Neighbour: (rtnetlink.add_neighbour, rtnetlink.delete_neighbour),
+    FdbEntry: (rtnetlink.add_fdb, rtnetlink.delete_fdb),
+}
+
+
+def _received(opened: queue.SimpleQueue[_Open | BaseException]) -> _Open:
+    entry = opened.get()
+    if isinstance(entry, BaseException):
+        raise entry
+    return entry
+
+
+def _refusal(change: Change, reason: str) -> Problem:
+    from netlab.datapath.describe import describe
+
+    return Problem(
+        code="kernel-refused",
+        message=f"{change.namespace}: cannot {change.verb} {describe(change.item)}: {reason}",
+        hint="`netlab doctor` shows what this kernel can do",
+    )

@@ -1,0 +1,179 @@
+"""Read a namespace back into the classes that describe what it should hold."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from netlab.datapath.state import (
+    Address,
+    FdbEntry,
+    Found,
+    Link,
+    LinkKind,
+    Namespace,
+    Neighbour,
+    Route,
+    Sysctl,
+    Vxlan,
+)
+from netlab.kernel import rtnetlink as rt
+from netlab.kernel.namespaces import entered
+from netlab.kernel.netlink import Socket, attribute_list, attributes, number
+
+RTEXT_FILTER_SKIP_STATS = 8
+_PERMANENT = rt.NUD_PERMANENT
+_KINDS: dict[bytes, LinkKind] = {b"veth": "veth", b"bridge": "bridge", b"vxlan": "vxlan"}
+
+
+def observe(name: str, marks: str, desired: Namespace | None) -> Found:
+    """Everything of ours in a namespace; `marks` is what our altnames begin with.
+
+    Of sysctls only those are read that `desired` names.  Only IPv4 is looked at.
+    """
+    with entered(name), Socket() as netlink:
+        links, index, marked = _links(netlink, marks)
+        names = {number: link for link, number in index.items()}
+        namespace = Namespace(
+            name=name,
+            links=links,
+            addresses=tuple(_addresses(netlink, names)),
+            routes=tuple(_routes(netlink, names)),
+            neighbours=tuple(_neighbours(netlink, names)),
+            fdb=tuple(_fdb(netlink, names, links)),
+            sysctls=tuple(_sysctls(desired.sysctls)) if desired else (),
+        )
+    return Found(namespace=namespace, index=index, marked=frozenset(marked))
+
+
+def _altnames(found: dict[int, bytes]) -> list[str]:
+    return [
+        value.rstrip(b"\0").decode()
+        for kind, value in attribute_list(found.get(rt.IFLA_PROP_LIST, b""))
+        if kind == rt.IFLA_ALT_IFNAME
+    ]
+
+
+def _links(netlink: Socket, marks: str) -> tuple[tuple[Link, ...], dict[str, int], set[str]]:
+    raw = []
+    index: dict[str, int] = {}
+    for body in netlink.dump(
+        rt.RTM_GETLINK, rt.link_message(0) + number(rt.IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    ):
+        number_, flags = struct.unpack_from("=iI", body, 4)
+        found = attributes(body, 16)
+        name = found[rt.IFLA_IFNAME].rstrip(b"\0").decode()
+        index[name] = number_
+        raw.append((name, flags, found))
+    names = {number_: name for name, number_ in index.items()}
+    marked = {name for name, _, found in raw if any(a.startswith(marks) for a in _altnames(found))}
+    links = (_link(name, flags, found, names) for name, flags, found in raw)
+    return tuple(link for link in links if link), index, marked
+
+
+def _link(name: str, flags: int, found: dict[int, bytes], names: dict[int, str]) -> Link | None:
+    info = attributes(found.get(rt.IFLA_LINKINFO, b""))
+    kind = _KINDS.get(info.get(rt.IFLA_INFO_KIND, b"").rstrip(b"\0"))
+    if kind is None:
+        return None
+    master = found.get(rt.IFLA_MASTER)
+    slave = attributes(info.get(rt.IFLA_INFO_SLAVE_DATA, b"")) if master else {}
+    return Link(
+        name=name,
+        kind=kind,
+        mtu=_u32(found[rt.IFLA_MTU]),
+        mac=found[rt.IFLA_ADDRESS].hex(":"),
+        master=names.get(_u32(master)) if master else None,
+        hairpin=slave.get(rt.IFLA_BRPORT_MODE) == b"\1",
+        up=bool(flags & rt.IFF_UP),
+        vxlan=_vxlan(attributes(info.get(rt.IFLA_INFO_DATA, b"")), names)
+        if kind == "vxlan"
+        else None,
+    )
+
+
+def _vxlan(data: dict[int, bytes], names: dict[int, str]) -> Vxlan:
+    local = data.get(rt.IFLA_VXLAN_LOCAL)
+    device = data.get(rt.IFLA_VXLAN_LINK)
+    return Vxlan(
+        vni=_u32(data[rt.IFLA_VXLAN_ID]),
+        port=struct.unpack("!H", data[rt.IFLA_VXLAN_PORT])[0],
+        local=socket.inet_ntoa(local) if local else "",
+        device=names.get(_u32(device), "") if device else "",
+    )
+
+
+def _addresses(netlink: Socket, names: dict[int, str]) -> Iterable[Address]:
+    for body in netlink.dump(rt.RTM_GETADDR, struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0)):
+        _, length, _, _, index = struct.unpack_from("=BBBBI", body)
+        local = attributes(body, 8)[rt.IFA_LOCAL]
+        if names[index] != "lo":
+            yield Address(link=names[index], address=f"{socket.inet_ntoa(local)}/{length}")
+
+
+def _routes(netlink: Socket, names: dict[int, str]) -> Iterable[Route]:
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, rt.RT_TABLE_MAIN, 0, 0, 0, 0)
+    for answer in netlink.dump(rt.RTM_GETROUTE, body + number(rt.RTA_TABLE, rt.RT_TABLE_MAIN)):
+        _, length, _, _, _, protocol, _, kind, flags = struct.unpack_from("=BBBBBBBBI", answer)
+        found = attributes(answer, 12)
+        if protocol not in (rt.RTPROT_BOOT, rt.RTPROT_STATIC) or kind != rt.RTN_UNICAST:
+            continue
+        if rt.RTA_OIF not in found:
+            continue
+        destination = socket.inet_ntoa(found.get(rt.RTA_DST, bytes(4)))
+        via = found.get(rt.RTA_GATEWAY)
+        yield Route(
+            destination=f"{destination}/{length}",
+            link=names.get(_u32(found[rt.RTA_OIF]), ""),
+            via=socket.inet_ntoa(via) if via else None,
+            onlink=bool(flags & rt.RTNH_F_ONLINK),
+        )
+
+
+def _neighbours(netlink: Socket, names: dict[int, str]) -> Iterable[Neighbour]:
+    for index, state, found in _entries(netlink, socket.AF_INET):
+        if state & _PERMANENT and rt.NDA_LLADDR in found:
+            yield Neighbour(
+                link=names.get(index, ""),
+                address=str(ip_address(found[rt.NDA_DST])),
+                mac=found[rt.NDA_LLADDR].hex(":"),
+            )
+
+
+def _fdb(netlink: Socket, names: dict[int, str], links: tuple[Link, ...]) -> Iterable[FdbEntry]:
+    overlays = {link.name for link in links if link.kind == "vxlan"}
+    if not overlays:
+        return
+    for index, state, found in _entries(netlink, socket.AF_BRIDGE):
+        if state & _PERMANENT and rt.NDA_DST in found and names.get(index) in overlays:
+            yield FdbEntry(
+                link=names[index],
+                mac=found[rt.NDA_LLADDR].hex(":"),
+                destination=str(ip_address(found[rt.NDA_DST])),
+            )
+
+
+def _entries(netlink: Socket, family: int) -> Iterable[tuple[int, int, dict[int, bytes]]]:
+    for body in netlink.dump(rt.RTM_GETNEIGH, struct.pack("=BxxxiHBB", family, 0, 0, 0, 0)):
+        index, state = struct.unpack_from("=iH", body, 4)
+        yield index, state, attributes(body, 12)
+
+
+def _sysctls(wanted: Iterable[Sysctl]) -> Iterable[Sysctl]:
+    for sysctl in wanted:
+        try:
+            descriptor = os.open(f"/proc/sys/{sysctl.path}", os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            yield Sysctl(path=sysctl.path, value=os.read(descriptor, 256).decode().strip())
+        finally:
+            os.close(descriptor)
+
+
+def _u32(data: bytes) -> int:
+    (value,) = struct.unpack("=I", data)
+    return int(value)

@@ -1,0 +1,244 @@
+"""State as rtnetlink messages: what a link, an address or a route looks like on the wire.
+
+Each function packs one message for :meth:`netlab.kernel.netlink.Socket.request`.  Numbers are those
+of linux/if_link.h, linux/rtnetlink.h, linux/neighbour.h; `index` is an interface's number in the
+namespace that the message is sent in.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from ipaddress import IPv4Interface, IPv4Network
+
+from netlab.datapath.state import Address, FdbEntry, Link, Neighbour, Route
+from netlab.kernel.netlink import (
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    attribute,
+    message,
+    nested,
+    number,
+    text,
+)
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWLINKPROP = 108
+
+IFF_UP = 0x1
+
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_LINKINFO, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 28, 29
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
+IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_BRPORT_MODE = 4
+VETH_INFO_PEER = 1
+IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL = 1, 3, 4
+IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 7, 15
+
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+NDA_DST, NDA_LLADDR = 1, 2
+
+RT_TABLE_MAIN = 254
+RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC = 2, 3, 4
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RTN_UNICAST = 1
+RTNH_F_ONLINK = 4
+NUD_PERMANENT, NUD_NOARP = 0x80, 0x40
+NTF_SELF = 0x02
+
+_LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
+_ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
+_ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
+
+_NEW = NLM_F_CREATE | NLM_F_EXCL
+
+
+def mac_bytes(mac: str) -> bytes:
+    """Six bytes of "0a:58:0a:f4:01:04"."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def link_message(index: int, up: bool = False) -> bytes:
+    """The fixed part of a link message."""
+    flags = IFF_UP if up else 0
+    return _LINK.pack(socket.AF_UNSPEC, 0, index, flags, flags)
+
+
+def _named(link: Link, master: int | None) -> bytes:
+    packed = text(IFLA_IFNAME, link.name) + number(IFLA_MTU, link.mtu)
+    if link.kind == "veth":
+        # The default is a pair of queues for each CPU, each a kernel object: half of the cost.
+        packed += number(IFLA_NUM_TX_QUEUES, 1) + number(IFLA_NUM_RX_QUEUES, 1)
+    if link.mac:
+        packed += attribute(IFLA_ADDRESS, mac_bytes(link.mac))
+    if master:
+        packed += number(IFLA_MASTER, master)
+    return packed
+
+
+def add_bridge(link: Link, index: int) -> bytes:
+    """A bridge, up."""
+    info = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "bridge"))
+    return message(RTM_NEWLINK, _NEW, link_message(index, up=True) + _named(link, None) + info)
+
+
+def add_veth(
+    link: Link, index: int, master: int | None, peer: Link, peer_index: int, peer_namespace: int
+) -> bytes:
+    """A veth pair: `link` here and up, `peer` in the namespace behind that descriptor and down.
+
+    The far end can be given neither a master in this message (veth_newlink ignores it) nor be
+    brought up (ENOTCONN: the ends are not tied together yet).
+    """
+    far = link_message(peer_index) + _named(peer, None) + number(IFLA_NET_NS_FD, peer_namespace)
+    info = nested(
+        IFLA_LINKINFO,
+        text(IFLA_INFO_KIND, "veth"),
+        nested(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, far)),
+    )
+    return message(RTM_NEWLINK, _NEW, link_message(index, up=True) + _named(link, master) + info)
+
+
+def add_vxlan(link: Link, index: int, device: int) -> bytes:
+    """A VXLAN device without learning, as flannel makes it."""
+    assert link.vxlan is not None
+    data = nested(
+        IFLA_INFO_DATA,
+        number(IFLA_VXLAN_ID, link.vxlan.vni),
+        number(IFLA_VXLAN_LINK, device),
+        attribute(IFLA_VXLAN_LOCAL, socket.inet_aton(link.vxlan.local)),
+        attribute(IFLA_VXLAN_LEARNING, b"\0"),
+        attribute(IFLA_VXLAN_PORT, struct.pack("!H", link.vxlan.port)),
+    )
+    info = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "vxlan"), data)
+    return message(RTM_NEWLINK, _NEW, link_message(index, up=True) + _named(link, None) + info)
+
+
+def set_link(link: Link, index: int, master: int | None) -> bytes:
+    """Give an existing link its name's attributes again, and bring it up."""
+    body = link_message(index, up=True) + number(IFLA_MTU, link.mtu)
+    if link.mac:
+        body += attribute(IFLA_ADDRESS, mac_bytes(link.mac))
+    body += number(IFLA_MASTER, master or 0)
+    return message(RTM_NEWLINK, 0, body)
+
+
+def set_hairpin(index: int, on: bool) -> bytes:
+    """Whether a bridge port may send a frame back to where it came from."""
+    info = nested(
+        IFLA_LINKINFO,
+        text(IFLA_INFO_SLAVE_KIND, "bridge"),
+        nested(IFLA_INFO_SLAVE_DATA, attribute(IFLA_BRPORT_MODE, bytes([on]))),
+    )
+    return message(RTM_NEWLINK, 0, link_message(index) + info)
+
+
+def set_up(index: int) -> bytes:
+    """Bring a link up."""
+    return message(RTM_NEWLINK, 0, link_message(index, up=True))
+
+
+def add_altname(index: int, name: str) -> bytes:
+    """Another name for a link: our mark of ownership."""
+    names = nested(IFLA_PROP_LIST, text(IFLA_ALT_IFNAME, name))
+    return message(RTM_NEWLINKPROP, _NEW | NLM_F_APPEND, link_message(index) + names)
+
+
+def delete_link(index: int) -> bytes:
+    """Remove a link; of a veth pair both ends go."""
+    return message(RTM_DELLINK, 0, link_message(index))
+
+
+def _address(address: Address, index: int) -> bytes:
+    interface = IPv4Interface(address.address)
+    packed = interface.ip.packed
+    body = _ADDRESS.pack(socket.AF_INET, interface.network.prefixlen, 0, RT_SCOPE_UNIVERSE, index)
+    body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
+    if interface.network.prefixlen < 31:
+        body += attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
+    return body
+
+
+def add_address(address: Address, index: int) -> bytes:
+    """An address on a link."""
+    return message(RTM_NEWADDR, _NEW, _address(address, index))
+
+
+def delete_address(address: Address, index: int) -> bytes:
+    """Take an address away."""
+    return message(RTM_DELADDR, 0, _address(address, index))
+
+
+def _route(route: Route, index: int) -> bytes:
+    network = IPv4Network(route.destination)
+    body = _ROUTE.pack(
+        socket.AF_INET,
+        network.prefixlen,
+        0,
+        0,
+        RT_TABLE_MAIN,
+        RTPROT_BOOT,
+        RT_SCOPE_UNIVERSE if route.via else RT_SCOPE_LINK,
+        RTN_UNICAST,
+        RTNH_F_ONLINK if route.onlink else 0,
+    )
+    if network.prefixlen:
+        body += attribute(RTA_DST, network.network_address.packed)
+    if route.via:
+        body += attribute(RTA_GATEWAY, socket.inet_aton(route.via))
+    return body + number(RTA_OIF, index)
+
+
+def add_route(route: Route, index: int) -> bytes:
+    """A route; one to the same destination is replaced."""
+    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _route(route, index))
+
+
+def delete_route(route: Route, index: int) -> bytes:
+    """Take a route away."""
+    return message(RTM_DELROUTE, 0, _route(route, index))
+
+
+def _neighbour(entry: Neighbour, index: int) -> bytes:
+    return (
+        _NEIGHBOUR.pack(socket.AF_INET, index, NUD_PERMANENT, 0, 0)
+        + attribute(NDA_DST, socket.inet_aton(entry.address))
+        + attribute(NDA_LLADDR, mac_bytes(entry.mac))
+    )
+
+
+def add_neighbour(entry: Neighbour, index: int) -> bytes:
+    """A permanent neighbour entry; one for the same address is replaced."""
+    return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, _neighbour(entry, index))
+
+
+def delete_neighbour(entry: Neighbour, index: int) -> bytes:
+    """Take a neighbour entry away."""
+    return message(RTM_DELNEIGH, 0, _neighbour(entry, index))
+
+
+def _fdb(entry: FdbEntry, index: int) -> bytes:
+    return (
+        _NEIGHBOUR.pack(socket.AF_BRIDGE, index, NUD_NOARP | NUD_PERMANENT, NTF_SELF, 0)
+        + attribute(NDA_LLADDR, mac_bytes(entry.mac))
+        + attribute(NDA_DST, socket.inet_aton(entry.destination))
+    )
+
+
+def add_fdb(entry: FdbEntry, index: int) -> bytes:
+    """A static entry of a VXLAN device; one for the same MAC is replaced."""
+    return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, _fdb(entry, index))
+
+
+def delete_fdb(entry: FdbEntry, index: int) -> bytes:
+    """Take an entry of a VXLAN device away."""
+    return message(RTM_DELNEIGH, 0, _fdb(entry, index))

@@ -1,0 +1,83 @@
+"""What was declared: the lab as files and later commands gave it, under /run/netlab/LAB.
+
+The kernel is the record of what exists; this is only what it should be.  Init holds the same bytes,
+so a lost directory costs nothing while init runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+import msgspec
+
+from netlab.topology.model import Lab
+
+ROOT = "/run/netlab"
+_FILE = "lab.json"
+
+
+def directory(lab: str) -> str:
+    """Where a lab's files are; only root may look inside."""
+    return f"{ROOT}/{lab}"
+
+
+def encode(lab: Lab) -> bytes:
+    """A lab as JSON."""
+    return msgspec.json.encode(lab)
+
+
+def write(name: str, data: bytes) -> None:
+    """Replace the record in one step."""
+    path = f"{directory(name)}/{_FILE}"
+    with open(f"{path}.new", "wb") as file:
+        file.write(data)
+    os.replace(f"{path}.new", path)
+
+
+def read(name: str) -> Lab | None:
+    """The recorded lab, from the file or else from init; None if neither has it."""
+    try:
+        with open(f"{directory(name)}/{_FILE}", "rb") as file:
+            data: bytes | None = file.read()
+    except FileNotFoundError:
+        from netlab.lab import control
+
+        init = control.connect(name)
+        data = init.declared() if init else None
+    return msgspec.json.decode(data, type=Lab) if data else None
+
+
+def remove(name: str) -> None:
+    """Take a lab's files away; the caller holds the lock."""
+    path = directory(name)
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.listdir(path):
+            os.unlink(f"{path}/{entry}")
+        os.rmdir(path)
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Keep every other `up` and `down` of this lab waiting.
+
+    The lock is on the directory, so that it goes with it: who waited for one that was removed
+    meanwhile starts again.
+    """
+    path = directory(name)
+    while True:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                    yield
+                    return
+        finally:
+            os.close(descriptor)
