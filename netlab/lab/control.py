@@ -1,0 +1,411 @@
+"""A lab's init seen from outside: started, found, asked, ended.
+
+Init listens on the abstract Unix socket `\\0netlab:LAB` of the host's network namespace.  Its name
+is there exactly as long as the process is, cannot be taken twice, and survives whatever happens to
+files.  The socket is bound here, before init is started: so a lab has one init, and whoever
+connects meanwhile waits for it instead of missing it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import netlab
+from netlab.kernel import namespaces
+from netlab.lab import messages
+from netlab.problems import Exit, NetlabError, Problem
+
+if TYPE_CHECKING:
+    from netlab.datapath.state import Server
+
+LOG_DIR = "/run/netlab"
+_PREFIX = "netlab:"
+_ADDRESS_BYTES = 107  # sun_path of unix(7), less the leading zero
+_LISTENER = 3  # LISTENER of netlab.lab.init, which is not imported for one number
+_ANSWER_S = 120.0
+_SETTLE_S = 5.0  # how long an init of the same lab may take to go away
+_KILL_S = 5.0
+
+
+class LabNotRunning(NetlabError):
+    """There is no init of that lab, or it ended while it was asked."""
+
+    def __init__(self, lab: str) -> None:
+        super().__init__(
+            Problem("lab-not-running", f'lab "{lab}" is not running', hint="start it: `netlab up`")
+        )
+
+
+class Unserved(NamedTuple):
+    """A socket that the workload could not open, and why."""
+
+    namespace: str
+    identity: str
+    protocol: str
+    port: int
+    reason: str
+
+
+class Process(NamedTuple):
+    """A process of a lab, with its number in the host's PID namespace."""
+
+    pid: int
+    name: str
+    rss_kib: int
+
+
+class Status(NamedTuple):
+    """How a lab's init and what it owns are."""
+
+    pid: int
+    restarts: int
+    sockets: int
+    processes: tuple[Process, ...]
+
+
+class Init:
+    """A running init, or one that is about to run; requests wait for it.
+
+    Each request raises LabNotRunning if it has ended, and NetlabError(init-failed) if it never
+    came to be.
+    """
+
+    def __init__(self, lab: str, launch: _Launch | None = None) -> None:
+        self.lab = lab
+        self._launch = launch
+        self._pidfd: int | None = None
+
+    def __del__(self) -> None:
+        if self._launch is not None:
+            self._launch.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+
+    @property
+    def pidfd(self) -> int:
+        """A descriptor of the process, for setns(2) and poll(2); closed with this object."""
+        if self._pidfd is None:
+            with self._connection() as connection:
+                (self._pidfd,) = self._ask(connection, {"do": "hello"}).descriptors
+        return self._pidfd
+
+    @property
+    def pid(self) -> int:
+        """The number of the process in this PID namespace; -1 once it has ended."""
+        with open(f"/proc/self/fdinfo/{self.pidfd}", encoding="ascii") as fdinfo:
+            return next(int(line.split()[1]) for line in fdinfo if line.startswith("Pid:"))
+
+    def serve(self, servers: Sequence[Server]) -> tuple[Unserved, ...]:
+        """Have the workload answer for exactly these servers, and return when all sockets listen.
+
+        What it cannot open is returned.  Init keeps the namespaces of what is served alive: a
+        namespace whose pod is deleted goes away when the next call leaves it out.
+        """
+        unserved: list[Unserved] = []
+        files: dict[int, str] = {}
+        wire = []
+        for server in servers:
+            try:
+                inode = os.stat(namespaces.path(server.namespace)).st_ino
+            except OSError as error:
+                unserved += _all_unserved(server, error)
+                continue
+            files[inode] = server.namespace
+            wire.append(
+                {
+                    "namespace": server.namespace,
+                    "inode": inode,
+                    "identity": server.identity,
+                    "node": server.node,
+                    "listen": server.listen,
+                }
+            )
+        with self._connection() as connection:
+            request = {"do": "serve", "servers": wire}
+            answer = self._ask(connection, request).body
+            if missing := answer.get("missing"):
+                self._hold(connection, [files[inode] for inode in missing])
+                answer = self._ask(connection, request).body
+        if "missing" in answer:
+            raise NetlabError(
+                Problem(
+                    "lab-changed",
+                    f'namespaces of lab "{self.lab}" were made anew by somebody else meanwhile',
+                    hint="run the command again",
+                ),
+                Exit.MACHINE,
+            )
+        return (*unserved, *(Unserved(*entry) for entry in answer["unserved"]))
+
+    def declare(self, data: bytes) -> None:
+        """Have init keep the lab's declared objects."""
+        with self._connection() as connection:
+            self._ask(connection, {"do": "declare"}, data)
+
+    def declared(self) -> bytes | None:
+        """What was declared last, or None if nothing was."""
+        with self._connection() as connection:
+            answer = self._ask(connection, {"do": "declared"})
+            return answer.data if answer.body["there"] else None
+
+    def status(self) -> Status:
+        """Figures of init and of every process in the lab, those of `exec` included."""
+        with self._connection() as connection:
+            answer = self._ask(connection, {"do": "status"}).body
+        return Status(self.pid, answer["restarts"], answer["sockets"], _processes(self.pid))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until init and everything in the lab has ended; False if it has not in `timeout`."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+    def shutdown(self, timeout: float = 2.0) -> None:
+        """End every process of the lab: politely for `timeout` seconds, then by SIGKILL.
+
+        NetlabError(processes-remain) if the kernel cannot end one of them.
+        """
+        try:
+            pidfd = self.pidfd
+        except LabNotRunning:
+            return
+        with contextlib.suppress(NetlabError), self._connection() as connection:
+            self._ask(connection, {"do": "shutdown"})
+        if self.wait(timeout):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if not self.wait(_KILL_S):
+            raise NetlabError(
+                Problem(
+                    "processes-remain",
+                    f'process {self.pid}, init of lab "{self.lab}", does not end after SIGKILL',
+                    hint="see what it waits for: `ps -eo pid,ppid,stat,wchan,args`",
+                ),
+                Exit.MACHINE,
+            )
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[socket.socket]:
+        try:
+            with _connected(_address(self.lab)) as connection:
+                yield connection
+        except TimeoutError:
+            raise NetlabError(
+                Problem(
+                    "init-silent",
+                    f'init of lab "{self.lab}" does not answer',
+                    hint=f"`netlab down {self.lab}` ends it",
+                ),
+                Exit.MACHINE,
+            ) from None
+        except PermissionError as error:
+            raise NetlabError(
+                Problem("not-permitted", str(error.strerror), hint="run it as root, with sudo"),
+                Exit.MACHINE,
+            ) from None
+        except ConnectionError:
+            raise self._gone() from None
+
+    def _ask(
+        self,
+        connection: socket.socket,
+        request: dict[str, Any],
+        data: bytes = b"",
+        descriptors: Sequence[int] = (),
+    ) -> messages.Message:
+        messages.send(connection, request, data, descriptors)
+        answer = messages.receive(connection)
+        if answer is None:
+            raise ConnectionResetError(errno.ECONNRESET, "no answer")
+        if error := answer.body.get("error"):
+            raise NetlabError(
+                Problem(
+                    "init-refused",
+                    f'init of lab "{self.lab}" answers: {error}',
+                    hint=f"see {_log_path(self.lab)}",
+                ),
+                Exit.MACHINE,
+            )
+        return answer
+
+    def _hold(self, connection: socket.socket, names: Sequence[str]) -> None:
+        """Give init descriptors of namespaces, few at a time: the soft limit may be low."""
+        for start in range(0, len(names), messages.BATCH):
+            with contextlib.ExitStack() as opened:
+                descriptors = []
+                for name in names[start : start + messages.BATCH]:
+                    with contextlib.suppress(FileNotFoundError):  # (init asks for it again)
+                        descriptors.append(namespaces.open_named(name))
+                        opened.callback(os.close, descriptors[-1])
+                self._ask(connection, {"do": "hold"}, b"", descriptors)
+
+    def _gone(self) -> NetlabError:
+        said = self._launch.said() if self._launch is not None else ""
+        if not said:
+            return LabNotRunning(self.lab)
+        return NetlabError(
+            Problem(
+                "init-failed", said.splitlines()[-1], hint="`netlab doctor` tells what is missing"
+            ),
+            Exit.MACHINE,
+        )
+
+
+class _Launch:
+    """The short-lived process that becomes, after a fork into new namespaces, a lab's init."""
+
+    def __init__(self, lab: str, listener: socket.socket) -> None:
+        root = os.path.dirname(next(iter(netlab.__path__)))
+        code = (
+            f"import sys; sys.path.append({root!r}); "
+            f"from netlab.lab.init import main; main({lab!r})"
+        )
+        self._log = _open_log(lab)
+        self._start = os.lseek(self._log, 0, os.SEEK_END)
+        inherited = _above_the_standard_ones(listener.fileno())
+        try:
+            self._pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", "-c", code],
+                {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+                file_actions=(
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, self._log, 1),
+                    (os.POSIX_SPAWN_DUP2, self._log, 2),
+                    (os.POSIX_SPAWN_DUP2, inherited, _LISTENER),
+                ),
+                setsid=True,
+                setsigmask=(),
+                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+            )
+        finally:
+            os.close(inherited)
+
+    def said(self) -> str:
+        """What it and init have written to their log."""
+        return os.pread(self._log, 1 << 16, self._start).decode(errors="replace").strip()
+
+    def close(self) -> None:
+        with contextlib.suppress(ChildProcessError):  # (the caller ignores SIGCHLD)
+            os.waitpid(self._pid, 0)
+        os.close(self._log)
+
+
+def start(lab: str) -> Init:
+    """Start the init of a lab and return at once; if it is running, that one is returned.
+
+    The calling process stays where it is, and init does not depend on it.
+    """
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            try:
+                listener.bind(_address(lab))
+                listener.listen(128)
+                return Init(lab, _Launch(lab, listener))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise
+        if (running := connect(lab)) is not None:
+            return running
+        time.sleep(0.005)  # it is about to go away, and tells nobody when its name is free
+
+
+def connect(lab: str) -> Init | None:
+    """The running init of a lab, or None."""
+    init = Init(lab)
+    try:
+        _ = init.pidfd
+    except LabNotRunning:
+        return None
+    return init
+
+
+def running() -> tuple[str, ...]:
+    """Names of all labs whose init runs, sorted; found in the kernel's list of sockets."""
+    with open("/proc/self/net/unix", encoding="utf-8", errors="surrogateescape") as table:
+        paths = {line.split(maxsplit=7)[-1].rstrip("\n") for line in table}
+    labs = set()
+    for path in paths:
+        if path.startswith("@" + _PREFIX):
+            with contextlib.suppress(OSError), _connected("\0" + path[1:]) as connection:
+                messages.send(connection, {"do": "hello"})
+                if (answer := messages.receive(connection)) is not None:
+                    messages.close(answer.descriptors)
+                    labs.add(answer.body["lab"])
+    return tuple(sorted(labs))
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_ANSWER_S)
+        connection.connect(address)
+        # Any user may take the name of a socket without a file: only our own user's init counts.
+        if messages.peer_uid(connection) != os.geteuid():
+            raise PermissionError(errno.EPERM, f"socket @{address[1:]} belongs to another user")
+        yield connection
+
+
+def _address(lab: str) -> str:
+    name = _PREFIX + lab
+    if len(name.encode()) > _ADDRESS_BYTES:
+        name = f"{_PREFIX}~{hashlib.sha256(lab.encode()).hexdigest()}"
+    return "\0" + name
+
+
+def _log_path(lab: str) -> str:
+    return f"{LOG_DIR}/{lab}/init.log"
+
+
+def _open_log(lab: str) -> int:
+    """Init's log: a file if the lab has a directory, else memory, for as long as it runs."""
+    try:
+        log = os.open(_log_path(lab), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        log = os.memfd_create("netlab-init-log")
+    try:
+        return _above_the_standard_ones(log)
+    finally:
+        os.close(log)
+
+
+def _above_the_standard_ones(descriptor: int) -> int:
+    """A copy out of the way of 0 to 3, which a caller may have left closed."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LISTENER + 1)
+
+
+def _all_unserved(server: Server, error: OSError) -> list[Unserved]:
+    reason = f"{namespaces.path(server.namespace)}: {error.strerror}"
+    return [
+        Unserved(server.namespace, server.identity, protocol, port, reason)
+        for protocol, port in server.listen
+    ]
+
+
+def _processes(init: int) -> tuple[Process, ...]:
+    """All processes in the PID namespace of `init`."""
+    found = []
+    inside = os.readlink(f"/proc/{init}/ns/pid")
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # (it ended meanwhile)
+            if os.readlink(f"/proc/{entry}/ns/pid") != inside:
+                continue
+            with open(f"/proc/{entry}/comm", encoding="utf-8", errors="replace") as comm:
+                name = comm.read().strip()
+            with open(f"/proc/{entry}/statm", encoding="ascii") as statm:
+                pages = int(statm.read().split()[1])
+            found.append(Process(int(entry), name, pages * os.sysconf("SC_PAGESIZE") // 1024))
+    return tuple(sorted(found))

@@ -1,0 +1,296 @@
+"""Process 1 of a lab: owns every process that belongs to it.
+
+It lives in a PID namespace and a mount namespace of its own, so that ending it ends everything
+that it started or that joined it, and so that files such as a pod's `resolv.conf` exist here only.
+It answers on the abstract socket that :mod:`netlab.lab.control` bound before it was started,
+holds the lab's declared objects, keeps the workload running, and reaps what dies.
+
+It runs in a bare interpreter (`python -I -S`): only the standard library can be imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any, NamedTuple, NoReturn
+
+from netlab.kernel.syscalls import (
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    MNT_DETACH,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_REC,
+    MS_SLAVE,
+    mount,
+    umount,
+    unshare,
+)
+from netlab.lab import messages
+
+LISTENER = 3  # descriptor under which the control socket is inherited
+_REQUEST_S = 10.0  # a client that stops in the middle of a request is left after this
+_WORKLOAD_S = 60.0  # a workload that does not answer within this is killed
+_GRACE_S = 0.5  # between SIGTERM to everything and the end
+_RESTART_S = 1.0  # a workload that died sooner than this after its start has to wait as long
+_HANDLED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
+
+
+def main(lab: str) -> NoReturn:
+    """Become the init of `lab`; descriptors 0 to 3 are /dev/null, the log, the log, the socket."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.closerange(LISTENER + 1, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.umask(0o022)
+    os.chdir("/")
+    try:
+        unshare(CLONE_NEWPID | CLONE_NEWNS)
+        if os.fork():
+            os._exit(0)
+        _prepare_mounts()
+    except OSError as error:
+        sys.exit(f"init of lab {lab}: {error}")
+    with open("/proc/self/comm", "w") as comm:
+        comm.write("netlab-init")
+    _Init(lab, socket.socket(fileno=LISTENER)).run()
+
+
+def _prepare_mounts() -> None:
+    """Give the new mount namespace its /proc, and keep it from holding what the host lets go.
+
+    A copy of a shared mount becomes a slave: what the host unmounts goes away here as well.  The
+    copy of a private one would stay, and with it any network namespace mounted there.
+    """
+    mount("none", "/", None, MS_REC | MS_SLAVE)
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mountinfo:
+        mounts = [line.split() for line in mountinfo]
+    for fields in reversed(mounts):
+        optional, kind = fields[6 : fields.index("-")], fields[fields.index("-") + 1]
+        if kind == "nsfs" and not any(tag.startswith("master:") for tag in optional):
+            with contextlib.suppress(OSError):  # (it went away meanwhile)
+                umount(_unescape(fields[4]), MNT_DETACH)
+
+
+def _unescape(field: str) -> str:
+    """A path of mountinfo, which writes blanks and backslashes in octal (proc_pid_mountinfo(5))."""
+    first, *rest = field.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
+
+
+class _Init:
+    """The state of the running init, and its loop."""
+
+    def __init__(self, lab: str, listener: socket.socket) -> None:
+        self._lab = lab
+        self._listener = listener
+        self._declared: bytes | None = None
+        self._namespaces: dict[int, int] = {}  # inode to descriptor, of what is served
+        self._servers: list[dict[str, Any]] = []
+        self._workload: _Workload | None = None
+        self._restart_at = 0.0  # monotonic; counts while there is no workload
+        self._starts = 0
+        self._sockets = 0
+        self._wake, self._wake_writer = socket.socketpair()
+        self._wake_writer.setblocking(False)
+        signal.set_wakeup_fd(self._wake_writer.fileno())
+        for number in _HANDLED:
+            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self._pidfd = os.pidfd_open(os.getpid())
+
+    def run(self) -> NoReturn:
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        self._start_workload()
+        while True:
+            for descriptor, _ in poll.poll(self._until_restart_ms()):
+                if descriptor == self._listener.fileno():
+                    self._accept()
+                elif {signal.SIGTERM, signal.SIGINT} & set(self._wake.recv(4096)):
+                    self._end()
+            self._reap()
+            if self._until_restart_ms() == 0:
+                self._start_workload()
+                if self._servers:
+                    self._tell_workload()
+
+    def _until_restart_ms(self) -> int | None:
+        if self._workload is not None:
+            return None
+        return max(0, math.ceil((self._restart_at - time.monotonic()) * 1000))
+
+    def _accept(self) -> None:
+        """Serve one client: root's only, one request after the other until it closes."""
+        client, _ = self._listener.accept()
+        with client:
+            client.settimeout(_REQUEST_S)
+            if messages.peer_uid(client) != os.geteuid():
+                return
+            try:
+                while (request := messages.receive(client)) is not None:
+                    self._answer(client, request)
+            except OSError:
+                pass  # the client is gone, or stopped: nobody waits for an answer
+            except Exception:  # process 1 takes everything with it: it never ends by a mistake
+                _log_traceback()
+
+    def _answer(self, client: socket.socket, request: messages.Message) -> None:
+        do = request.body["do"]
+        if do == "hello":
+            messages.send(client, {"lab": self._lab}, b"", (self._pidfd,))
+        elif do == "hold":
+            self._hold(request.descriptors)
+            messages.send(client, {})
+        elif do == "serve":
+            messages.send(client, self._serve(request.body["servers"]))
+        elif do == "declare":
+            self._declared = request.data
+            messages.send(client, {})
+        elif do == "declared":
+            there = self._declared is not None
+            messages.send(client, {"there": there}, self._declared or b"")
+        elif do == "status":
+            messages.send(client, {"restarts": max(0, self._starts - 1), "sockets": self._sockets})
+        elif do == "shutdown":
+            with contextlib.suppress(OSError):
+                messages.send(client, {})
+            self._end()
+        else:
+            messages.send(client, {"error": f"unknown request {do!r}"})
+
+    def _hold(self, descriptors: tuple[int, ...]) -> None:
+        for descriptor in descriptors:
+            inode = os.fstat(descriptor).st_ino
+            if inode in self._namespaces:
+                os.close(descriptor)
+            else:
+                self._namespaces[inode] = descriptor
+
+    def _serve(self, servers: list[dict[str, Any]]) -> dict[str, Any]:
+        """Have the workload answer for exactly these; ask first for namespaces not held yet."""
+        wanted = {server["inode"] for server in servers}
+        if missing := wanted - self._namespaces.keys():
+            return {"missing": sorted(missing)}
+        self._servers = servers
+        for inode in self._namespaces.keys() - wanted:
+            os.close(self._namespaces.pop(inode))
+        for _ in range(2):  # (if it just died, or dies of this, a new one has a try)
+            if self._workload is None:
+                self._start_workload()
+            if (answer := self._tell_workload()) is not None:
+                return answer
+        return {"error": "the workload does not stay alive"}
+
+    def _tell_workload(self) -> dict[str, Any] | None:
+        """Hand the servers and their namespaces over; None if the workload is no more."""
+        assert self._workload is not None
+        try:
+            messages.send(
+                self._workload.channel,
+                {"servers": self._servers},
+                b"",
+                tuple(self._namespaces.values()),
+            )
+            answer = messages.receive(self._workload.channel)
+        except OSError as error:
+            _log(f"workload: {error}")
+            answer = None
+        if answer is None:
+            self._drop_workload()
+            return None
+        self._sockets = answer.body["sockets"]
+        return answer.body
+
+    def _start_workload(self) -> None:
+        ours, theirs = socket.socketpair()
+        # A SIGTERM must not meet init's handlers in the child: it would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        pid = os.fork()
+        if pid == 0:
+            self._become_workload(ours, theirs)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        theirs.close()
+        ours.settimeout(_WORKLOAD_S)
+        self._workload = _Workload(pid, ours, time.monotonic())
+        self._starts += 1
+
+    def _become_workload(self, ours: socket.socket, theirs: socket.socket) -> NoReturn:
+        """Turn this fork of init into the workload: nothing of init's may stay open in it."""
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (*_HANDLED, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+            for channel in (ours, self._listener, self._wake, self._wake_writer):
+                channel.close()
+            messages.close((self._pidfd, *self._namespaces.values()))
+            from netlab.lab import workload
+
+            workload.main(theirs)
+            status = 0
+        except BaseException:
+            _log_traceback()
+        finally:
+            os._exit(status)
+
+    def _drop_workload(self) -> None:
+        assert self._workload is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._workload.pid, signal.SIGKILL)
+        self._workload.channel.close()
+        self._restart_at = self._workload.started + _RESTART_S
+        self._workload = None
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+                pid, status = ended
+                if self._workload is not None and pid == self._workload.pid:
+                    _log(f"workload ended with {os.waitstatus_to_exitcode(status)}")
+                    self._drop_workload()
+
+    def _end(self) -> NoReturn:
+        """Ask everything to end, wait a little; the kernel kills what is left with process 1."""
+        self._listener.close()
+        deadline = time.monotonic() + _GRACE_S
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        try:
+            os.kill(-1, signal.SIGTERM)
+            while (left := deadline - time.monotonic()) > 0:
+                while os.waitpid(-1, os.WNOHANG)[0] != 0:
+                    pass
+                if poll.poll(left * 1000):
+                    self._wake.recv(4096)
+        except (ChildProcessError, ProcessLookupError):
+            pass  # nothing is left
+        os._exit(0)
+
+
+class _Workload(NamedTuple):
+    """The running workload process, as init sees it."""
+
+    pid: int
+    channel: socket.socket
+    started: float
+
+
+def _log(line: str) -> None:
+    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), line, file=sys.stderr, flush=True)
+
+
+def _log_traceback() -> None:
+    import traceback
+
+    _log(traceback.format_exc())

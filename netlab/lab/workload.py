@@ -1,0 +1,267 @@
+"""The process that answers for all pods of a lab.
+
+A socket belongs to the network namespace that it was opened in, whoever reads from it.  So one
+process opens the sockets of each pod by a short visit to its namespace, and one loop serves them
+all.  Init tells it the whole desired list each time; it opens what is missing and closes what is
+gone.  Like init it runs in a bare interpreter: only the standard library can be imported here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from netlab.kernel.syscalls import CLONE_NEWNET, setns
+from netlab.lab import messages
+from netlab.lab.answers import Conversation, Pod, datagram
+
+IDLE_S = 300.0  # a connection on which nothing moved for this long is closed
+_AT_ONCE = 64  # accepts or datagrams of one socket before others have their turn
+_PIECE = 64 * 1024
+_UNSENT_LIMIT = 4 * _PIECE  # a client that does not read is not listened to beyond this
+_BACKLOG = 128
+
+_KINDS = {
+    "TCP": (socket.SOCK_STREAM, 0),
+    "UDP": (socket.SOCK_DGRAM, 0),
+    "SCTP": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
+_IP_PKTINFO = 8  # linux/in.h; Python 3.11 does not name it
+_PKTINFO = struct.Struct(
+    "=I4s4s"
+)  # struct in_pktinfo: interface, source of the answer, destination
+
+
+class _Key(NamedTuple):
+    """What makes a listening socket the one that it is."""
+
+    inode: int  # of the network namespace: a name may come back as another namespace
+    protocol: str
+    port: int
+
+
+class _Open(NamedTuple):
+    socket: socket.socket
+    pod: Pod
+
+
+def main(channel: socket.socket) -> None:
+    """Serve until init, at the other end of `channel`, closes it."""
+    with open("/proc/self/comm", "w") as comm:
+        comm.write("netlab-workload")
+    _Workload(channel).run()
+
+
+class _Workload:
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.epoll()
+        self._poll.register(channel, select.EPOLLIN)
+        self._open: dict[_Key, _Open] = {}
+        self._listening: dict[int, _Key] = {}  # by descriptor
+        self._connections: OrderedDict[int, _Connection] = OrderedDict()  # least active first
+
+    def run(self) -> None:
+        while True:
+            for descriptor, events in self._poll.poll(self._until_idle_s()):
+                if (connection := self._connections.get(descriptor)) is not None:
+                    self._progress(connection, events)
+                elif (key := self._listening.get(descriptor)) is not None:
+                    self._receive(key)
+                elif descriptor == self._channel.fileno():
+                    request = messages.receive(self._channel)
+                    if request is None:
+                        return
+                    messages.send(self._channel, self._serve(request))
+            self._drop_idle()
+
+    # What is listened to
+
+    def _serve(self, request: messages.Message) -> dict[str, Any]:
+        """Make the open sockets those of the request; tells their number and what cannot be."""
+        wanted: dict[_Key, dict[str, Any]] = {}
+        unserved = []
+        for server in request.body["servers"]:
+            for protocol, port in server["listen"]:
+                key = _Key(server["inode"], protocol, port)
+                first = wanted.setdefault(key, server)
+                if first is not server:
+                    unserved.append(_unserved(server, key, f"{first['identity']} has that port"))
+        self._close(self._open.keys() - wanted.keys())
+        namespaces = {os.fstat(descriptor).st_ino: descriptor for descriptor in request.descriptors}
+        here = None
+        try:
+            for key, server in wanted.items():
+                pod = Pod(server["identity"], server["node"])
+                if (there := self._open.get(key)) is not None:
+                    self._open[key] = there._replace(pod=pod)
+                    continue
+                try:
+                    if here != key.inode:
+                        setns(namespaces[key.inode], CLONE_NEWNET)
+                        here = key.inode
+                    self._listen(key, pod)
+                except OSError as error:
+                    unserved.append(_unserved(server, key, os.strerror(error.errno or 0)))
+        finally:
+            setns(self._home, CLONE_NEWNET)
+            messages.close(request.descriptors)
+        return {"sockets": len(self._open), "unserved": unserved}
+
+    def _listen(self, key: _Key, pod: Pod) -> None:
+        """Open one socket in the namespace that this thread is in."""
+        kind, protocol = _KINDS[key.protocol]
+        opened = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK, protocol)
+        try:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if kind == socket.SOCK_DGRAM:
+                opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            opened.bind(("", key.port))
+            if kind == socket.SOCK_STREAM:
+                opened.listen(_BACKLOG)
+            self._poll.register(opened, select.EPOLLIN)
+        except BaseException:
+            opened.close()
+            raise
+        self._open[key] = _Open(opened, pod)
+        self._listening[opened.fileno()] = key
+
+    def _close(self, keys: Iterable[_Key]) -> None:
+        """Stop listening, and hang up on who came in that way."""
+        gone = set(keys)
+        for connection in [c for c in self._connections.values() if c.key in gone]:
+            self._hang_up(connection)
+        for key in gone:
+            there = self._open.pop(key)
+            del self._listening[there.socket.fileno()]
+            there.socket.close()
+
+    # Who speaks to it
+
+    def _receive(self, key: _Key) -> None:
+        there = self._open[key]
+        try:
+            for _ in range(_AT_ONCE):
+                if key.protocol == "UDP":
+                    _answer_datagram(there)
+                else:
+                    self._accept(key, there)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._make_room()
+            # Anything else was the fault of one client, and its loss (accept(2), "Error handling").
+
+    def _accept(self, key: _Key, there: _Open) -> None:
+        accepted, address = there.socket.accept()
+        accepted.setblocking(False)
+        connection = _Connection(key, accepted, Conversation(there.pod, "{}:{}".format(*address)))
+        self._poll.register(accepted, connection.events)
+        self._connections[accepted.fileno()] = connection
+
+    def _make_room(self) -> None:
+        """Descriptors are used up: give up the connection that was idle longest."""
+        if self._connections:
+            self._hang_up(next(iter(self._connections.values())))
+        else:
+            time.sleep(0.05)  # the listener stays readable: do not spin on it
+
+    def _progress(self, connection: _Connection, events: int) -> None:
+        try:
+            connection.progress(events)
+        except OSError:
+            self._hang_up(connection)
+            return
+        if connection.events == 0:
+            self._hang_up(connection)
+            return
+        connection.active = time.monotonic()
+        self._connections.move_to_end(connection.socket.fileno())
+        self._poll.modify(connection.socket, connection.events)
+
+    def _hang_up(self, connection: _Connection) -> None:
+        del self._connections[connection.socket.fileno()]
+        connection.socket.close()
+
+    def _until_idle_s(self) -> float | None:
+        if not self._connections:
+            return None
+        return max(0.0, next(iter(self._connections.values())).active + IDLE_S - time.monotonic())
+
+    def _drop_idle(self) -> None:
+        while self._connections and self._until_idle_s() == 0:
+            self._hang_up(next(iter(self._connections.values())))
+
+
+class _Connection:
+    """One client over TCP: what it is told, in its pace.
+
+    `events` are those to wait for; none means that it is finished.
+    """
+
+    def __init__(self, key: _Key, accepted: socket.socket, conversation: Conversation) -> None:
+        self.key = key
+        self.socket = accepted
+        self.active = time.monotonic()
+        self.events = select.EPOLLIN
+        self._conversation = conversation
+        self._unsent = bytearray()
+        self._heard_all = False
+        self._said_all = False
+
+    def progress(self, events: int) -> None:
+        """Read and write what can be; OSError if the connection is broken."""
+        if events & ~select.EPOLLOUT:
+            self._read()
+        if self._unsent:
+            try:
+                sent = self.socket.send(self._unsent)
+            except BlockingIOError:
+                sent = 0
+            del self._unsent[:sent]
+        if self._conversation.over and not self._unsent and not self._said_all:
+            # Closing with unread data makes a reset, which may overtake the answer: say that
+            # this was all, and read on until the client has closed.
+            self._said_all = True
+            self.socket.shutdown(socket.SHUT_WR)
+        self.events = 0
+        if not self._heard_all and len(self._unsent) < _UNSENT_LIMIT:
+            self.events |= select.EPOLLIN
+        if self._unsent:
+            self.events |= select.EPOLLOUT
+
+    def _read(self) -> None:
+        try:
+            data = self.socket.recv(_PIECE)
+        except BlockingIOError:
+            return
+        if not data:
+            self._heard_all = True
+            self._unsent += self._conversation.end()
+        elif not self._conversation.over:
+            self._unsent += self._conversation.receive(data)
+
+
+def _answer_datagram(there: _Open) -> None:
+    data, ancillary, _, address = there.socket.recvmsg(1 << 16, socket.CMSG_SPACE(_PKTINFO.size))
+    answer = datagram(data, there.pod, "{}:{}".format(*address))
+    # From the address that was asked: a node has several, and the client knows only that one.
+    sources = [
+        (level, kind, _PKTINFO.pack(0, _PKTINFO.unpack(value)[1], b"\0" * 4))
+        for level, kind, value in ancillary
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO)
+    ]
+    there.socket.sendmsg([answer], sources, 0, address)
+
+
+def _unserved(server: dict[str, Any], key: _Key, reason: str) -> tuple[str, str, str, int, str]:
+    return server["namespace"], server["identity"], key.protocol, key.port, reason
