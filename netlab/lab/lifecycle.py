@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from netlab.datapath.build import build
 from netlab.datapath.plan import plan
-from netlab.datapath.services import iptables
-from netlab.datapath.state import Change, Found, LabState, NodeState
+from netlab.datapath.services.iptables_save import same
+from netlab.datapath.state import Change, Found, LabState, NodeState, Ruleset
 from netlab.kernel import converge, namespaces, observe, xtables
 from netlab.lab import control, record
 from netlab.problems import Exit, NetlabError, Problem
@@ -84,7 +84,8 @@ def _converge(
     loads = _RuleLoads(state, changes)
     try:
         loads.begin(name for name in found)
-        converge.carry_out(lab.name, changes, state.namespaces(), found, loads.begin_one)
+        links = [change for change in changes if not isinstance(change.item, Ruleset)]
+        converge.carry_out(lab.name, links, state.namespaces(), found, loads.begin_one)
     finally:
         problems = loads.finish()
     if problems:
@@ -146,8 +147,8 @@ def _stale_rules(nodes: Sequence[NodeState], found: Mapping[str, Found]) -> list
         if node.rules
         and not (
             node.name in saved
-            and iptables.same(node.rules.ipv4, saved[node.name][0])
-            and iptables.same(node.rules.ipv6, saved[node.name][1])
+            and same(node.rules.ipv4, saved[node.name][0])
+            and same(node.rules.ipv6, saved[node.name][1])
         )
     ]
 
@@ -156,8 +157,6 @@ class _RuleLoads:
     """Loads of rules, each in a thread of its own: the kernel makes them wait, not the CPU."""
 
     def __init__(self, state: LabState, changes: Iterable[Change]) -> None:
-        from netlab.datapath.state import Ruleset
-
         self._rules = {c.namespace: c.item for c in changes if isinstance(c.item, Ruleset)}
         self._threads: list[threading.Thread] = []
         self._problems: list[Problem] = []
