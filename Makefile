@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine, as root or with sudo:
+#
+#   make demo    install what is missing, build the two-node lab, trace a packet through it
+#   make test    install what is missing, run every test
+#
+# Further: make lint, make bench, make lock, make clean. docs/install.md tells what is installed.
+
+SUDO ?= sudo
+ROOT := $(if $(filter 0,$(shell id -u)),,$(SUDO))
+# Arguments for pytest, as in: make test PYTEST='-k trace -x'
+PYTEST ?= -n 2
+
+# Run as root, then give what that wrote in somebody's checkout (bytecode, caches) to its owner.
+OWNER := $(shell stat -c %u:%g .)
+AS_ROOT = status=0; $(ROOT) $(1) || status=$$?; \
+	[ $(OWNER) = 0:0 ] || $(ROOT) find . -xdev -user 0 -exec chown -h $(OWNER) {} +; exit $$status
+
+.PHONY: demo test lint bench lock clean environment
+
+demo:
+	@./bootstrap.sh use
+	@$(call AS_ROOT,.venv/bin/netlab up two-node-vxlan && $(ROOT) .venv/bin/netlab trace pod1 svc/myblog)
+
+environment:
+	@./bootstrap.sh test
+
+test: environment
+	@$(call AS_ROOT,.venv/bin/python -m pytest $(PYTEST))
+
+lint: environment
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench:
+	@./bootstrap.sh bench
+	@$(call AS_ROOT,.venv/bin/python -m pytest benchmarks)
+
+# setuptools builds the package itself, without fetching anything more.
+UV_COMPILE = echo 'setuptools>=77' | uv pip compile --quiet --upgrade --universal \
+	--python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock'
+
+lock:
+	@command -v uv >/dev/null || { echo 'netlab: make lock needs uv (pip install uv)' >&2; exit 3; }
+	$(UV_COMPILE) --output-file requirements.lock pyproject.toml -
+	$(UV_COMPILE) --output-file requirements-dev.lock --constraint requirements.lock \
+		--extra dev pyproject.toml -
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
