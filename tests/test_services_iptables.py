@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from services_golden import STATES, golden_lab, read
 
-from netlab.datapath.services.iptables import render, sysctls
+from netlab.datapath.services.iptables import purpose, render, sysctls
+from netlab.datapath.services.iptables_save import probability
 
 
 def _without_counters(text: str) -> str:
@@ -29,3 +33,53 @@ def test_sysctls_are_those_of_the_real_kube_proxy(state: str) -> None:
         if "_timeout" not in line  # left to the kernel: no rule depends on them
     }
     assert {entry.path: entry.value for entry in sysctls(*golden_lab(state))} == recorded
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_accounting_object_that_a_rule_names_is_made_before(state: str) -> None:
+    ruleset = render(*golden_lab(state))
+    named = set(re.findall(r"--nfacct-name +(\S+)", ruleset.ipv4 + ruleset.ipv6))
+    assert named <= set(ruleset.nfacct)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_chain_of_a_service_has_a_purpose(state: str) -> None:
+    lab, node = golden_lab(state)
+    ruleset, known = render(lab, node), purpose(lab)
+    for text in (ruleset.ipv4, ruleset.ipv6):
+        assert set(re.findall(r"^:(KUBE-(?:SVC|SVL|EXT|FW|SEP)-\S+)", text, re.M)) <= set(known)
+        for chain, target in re.findall(r"-A (KUBE-SEP-\S+) .* --to-destination (\S+)", text):
+            assert known[chain].endswith(f" → {target}")
+
+
+def test_purposes_of_the_chains_of_myblog() -> None:
+    lab, _ = golden_lab("seed-slave1")
+    known = purpose(lab)
+    assert known["KUBE-SVC-F2KIP5XTJW7U6HIO"] == "demo/myblog"
+    assert known["KUBE-SEP-MU6IAQOXFDU7CSL4"] == "demo/myblog → 10.244.2.5:8002"
+
+
+@pytest.mark.parametrize("state", ["small-cluster", "lb-local", "hints-and-local"])
+def test_the_order_of_objects_means_nothing(state: str) -> None:
+    lab, node = golden_lab(state)
+    turned = msgspec.structs.replace(
+        lab, services=lab.services[::-1], endpoints=lab.endpoints[::-1], nodes=lab.nodes[::-1]
+    )
+    assert render(turned, node) == render(lab, node)
+
+
+def test_node_ports_on_chosen_networks_include_the_bridge_and_the_overlay() -> None:
+    lab, node = golden_lab("nodeport")
+    proxy = msgspec.structs.replace(lab.service_proxy, nodePortAddresses=("10.42.0.0/16",))
+    rules = render(msgspec.structs.replace(lab, service_proxy=proxy), node).ipv4
+    jumps = re.findall(r"-A KUBE-SERVICES -d (\S+) .*-j KUBE-NODEPORTS", rules)
+    assert jumps == ["10.42.1.0/32", "10.42.1.1/32"]
+
+
+@given(st.integers(min_value=1, max_value=2000))
+def test_every_endpoint_gets_the_same_share(ways: int) -> None:
+    left = 1.0
+    for tried in range(ways, 0, -1):
+        chance = 1.0 if tried == 1 else float(probability(tried))
+        assert left * chance == pytest.approx(1 / ways, rel=1e-5)
+        left *= 1 - chance

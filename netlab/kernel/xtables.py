@@ -99,7 +99,7 @@ def create_nfacct(name: str) -> None:
 
 
 def _program(family: str, verb: str) -> str:
-    """Path of `iptables-nft-restore` and its like; the plain name where there is no such variant."""
+    """Path of `iptables-nft-restore` and its like, or of the plain name where there is none."""
     for name in (f"{family}-nft-{verb}", f"{family}-{verb}"):
         # /usr/sbin is not on the path of every user who may become root
         found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")

@@ -33,7 +33,9 @@ def local_detector(proxy: ServiceProxy, node: Node, family: int) -> LocalDetecto
         by_node = proxy.detectLocalMode == "NodeCIDR"
         networks = (node.pod_cidr if by_node else proxy.clusterCIDR).split(",")
         of_family = (cidr.strip() for cidr in networks if (":" in cidr) == (family == 6))
-        detector = LocalDetector(cidr=next(of_family, ""))
+        first = next(of_family, "")
+        # iptables and nft print networks without host bits
+        detector = LocalDetector(cidr=str(ip_network(first, strict=False)) if first else "")
     return detector if detector != LocalDetector() else None
 
 

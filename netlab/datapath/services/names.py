@@ -7,6 +7,7 @@ Sources: kube-proxy pkg/proxy/types.go (ServicePortName) and pkg/proxy/iptables/
 from __future__ import annotations
 
 from base64 import b32encode
+from functools import lru_cache
 from hashlib import sha256
 
 from netlab.topology.model import Endpoint
@@ -24,6 +25,7 @@ def address_port(endpoint: Endpoint) -> str:
     return f"{endpoint.address}:{endpoint.port}"
 
 
+@lru_cache(maxsize=1 << 16)  # each node of a lab needs the same ones
 def chain_hash(port_name: str, protocol: str, endpoint: str = "") -> str:
     """What follows `KUBE-SVC-` and its like in the name of a chain: 16 characters of base32.
 

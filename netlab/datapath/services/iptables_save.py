@@ -1,0 +1,177 @@
+"""Rules as `iptables-save` prints them: written, and compared.
+
+Two tools that print the same rules differ in dates, counters and, from version to version, in the
+order of the matches of a rule; a rendering and a printed table are the same if only that differs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import groupby
+
+# Chains in which every Service has rules of its own: their order means nothing between Services.
+_SHARED = {"KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS", "KUBE-PROXY-FIREWALL"}
+_OWN = "KUBE-"
+_JUMP_TO_OWN = re.compile(r" -[jg] KUBE-")
+_SERVICE = re.compile(r'--comment "?([^ "]+/[^ "]+)')
+_COUNTERS = re.compile(r"^\[\d+:\d+\] ")
+_TOKEN = re.compile(r'"[^"]*"|\S+')
+
+
+class Table:
+    """A table under construction: chains with their rules, in the order of `iptables-save`."""
+
+    def __init__(self, name: str, hooks: str, own: str) -> None:
+        self._name = name
+        self._hooks: dict[str, list[str]] = {hook: [] for hook in hooks.split()}
+        self._chains: dict[str, list[str]] = {chain: [] for chain in own.split()}
+
+    def add(self, chain: str, *parts: str) -> None:
+        """Append a rule, given in parts of which some may be empty, and make its chain."""
+        rules = self._hooks.get(chain)
+        if rules is None:
+            rules = self._chains.setdefault(chain, [])
+        rules.append(" ".join(("-A", chain, *filter(None, parts))) + "\n")
+
+    def text(self) -> str:
+        """Built-in chains first, the others by name; the rules chain by chain."""
+        own = sorted(self._chains)
+        return "".join(
+            (
+                f"*{self._name}\n",
+                *(f":{hook} ACCEPT [0:0]\n" for hook in self._hooks),
+                *(f":{chain} - [0:0]\n" for chain in own),
+                *(rule for rules in self._hooks.values() for rule in rules),
+                *(rule for chain in own for rule in self._chains[chain]),
+                "COMMIT\n",
+            )
+        )
+
+
+def probability(ways: int) -> str:
+    """One in so many, as `iptables-save` prints it.
+
+    kube-proxy sends ten decimals, the kernel keeps a multiple of 2^-31, eleven are printed.
+    """
+    kept = round(float(f"{1 / ways:.10f}") * 2**31)
+    return f"{kept / 2**31:.11f}"
+
+
+def comment(text: str) -> str:
+    """A comment; the tools allow 256 bytes."""
+    return f'-m comment --comment "{text}"'
+
+
+def host(address: str) -> str:
+    """A single address as the tools print it, with its prefix length."""
+    return f"{address}/128" if ":" in address else f"{address}/32"
+
+
+def nfacct(name: str) -> str:
+    """A match that counts in an accounting object; printed with two blanks."""
+    return f"-m nfacct --nfacct-name  {name}"
+
+
+def recent(action: str, name: str, family: int) -> str:
+    """A match on, or an entry in, a list of source addresses."""
+    mask = "255.255.255.255" if family == 4 else ":".join(["ffff"] * 8)
+    return f"-m recent {action} --name {name} --mask {mask} --rsource"
+
+
+def same(rendered: str, saved: str) -> bool:
+    """Whether a namespace that prints `saved` holds the rules of `rendered`."""
+    return not differences(rendered, saved)
+
+
+def differences(rendered: str, saved: str) -> list[str]:
+    """Chains that differ, as "nat KUBE-SVC-F2KIP5XTJW7U6HIO"; a table alone if it is not there.
+
+    Compared are the tables of `rendered`: all KUBE-* chains with every rule, policies of built-in
+    chains, and in those the jumps to KUBE-* chains.  Other chains, and other rules in built-in
+    chains, are somebody else's and do not count; nor do counters, and the order of Services in the
+    chains that they share.
+    """
+    wanted, found = _parse(rendered), _parse(saved)
+    different = []
+    for name, table in wanted.items():
+        there = found.get(name)
+        if there is None:
+            different.append(name)
+            continue
+        for chain in dict.fromkeys((*table.policies, *there.policies)):
+            if not _chain_same(chain, table, there):
+                different.append(f"{name} {chain}")
+    return different
+
+
+@dataclass(slots=True)
+class _Printed:
+    """A table as it was printed: policies and rules by chain."""
+
+    policies: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _parse(text: str) -> dict[str, _Printed]:
+    tables: dict[str, _Printed] = {}
+    table = _Printed()
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = tables.setdefault(line[1:].strip(), _Printed())
+        elif line.startswith(":"):
+            chain, policy, *_ = line[1:].split()
+            table.policies[chain] = policy
+        elif line.startswith(("-A ", "[")):
+            rule = _COUNTERS.sub("", line)
+            table.rules.setdefault(rule.split(None, 2)[1], []).append(rule)
+    return tables
+
+
+def _chain_same(chain: str, wanted: _Printed, found: _Printed) -> bool:
+    ours, theirs = wanted.rules.get(chain, []), found.rules.get(chain, [])
+    if not chain.startswith(_OWN):
+        if chain not in wanted.policies:
+            return True
+        theirs = [rule for rule in theirs if _JUMP_TO_OWN.search(rule)]
+    if wanted.policies.get(chain) != found.policies.get(chain):
+        return False
+    if ours == theirs:
+        return True
+    if chain in _SHARED:
+        ours, theirs = _by_service(ours), _by_service(theirs)
+    return len(ours) == len(theirs) and all(
+        one == other or _matches(one) == _matches(other)
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def _by_service(rules: list[str]) -> list[str]:
+    """Rules with those of Services sorted by name, between others that keep their places."""
+
+    def service(rule: str) -> str:
+        found = _SERVICE.search(rule)
+        return found.group(1) if found else ""
+
+    ordered: list[str] = []
+    for of_services, group in groupby(rules, key=lambda rule: bool(service(rule))):
+        run = list(group)
+        ordered += sorted(run, key=service) if of_services else run
+    return ordered
+
+
+def _matches(rule: str) -> list[list[str]]:
+    """The parts of a rule, each a match or the target with its options, in no particular order."""
+    parts: list[list[str]] = []
+    negation: list[str] = []
+    for token in _TOKEN.findall(rule):
+        if token == "!":
+            negation = ["!"]
+        elif re.fullmatch("-[a-z]", token):
+            parts.append([*negation, token])
+            negation = []
+        elif parts:
+            parts[-1] += [*negation, token.strip('"')]
+            negation = []
+    # `-m tcp` without options says nothing that `-p tcp` does not
+    return sorted(part for part in parts if part[0] != "-m" or len(part) > 2)

@@ -1,0 +1,39 @@
+"""Names of service ports and chains."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from services_golden import GOLDEN
+
+from netlab.datapath.services.names import address_port, chain_hash, service_port_name
+from netlab.topology.model import Endpoint
+
+VECTORS = json.loads((GOLDEN / "iptables-chain-hashes.json").read_text())
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["prefix"] + v["hash"])
+def test_hashes_are_those_of_kube_proxy(vector: dict[str, str | None]) -> None:
+    name, protocol = vector["servicePortName"], vector["protocol"]
+    assert name is not None
+    assert protocol is not None
+    assert chain_hash(name, protocol, vector["endpoint"] or "") == vector["hash"]
+
+
+@given(st.text(), st.sampled_from(["tcp", "udp", "sctp"]), st.text())
+def test_a_chain_name_fits_the_28_characters_of_the_kernel(
+    name: str, protocol: str, endpoint: str
+) -> None:
+    digest = chain_hash(name, protocol, endpoint)
+    assert len("KUBE-SVC-" + digest) <= 28
+    assert set(digest) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")
+
+
+def test_names_of_ports_and_endpoints() -> None:
+    assert service_port_name("demo", "myblog", "") == "demo/myblog"
+    assert service_port_name("demo", "myblog", "http") == "demo/myblog:http"
+    assert address_port(Endpoint(address="10.244.1.4", port=8002)) == "10.244.1.4:8002"
+    assert address_port(Endpoint(address="fd00::4", port=8002)) == "[fd00::4]:8002"
