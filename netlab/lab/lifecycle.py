@@ -41,15 +41,18 @@ def up(lab: Lab, dry_run: bool = False) -> Outcome:
         found = _found(state)
         changes = _changes(state, found)
         return Outcome(state, tuple(changes), (), not found, time.perf_counter() - start)
-    namespaces.ensure_run_dir()
-    with record.locked(lab.name):
-        found = _found(state)
-        try:
-            changes, unserved = _converge(lab, state, found)
-        except BaseException:
-            if not found:
-                _remove(lab.name)
-            raise
+    try:
+        with namespaces.run_dir(), record.locked(lab.name):
+            found = _found(state)
+            try:
+                changes, unserved = _converge(lab, state, found)
+            except BaseException:
+                if not found:
+                    _remove(lab.name)
+                raise
+    except BaseException:
+        namespaces.release_run_dir()
+        raise
     return Outcome(state, tuple(changes), unserved, not found, time.perf_counter() - start)
 
 
@@ -60,7 +63,9 @@ def down(name: str) -> int:
             record.remove(name)
         return 0
     with record.locked(name):
-        return _remove(name)
+        removed = _remove(name)
+    namespaces.release_run_dir()
+    return removed
 
 
 def running() -> list[str]:
@@ -199,5 +204,4 @@ def _remove(name: str) -> int:
     for found in ours:
         namespaces.remove(found)
     record.remove(name)
-    namespaces.release_run_dir()
     return len(ours)

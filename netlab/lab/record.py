@@ -13,15 +13,15 @@ from collections.abc import Iterator
 
 import msgspec
 
+from netlab.kernel.namespaces import STATE_DIR, lock_directory
 from netlab.topology.model import Lab
 
-ROOT = "/run/netlab"
 _FILE = "lab.json"
 
 
 def directory(lab: str) -> str:
     """Where a lab's files are; only root may look inside."""
-    return f"{ROOT}/{lab}"
+    return f"{STATE_DIR}/{lab}"
 
 
 def encode(lab: Lab) -> bytes:
@@ -61,23 +61,9 @@ def remove(name: str) -> None:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Keep every other `up` and `down` of this lab waiting.
-
-    The lock is on the directory, so that it goes with it: who waited for one that was removed
-    meanwhile starts again.
-    """
-    path = directory(name)
-    while True:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                    yield
-                    return
-        finally:
-            os.close(descriptor)
+    """Keep every other `up` and `down` of this lab waiting."""
+    descriptor = lock_directory(directory(name), fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
