@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -83,3 +84,10 @@ def test_every_endpoint_gets_the_same_share(ways: int) -> None:
         chance = 1.0 if tried == 1 else float(probability(tried))
         assert left * chance == pytest.approx(1 / ways, rel=1e-5)
         left *= 1 - chance
+
+
+def test_the_rules_that_the_documentation_shows_are_true() -> None:
+    page = Path(__file__).parents[1] / "docs" / "services.md"
+    shown = [line for line in page.read_text().splitlines() if line.startswith("-A ")]
+    assert len(shown) > 10
+    assert set(shown) <= set(render(*golden_lab("seed-slave1")).ipv4.splitlines())
