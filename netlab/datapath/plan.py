@@ -74,7 +74,12 @@ def _differences(
     changed: list[Item] = []
     for link in desired.links:
         now = there.get(link.name)
-        if now is not None and ((name, link.name) in halves or _other_device(link, now)):
+        if now is not None and (
+            (name, link.name) in halves
+            or _other_device(link, now)
+            # The kernel removes a VXLAN device with the one below it.
+            or (link.vxlan is not None and link.vxlan.device in gone)
+        ):
             gone.add(link.name)
             now = None
         if now is None:

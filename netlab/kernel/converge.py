@@ -7,10 +7,11 @@ connects and configures those that are ready.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from netlab.datapath.state import (
@@ -113,13 +114,17 @@ class _Work:
         try:
             for name in bridged:
                 self.open[name] = _received(opened)
+            # What goes, goes first, everywhere: a pair is made from one end alone.
             for name in bridged:
-                self._apply(self.open[name], self.changes.get(name, []))
+                self._apply(self.open[name], _deletions(self.changes.get(name, ())))
+            for name in bridged:
+                self._apply(self.open[name], _others(self.changes.get(name, ())))
             for name in leaves:
                 leaf = self.open[name] = _received(opened)
-                for maker, change in self.waiting.get(name, []):
+                self._apply(leaf, _deletions(self.changes[name]))
+                for maker, change in self.waiting.get(name, ()):
                     self._apply(maker, [change])
-                self._apply(leaf, self.changes[name])
+                self._apply(leaf, _others(self.changes[name]))
                 del self.open[name]
                 leaf.close()
         finally:
@@ -170,7 +175,9 @@ class _Work:
             with namespaces.entered(here.descriptor):
                 namespaces.write_sysctls(sysctls)
         for refused in here.netlink.request(messages) if messages else ():
-            self.problems.append(_refusal(sources[refused.index], str(refused.strerror)))
+            change = sources[refused.index]
+            if change.verb != "delete" or refused.errno not in _GONE:
+                self.problems.append(_refusal(change, str(refused.strerror)))
 
     def _must_wait(self, change: Change) -> bool:
         """A pair whose other end's namespace does not exist yet."""
@@ -228,6 +235,19 @@ _PACKERS: dict[type[Item], tuple[Callable[..., bytes], Callable[..., bytes]]] = 
     Neighbour: (rtnetlink.add_neighbour, rtnetlink.delete_neighbour),
     FdbEntry: (rtnetlink.add_fdb, rtnetlink.delete_fdb),
 }
+
+
+# What is to be deleted may have gone by itself: the links of a namespace that somebody removed
+# disappear some time after it, their other ends and what was on them with them.
+_GONE = (errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL)
+
+
+def _deletions(changes: Iterable[Change]) -> list[Change]:
+    return [change for change in changes if change.verb == "delete"]
+
+
+def _others(changes: Iterable[Change]) -> list[Change]:
+    return [change for change in changes if change.verb != "delete"]
 
 
 def _received(opened: queue.SimpleQueue[_Open | BaseException]) -> _Open:
