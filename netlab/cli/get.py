@@ -1,0 +1,260 @@
+"""`netlab get`: the objects of a lab, with the manners of kubectl."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from netlab.cli.common import (
+    lab_option,
+    namespace_option,
+    output_option,
+    print_json,
+    print_table,
+    running_lab,
+)
+from netlab.problems import NetlabError, Problem, suggest
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from netlab.topology.model import Lab
+
+Object = dict[str, Any]
+
+_NAMES = {
+    **dict.fromkeys(("nodes", "node", "no"), "nodes"),
+    **dict.fromkeys(("pods", "pod", "po"), "pods"),
+    **dict.fromkeys(("services", "service", "svc"), "services"),
+    **dict.fromkeys(
+        ("endpointslices", "endpointslice", "endpoints", "eps", "ep"), "endpointslices"
+    ),
+}
+_SINGULAR = {
+    "nodes": "node",
+    "pods": "pod",
+    "services": "service",
+    "endpointslices": "endpointslice",
+}
+
+
+def _complete_kind(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(name) for name in (*_SINGULAR, "all") if name.startswith(incomplete)]
+
+
+@click.command()
+@click.argument("kinds", shell_complete=_complete_kind, metavar="KIND[,KIND]|KIND/NAME")
+@click.argument("names", nargs=-1)
+@lab_option
+@namespace_option
+@click.option("-A", "--all-namespaces", is_flag=True, help="Of every namespace (the default).")
+@click.option(
+    "-l", "--selector", metavar="LABELS", help="Only with these labels: app=web,tier!=db."
+)
+@output_option("wide", "json", "yaml", "name")
+def get(
+    kinds: str,
+    names: tuple[str, ...],
+    lab_name: str | None,
+    namespace: str | None,
+    all_namespaces: bool,
+    selector: str | None,
+    output: str | None,
+) -> None:
+    """List nodes, pods, services and endpointslices (or `all`) of a lab."""
+    if "/" in kinds:
+        kinds, _, name = kinds.partition("/")
+        names = (name, *names)
+    lab = running_lab(lab_name)
+    matches = _selector(selector)
+    wanted = list(_SINGULAR) if kinds == "all" else [_kind(word) for word in kinds.split(",")]
+    found: list[tuple[str, list[Object]]] = []
+    for kind in wanted:
+        objects = [
+            item
+            for item in _objects(lab, kind)
+            if matches(item["metadata"].get("labels") or {})
+            and (
+                namespace is None
+                or all_namespaces
+                or item["metadata"].get("namespace", namespace) == namespace
+            )
+        ]
+        found.append((kind, _named(kind, objects, names) if names else objects))
+    _print(found, output, single=bool(names) and len(names) == 1 and len(wanted) == 1)
+
+
+def _kind(word: str) -> str:
+    if word not in _NAMES:
+        near = suggest(word, list(_NAMES))
+        hint = f'did you mean "{near}"? ' if near else ""
+        raise NetlabError(
+            Problem("unknown-kind", f'"{word}" is no kind', hint=f"{hint}{', '.join(_SINGULAR)}")
+        )
+    return _NAMES[word]
+
+
+def _objects(lab: Lab, kind: str) -> list[Object]:
+    from netlab.topology import status
+
+    listed: dict[str, Callable[[Lab], list[Object]]] = {
+        "nodes": status.nodes,
+        "pods": status.pods,
+        "services": status.services,
+        "endpointslices": status.endpoint_slices,
+    }
+    return listed[kind](lab)
+
+
+def _named(kind: str, objects: list[Object], names: Sequence[str]) -> list[Object]:
+    chosen, problems = [], []
+    for name in names:
+        hits = [item for item in objects if item["metadata"]["name"] == name]
+        if not hits:
+            near = suggest(name, [item["metadata"]["name"] for item in objects])
+            problems.append(
+                Problem(
+                    f"unknown-{_SINGULAR[kind]}",
+                    f'there is no {_SINGULAR[kind]} "{name}"',
+                    hint=f'did you mean "{near}"?' if near else f"`netlab get {kind}` lists them",
+                )
+            )
+        chosen += hits
+    if problems:
+        raise NetlabError(problems)
+    return chosen
+
+
+def _selector(text: str | None) -> Callable[[dict[str, str]], bool]:
+    """`key=value`, `key==value`, `key!=value`, `key`, `!key`, joined by commas."""
+    tests: list[Callable[[dict[str, str]], bool]] = []
+    for term in (text or "").split(","):
+        key, operator, value = _term(term.strip())
+        if not key:
+            continue
+        if operator == "!=":
+            tests.append(lambda labels, k=key, v=value: labels.get(k) != v)  # type: ignore[misc]
+        elif operator == "=":
+            tests.append(lambda labels, k=key, v=value: labels.get(k) == v)  # type: ignore[misc]
+        elif operator == "!":
+            tests.append(lambda labels, k=key: k not in labels)  # type: ignore[misc]
+        else:
+            tests.append(lambda labels, k=key: k in labels)  # type: ignore[misc]
+    return lambda labels: all(test(labels) for test in tests)
+
+
+def _term(term: str) -> tuple[str, str, str]:
+    for operator in ("!=", "==", "="):
+        key, found, value = term.partition(operator)
+        if found:
+            return key.strip(), "!=" if operator == "!=" else "=", value.strip()
+    return (term[1:].strip(), "!", "") if term.startswith("!") else (term, "", "")
+
+
+def _print(found: list[tuple[str, list[Object]]], output: str | None, single: bool) -> None:
+    everything = [item for _, objects in found for item in objects]
+    if output in ("json", "yaml"):
+        value: Object = (
+            everything[0]
+            if single and len(everything) == 1
+            else {"apiVersion": "v1", "kind": "List", "items": everything}
+        )
+        if output == "json":
+            print_json(value)
+        else:
+            import yaml
+
+            click.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), nl=False)
+        return
+    if output == "name":
+        for kind, objects in found:
+            for item in objects:
+                click.echo(f"{_SINGULAR[kind]}/{item['metadata']['name']}")
+        return
+    if not everything:
+        click.echo("nothing found", err=True)
+    first = True
+    for kind, objects in found:
+        if not objects:
+            continue
+        if not first:
+            click.echo()
+        first = False
+        header, row, wide = _TABLES[kind]
+        columns = len(header) if output == "wide" else len(header) - wide
+        print_table(header[:columns], [row(item)[:columns] for item in objects])
+
+
+def _node_row(item: Object) -> list[str]:
+    address = next(a["address"] for a in item["status"]["addresses"] if a["type"] == "InternalIP")
+    return [item["metadata"]["name"], address, item["spec"]["podCIDR"]]
+
+
+def _pod_row(item: Object) -> list[str]:
+    ready = any(
+        c["type"] == "Ready" and c["status"] == "True" for c in item["status"]["conditions"]
+    )
+    metadata, status = item["metadata"], item["status"]
+    return [
+        metadata["namespace"],
+        metadata["name"],
+        "True" if ready else "False",
+        status["phase"],
+        status["podIP"],
+        item["spec"]["nodeName"],
+    ]
+
+
+def _service_row(item: Object) -> list[str]:
+    spec = item["spec"]
+    ingress = item["status"]["loadBalancer"].get("ingress") or []
+    external = [*(spec.get("externalIPs") or []), *(entry.get("ip", "") for entry in ingress)]
+    ports = (
+        f"{port['port']}:{port['nodePort']}/{port['protocol']}"
+        if "nodePort" in port
+        else f"{port['port']}/{port.get('protocol', 'TCP')}"
+        for port in spec.get("ports") or []
+    )
+    selector = ",".join(f"{k}={v}" for k, v in (spec.get("selector") or {}).items())
+    return [
+        item["metadata"]["namespace"],
+        item["metadata"]["name"],
+        spec["type"],
+        spec.get("clusterIP", "<none>"),
+        ",".join(external) or "<none>",
+        ",".join(ports) or "<none>",
+        selector or "<none>",
+    ]
+
+
+def _slice_row(item: Object) -> list[str]:
+    endpoints = [
+        f"{endpoint['addresses'][0]}" + ("" if endpoint["conditions"]["ready"] else " (unready)")
+        for endpoint in item["endpoints"]
+    ]
+    ports = [f"{port['port']}/{port['protocol']}" for port in item["ports"]]
+    return [
+        item["metadata"]["namespace"],
+        item["metadata"]["name"],
+        ",".join(ports) or "<unset>",
+        ",".join(endpoints) or "<none>",
+    ]
+
+
+# Header, how an object becomes a row, and how many last columns are for `-o wide` only.
+_TABLES: dict[str, tuple[list[str], Callable[[Object], list[str]], int]] = {
+    "nodes": (["NAME", "INTERNAL-IP", "POD-CIDR"], _node_row, 0),
+    "pods": (["NAMESPACE", "NAME", "READY", "STATUS", "IP", "NODE"], _pod_row, 2),
+    "services": (
+        ["NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "SELECTOR"],
+        _service_row,
+        1,
+    ),
+    "endpointslices": (["NAMESPACE", "NAME", "PORTS", "ENDPOINTS"], _slice_row, 0),
+}
