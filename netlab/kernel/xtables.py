@@ -44,8 +44,8 @@ def restore(namespace: str | int, ruleset: Ruleset) -> None:
         loads = [
             (program, _run([program, "-w", "5"], text))
             for program, text in (
-                (_program("iptables", "restore"), ruleset.ipv4),
-                (_program("ip6tables", "restore"), ruleset.ipv6),
+                (program("iptables", "restore"), ruleset.ipv4),
+                (program("ip6tables", "restore"), ruleset.ipv6),
             )
         ]
     _wait(loads, "rules-refused")
@@ -59,7 +59,7 @@ def save(namespace: str | int) -> tuple[str, str]:
     with entered(namespace):
         saves = [
             (program, _run([program], ""))
-            for program in (_program("iptables", "save"), _program("ip6tables", "save"))
+            for program in (program("iptables", "save"), program("ip6tables", "save"))
         ]
     ipv4, ipv6 = _wait(saves, "rules-unreadable")
     return ipv4, ipv6
@@ -98,7 +98,7 @@ def create_nfacct(name: str) -> None:
         )
 
 
-def _program(family: str, verb: str) -> str:
+def program(family: str, verb: str) -> str:
     """Path of `iptables-nft-restore` and its like, or of the plain name where there is none."""
     for name in (f"{family}-nft-{verb}", f"{family}-{verb}"):
         # /usr/sbin is not on the path of every user who may become root
