@@ -1,0 +1,45 @@
+"""Independent witnesses of a trace.
+
+Each watches the namespaces that it is given and reports what it saw of the probe; each works
+without the others.  A canary (a datagram that a namespace sends to itself, before and after the
+probe) proves that a witness sees: an empty answer is not a clean answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from netlab.trace.aim import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A datagram from 127.0.0.1 to itself in one namespace; `port` is both its ports."""
+
+    place: Place
+    cookie: bytes  # the payload
+    port: int
+
+
+class Witness(Protocol):
+    """What all witnesses have in common."""
+
+    name: str
+
+    def arm(self, places: Sequence[Place]) -> None:
+        """Begin to watch.  What cannot be watched shows in :attr:`report`."""
+
+    def saw(self, canary: Canary) -> bool:
+        """Whether a canary was seen until now; True where this witness does not watch."""
+
+    def events(self) -> Sequence[Any]:
+        """What was seen of the probe, in order within each namespace."""
+
+    def disarm(self) -> None:
+        """Give everything back.  Can be called more than once."""
+
+    @property
+    def report(self) -> str:
+        """`ok`, `partial: reason` or `unavailable: reason`."""

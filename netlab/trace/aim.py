@@ -1,0 +1,235 @@
+"""What a request means in a lab: who sends, to which address, who may receive, and where to watch.
+
+A *place* is a network namespace of the lab.  The places on the way are the source, the nodes and
+pods that may receive the probe, the nodes of all of these, and the underlay's switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Literal
+
+from netlab.datapath.state import namespace_name
+from netlab.problems import NetlabError, Problem
+from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
+from netlab.topology.references import Reference, resolve
+from netlab.trace.model import ProbeProtocol
+
+# Every watched namespace costs a packet socket; a pod's veth on its node is seen anyway.
+MOST_PODS = 32
+DEFAULT_TIMEOUT_S = 0.8
+# The kernel sends an unanswered SYN again after one second, and DNAT may then choose another way.
+LONGEST_TCP_S = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for; `namespace` is where bare names are looked for."""
+
+    source: str
+    destination: str
+    namespace: str | None = None
+    protocol: ProbeProtocol | None = None
+    port: int | None = None
+    timeout_s: float = DEFAULT_TIMEOUT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A network namespace of the lab; `name` is `namespace/name` of a pod, or the node's name."""
+
+    namespace: str  # file under /run/netns
+    kind: Literal["pod", "node", "switch"]
+    name: str
+    node: str | None
+    addresses: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "the underlay switch" if self.kind == "switch" else f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """A request, decided."""
+
+    source: Place
+    source_address: str | None  # None: the kernel's choice
+    destination: str
+    port: int | None
+    protocol: ProbeProtocol
+    places: tuple[Place, ...]  # the source first
+    unwatched: int = 0  # candidate pods beyond MOST_PODS
+    service: str | None = None  # "demo/myblog" if the destination is one
+
+
+def aim(lab: Lab, request: Request) -> Aim:
+    """Decide a request.  Raises NetlabError (exit code 2) if it cannot be meant."""
+    source = resolve(lab, request.source, request.namespace)
+    target = resolve(lab, request.destination, request.namespace)
+    sender = _sender(lab, request, source)
+    destination = _destination(request, target)
+    service, service_port = _service_of(lab, target, request)
+    protocol = _protocol(request, target, service_port)
+    port = None if protocol == "icmp" else _port(request, target, protocol)
+    if protocol == "tcp" and request.timeout_s > LONGEST_TCP_S:
+        raise _error(
+            "timeout-too-long",
+            f"a TCP probe can wait {LONGEST_TCP_S} s, not {request.timeout_s:g}: "
+            "the kernel would send its SYN again, and that is another packet",
+        )
+    receivers = _receivers(lab, target, service, service_port)
+    pods = [place for place in receivers if place.kind == "pod"]
+    unwatched = set(pods[MOST_PODS:])
+    return Aim(
+        source=sender,
+        source_address=source.address if source.kind == "address" else None,
+        destination=destination,
+        port=port,
+        protocol=protocol,
+        places=_places(lab, [sender, *(place for place in receivers if place not in unwatched)]),
+        unwatched=len(unwatched),
+        service=service.key if service else None,
+    )
+
+
+def place_of_node(lab: Lab, node: Node) -> Place:
+    """The namespace of a node."""
+    addresses = (node.address, node.bridge_address, node.overlay_address)
+    return Place(namespace_name(lab.name, node.name), "node", node.name, node.name, addresses)
+
+
+def place_of_pod(lab: Lab, pod: Pod) -> Place:
+    """The namespace of a pod: its node's if it is on the host network."""
+    if pod.host_network:
+        return place_of_node(lab, lab.node(pod.node))
+    name = namespace_name(lab.name, pod.namespace, pod.name)
+    return Place(name, "pod", pod.key, pod.node, (pod.address,))
+
+
+def _sender(lab: Lab, request: Request, source: Reference) -> Place:
+    if source.pod:
+        return place_of_pod(lab, source.pod)
+    if source.node:
+        return place_of_node(lab, source.node)
+    what = "a Service" if source.service else "an address of no pod and no node of this lab"
+    raise _error(
+        "bad-source",
+        f'"{request.source}" cannot send a probe: it is {what}',
+        "a source is a pod, a node, or an address of one: `netlab get pods` lists pods",
+    )
+
+
+def _destination(request: Request, target: Reference) -> str:
+    address = target.address
+    if address is None:
+        raise _error(
+            "no-address",
+            f'"{request.destination}" has no cluster IP to send to',
+            "trace to one of its pods: `netlab get pods` lists them",
+        )
+    if ip_address(address).version != 4:
+        raise _error("not-ipv4", f'"{request.destination}" is {address}: only IPv4 is traced')
+    return address
+
+
+def _service_of(
+    lab: Lab, target: Reference, request: Request
+) -> tuple[Service | None, ServicePort | None]:
+    """The Service behind the destination, and its port: by cluster IP, or by node port."""
+    number = request.port or target.port_number
+    wanted = request.protocol.upper() if request.protocol else None
+    if target.service:
+        ports = [
+            port
+            for port in target.service.ports
+            if (number is None or port.port == number) and wanted in (None, port.protocol)
+        ]
+        return target.service, target.port or (ports[0] if ports else None)
+    if target.node and not target.pod:
+        for service in lab.services:
+            for port in service.ports:
+                if number and port.node_port == number and wanted in (None, port.protocol):
+                    return service, port
+    return None, None
+
+
+def _protocol(request: Request, target: Reference, port: ServicePort | None) -> ProbeProtocol:
+    if request.protocol:
+        return request.protocol
+    if port:
+        if port.protocol == "SCTP":
+            raise _error(
+                "sctp", f'port {port.port} of "{request.destination}" is SCTP, which is not traced'
+            )
+        return "tcp" if port.protocol == "TCP" else "udp"
+    if request.port or target.port_number or target.service:
+        return "tcp"
+    if target.pod and target.pod.listen:
+        return "tcp" if any(protocol == "TCP" for protocol, _ in target.pod.listen) else "udp"
+    return "icmp"
+
+
+def _port(request: Request, target: Reference, protocol: ProbeProtocol) -> int:
+    number = request.port or target.port_number
+    if number:
+        return number
+    if target.service:
+        ports = [port for port in target.service.ports if port.protocol == protocol.upper()]
+        if len(ports) == 1:
+            return ports[0].port
+        known = ", ".join(port.name or str(port.port) for port in target.service.ports)
+    else:
+        listening = target.pod.listen if target.pod else ()
+        for name, open_port in listening:
+            if name == protocol.upper():
+                return open_port
+        known = ", ".join(str(open_port) for _, open_port in listening)
+    raise _error(
+        "port-needed",
+        f'"{request.destination}" leaves the {protocol} port open',
+        f"write {request.destination}:PORT or --port; it has {known}" if known else "write --port",
+    )
+
+
+def _receivers(
+    lab: Lab, target: Reference, service: Service | None, port: ServicePort | None
+) -> list[Place]:
+    """Where the probe may end: the destination itself, and the endpoints of its Service."""
+    found: list[Place] = []
+    if target.pod:
+        found.append(place_of_pod(lab, target.pod))
+    elif target.node:
+        found.append(place_of_node(lab, target.node))
+    if service:
+        ports = (port,) if port else service.ports
+        endpoints = {end for each in ports for end in lab.endpoints_of(service, each)}
+        found += _places_of_endpoints(lab, endpoints)
+    return list(dict.fromkeys(found))
+
+
+def _places_of_endpoints(lab: Lab, endpoints: Iterable[Endpoint]) -> list[Place]:
+    pods = {pod.key: pod for pod in lab.pods}
+    nodes = {node.address: node for node in lab.nodes}
+    found = []
+    for endpoint in sorted(endpoints, key=lambda end: (end.address, end.port)):
+        if endpoint.pod in pods:
+            found.append(place_of_pod(lab, pods[endpoint.pod]))
+        elif endpoint.address in nodes:
+            found.append(place_of_node(lab, nodes[endpoint.address]))
+    return found
+
+
+def _places(lab: Lab, ends: list[Place]) -> tuple[Place, ...]:
+    nodes = {
+        name: place_of_node(lab, lab.node(name)) for name in (end.node for end in ends) if name
+    }
+    switch = Place(
+        namespace_name(lab.name, "_switch"), "switch", "_switch", None, (lab.underlay.gateway,)
+    )
+    return tuple(dict.fromkeys((ends[0], *nodes.values(), switch, *ends[1:])))
+
+
+def _error(code: str, message: str, hint: str | None = None) -> NetlabError:
+    return NetlabError(Problem(code, message, hint=hint))

@@ -1,0 +1,64 @@
+"""Canaries: known datagrams that every witness must see, or nothing was observed.
+
+Each watched namespace sends one to itself over `lo`, before the probe and after it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from netlab.kernel.namespaces import entered
+from netlab.trace.aim import Place
+from netlab.trace.witnesses import Canary, Witness
+
+COOKIE_BYTES = 8
+# Delivery over `lo` is done when sendto returns; what may take longer is the kernel's beginning to
+# stamp packets.
+_PATIENCE_S = 0.5
+_PAUSE_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class Blind:
+    """A witness that did not see the canary of a place."""
+
+    witness: str
+    place: Place
+
+    def __str__(self) -> str:
+        return f"the {self.witness} witness did not see its canary in {self.place}"
+
+
+def new_cookie() -> bytes:
+    """What all canaries of one trace begin with."""
+    return secrets.token_bytes(COOKIE_BYTES)
+
+
+def fly(
+    places: Sequence[Place], witnesses: Sequence[Witness], cookie: bytes, number: int
+) -> list[Blind]:
+    """Send canary `number` in every place; who has not seen his."""
+    waiting = [
+        (witness, canary)
+        for canary in [_send(place, cookie, number) for place in places]
+        for witness in witnesses
+    ]
+    deadline = time.monotonic() + _PATIENCE_S
+    while waiting := [(witness, canary) for witness, canary in waiting if not witness.saw(canary)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_PAUSE_S)
+    return [Blind(witness.name, canary.place) for witness, canary in waiting]
+
+
+def _send(place: Place, cookie: bytes, number: int) -> Canary:
+    payload = cookie + bytes([number])
+    with entered(place.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bird:
+        bird.bind(("127.0.0.1", 0))
+        port = bird.getsockname()[1]
+        bird.sendto(payload, ("127.0.0.1", port))
+    return Canary(place, payload, port)

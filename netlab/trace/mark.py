@@ -1,0 +1,93 @@
+"""How the probe is known again, whatever happens to its addresses and ports.
+
+A TCP probe is known by its initial sequence number, which we choose: its SYN carries it, the
+answer acknowledges the number after it.  UDP and ICMP probes carry a random cookie in their
+payload, which echoes return.  Both survive NAT and encapsulation, and ICMP errors quote them.
+Nobody else's packet carries them but by one chance in 2^32 or 2^64.
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+from dataclasses import dataclass
+
+from netlab.trace.model import ProbeProtocol
+
+# Byte offsets from the start of the transport header, where nothing but plain headers comes
+# before: IPv4 without options, VXLAN over UDP with Ethernet inside (RFC 7348).
+_SEQUENCE = 4
+_PAYLOAD = 8  # of UDP and of ICMP echo
+_QUOTED = 8 + 20  # ICMP error: the quoted transport header
+_TUNNELLED = 8 + 8 + 14 + 20  # VXLAN: the inner transport header
+
+COOKIE_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the probe is known by: for TCP four bytes, else eight."""
+
+    protocol: ProbeProtocol
+    cookie: bytes
+
+    @classmethod
+    def random(cls, protocol: ProbeProtocol) -> Mark:
+        """A new one; a TCP sequence number has no zero or all-ones word, so that +1 is plain."""
+        if protocol == "tcp":
+            return cls(protocol, struct.pack("!I", secrets.randbelow(0xFFFFFFFE) + 1))
+        return cls(protocol, secrets.token_bytes(COOKIE_BYTES))
+
+    @property
+    def sequence(self) -> int:
+        """Initial sequence number of a TCP probe."""
+        return int.from_bytes(self.cookie, "big")
+
+    @property
+    def needles(self) -> tuple[bytes, ...]:
+        """One of these bytes is in every packet of the probe: a cheap test before dissection."""
+        if self.protocol == "tcp":
+            return self.cookie, struct.pack("!I", self.sequence + 1)
+        return (self.cookie,)
+
+    def conditions(self, vxlan_port: int) -> list[str]:
+        """Matches in nftables' words that hold for the probe, its answers and errors, and nothing else."""
+        if self.protocol == "tcp":
+            first = f"tcp sequence {self.sequence} tcp flags & (syn | ack) == syn"
+            answer = f"tcp ackseq {self.sequence + 1} tcp flags & (syn | rst) != 0"
+            # Inside VXLAN only raw offsets reach.
+            inner = [
+                f"@th,{8 * (_TUNNELLED + _SEQUENCE)},32 {self.sequence}",
+                f"@th,{8 * (_TUNNELLED + _SEQUENCE + 4)},32 {self.sequence + 1}",
+                self._in_error(_TUNNELLED + _QUOTED + _SEQUENCE),
+            ]
+            quoted = self._in_error(_QUOTED + _SEQUENCE)
+            plain = [first, answer]
+        else:
+            plain = [f"meta l4proto {self.protocol} {self._in_error(_PAYLOAD)}"]
+            inner = [
+                self._in_error(_TUNNELLED + _PAYLOAD),
+                self._in_error(_TUNNELLED + _QUOTED + _PAYLOAD),
+            ]
+            quoted = self._in_error(_QUOTED + _PAYLOAD)
+        errors = "destination-unreachable, time-exceeded, parameter-problem, redirect"
+        return [
+            *plain,
+            f"icmp type {{ {errors} }} {quoted}",
+            *(f"udp dport {vxlan_port} {match}" for match in inner),
+        ]
+
+    def _in_error(self, offset: int) -> str:
+        return f"@th,{8 * offset},{8 * len(self.cookie)} 0x{self.cookie.hex()}"
+
+    def in_transport(self, header: bytes, protocol: int) -> bool:
+        """Whether the first 20 bytes of a transport header are the probe's or its answer's.
+
+        Errors and tunnelled packets carry the mark further behind and cannot be told by so little.
+        """
+        if protocol == 6:
+            return self.protocol == "tcp" and (
+                header[4:8] == self.cookie
+                or header[8:12] == struct.pack("!I", (self.sequence + 1) & 0xFFFFFFFF)
+            )
+        return protocol in (1, 17) and header[8:16] == self.cookie

@@ -1,0 +1,351 @@
+"""What a trace is: a probe, the hops of the packet there and back, and the steps between them.
+
+Everything here is plain frozen data, written as JSON by :func:`encode` under the schema
+`netlab.trace/v1` (docs/trace.md).  Keys are never taken away from it; fields that later work
+fills are null until then.
+
+A hop is one sight of the packet on one device.  Its steps are what the kernel did with the packet
+since the hop before, in order, so that the packet of a hop shows the result of its steps; the last
+hop also carries what became of the packet there (`deliver` or `drop`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SCHEMA = "netlab.trace/v1"
+
+ProbeProtocol = Literal["tcp", "udp", "icmp"]
+Disposition = Literal["delivered", "rejected", "dropped", "unobserved"]
+Direction = Literal["in", "out"]
+Leg = Literal["forward", "reply"]
+
+
+class Data(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything in a trace."""
+
+
+class Socket(Data, frozen=True, kw_only=True):
+    """An address and a port; port is null for ICMP."""
+
+    ip: str
+    port: int | None = None
+
+    def __str__(self) -> str:
+        return self.ip if self.port is None else f"{self.ip}:{self.port}"
+
+
+class Tuple(Data, frozen=True, kw_only=True):
+    """One direction of a connection, as conntrack keeps it."""
+
+    source: Socket
+    destination: Socket
+
+    def __str__(self) -> str:
+        return f"{self.source} → {self.destination}"
+
+    @property
+    def reversed(self) -> Tuple:
+        """The tuple of a packet that goes the other way."""
+        return Tuple(source=self.destination, destination=self.source)
+
+
+class Outer(Data, frozen=True, kw_only=True):
+    """The headers that an encapsulated packet travels in."""
+
+    src: str
+    dst: str
+    sport: int
+    dport: int
+    ttl: int
+    length: int  # of the outer IP packet, bytes
+    id: int  # IP identification
+    vni: int
+
+    def __str__(self) -> str:
+        return f"{self.src} → {self.dst} VNI {self.vni}"
+
+
+class Packet(Data, frozen=True, kw_only=True):
+    """The packet as it was on one device; inside a tunnel the inner one, with `outer`.
+
+    `length` is that of the IP packet in bytes, `flags` the TCP flags in scapy's letters ("SA"),
+    `icmp` type and code in words.
+    """
+
+    src: str
+    dst: str
+    sport: int | None = None
+    dport: int | None = None
+    protocol: str
+    ttl: int
+    length: int
+    flags: str | None = None
+    icmp: str | None = None
+    src_mac: str | None = None
+    dst_mac: str | None = None
+    outer: Outer | None = None
+
+    @property
+    def flow(self) -> Tuple:
+        return Tuple(
+            source=Socket(ip=self.src, port=self.sport),
+            destination=Socket(ip=self.dst, port=self.dport),
+        )
+
+
+class Step(Data, frozen=True, tag_field="kind", tag=str.lower):
+    """Base of the steps; the tag is the class name in lower case."""
+
+
+class Route(Step, frozen=True, kw_only=True):
+    """The kernel's route for `destination`, and the prefix of the table that matched."""
+
+    destination: str
+    matched: str | None  # null: no route
+    device: str | None = None
+    via: str | None = None
+    source: str | None = None
+    table: str = "main"
+    type: str = "unicast"
+
+    def __str__(self) -> str:
+        if self.matched is None:
+            return f"no route to {self.destination}"
+        if self.type != "unicast":
+            return f"{self.destination} matches {self.type} route {self.matched}"
+        way = f"via {self.via} dev {self.device}" if self.via else f"dev {self.device}"
+        return f"{self.destination} matches {self.matched} {way}"
+
+
+class Neighbour(Step, frozen=True, kw_only=True):
+    """The link-layer address of the next hop; `mac` is null if it is not resolved."""
+
+    address: str
+    device: str
+    mac: str | None
+    state: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.address} is at {self.mac or 'an unknown MAC'} on {self.device} ({self.state})"
+        )
+
+
+class Bridge(Step, frozen=True, kw_only=True):
+    """A forwarding database's answer for a MAC.
+
+    Of a bridge the port (without an entry it floods them all), of a VXLAN device the remote tunnel
+    end (without an entry the packet is lost).
+    """
+
+    device: str
+    mac: str
+    port: str | None = None
+    remote: str | None = None
+    flooded: bool = False
+
+    def __str__(self) -> str:
+        if self.flooded:
+            return f"{self.device} has no entry for {self.mac} and floods all ports"
+        if self.remote:
+            return f"{self.device} FDB: {self.mac} is behind {self.remote}"
+        if self.port:
+            return f"{self.device} forwards {self.mac} to port {self.port}"
+        return f"{self.device} has no FDB entry for {self.mac}"
+
+
+class Rule(Step, frozen=True, kw_only=True):
+    """A rule that matched, as `iptables-save` prints it, and its verdict.
+
+    `handle` is nftables' number of the rule; `rule` is null if the rule went away before its text
+    could be read.  `object` is the Kubernetes object that the rule serves.
+    """
+
+    hook: str
+    table: str
+    chain: str
+    handle: int
+    verdict: str
+    rule: str | None = None
+    comment: str | None = None
+    object: str | None = None
+    outer: bool = False  # whether it matched the outer packet of a tunnel
+
+    def __str__(self) -> str:
+        return f"{self.table} {self.chain}: {self.rule or f'rule with handle {self.handle}'}"
+
+
+class Nat(Step, frozen=True, kw_only=True):
+    """A rewrite of one end.  `reverse`: the answer gets back what the first packet lost."""
+
+    translation: Literal["dnat", "snat", "masquerade"]
+    reverse: bool
+    before: Socket
+    after: Socket
+    rule: str | None = None
+    conntrack: int | None = None  # id of the entry that remembers it
+
+    def __str__(self) -> str:
+        if not self.reverse:
+            return f"{self.translation.upper()} {self.before} → {self.after}"
+        end = "source" if self.translation == "dnat" else "destination"
+        return f"{self.translation.upper()} undone, {end} {self.before} → {self.after}"
+
+
+class Conntrack(Step, frozen=True, kw_only=True):
+    """The connection tracking entry of the packet, as the kernel announced it."""
+
+    id: int
+    original: Tuple
+    reply: Tuple
+    status: list[str]
+
+    def __str__(self) -> str:
+        return f"original {self.original}, expects answers {self.reply}"
+
+
+class Encapsulate(Step, frozen=True, kw_only=True):
+    """The packet enters a VXLAN tunnel; `mac` is the FDB entry that chose `remote`."""
+
+    device: str
+    vni: int
+    local: str
+    remote: str
+    mac: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.device} encapsulates: VNI {self.vni}, outer {self.local} → {self.remote}"
+
+
+class Decapsulate(Step, frozen=True, kw_only=True):
+    """The packet leaves the tunnel."""
+
+    device: str
+    vni: int
+    local: str
+    remote: str
+
+    def __str__(self) -> str:
+        return f"{self.device} decapsulates: VNI {self.vni}, outer was {self.remote} → {self.local}"
+
+
+class Deliver(Step, frozen=True, kw_only=True):
+    """The packet reached a socket or its own kernel: the end of the leg."""
+
+    to: str
+
+    def __str__(self) -> str:
+        return f"delivered to {self.to}"
+
+
+class Drop(Step, frozen=True, kw_only=True):
+    """Nothing followed this hop."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"stopped: {self.reason}"
+
+
+AnyStep = (
+    Route | Neighbour | Bridge | Rule | Nat | Conntrack | Encapsulate | Decapsulate | Deliver | Drop
+)
+
+
+class Hop(Data, frozen=True, kw_only=True):
+    """One sight of the packet.  `node` is null on the underlay switch, which is no node's."""
+
+    node: str | None
+    namespace: str  # file under /run/netns
+    device: str
+    direction: Direction
+    t_ns: int  # since the first sight of the probe
+    packet: Packet
+    steps: list[AnyStep] = []
+
+
+class Probe(Data, frozen=True, kw_only=True):
+    """What was sent: the source as the kernel chose it."""
+
+    from_: str = msgspec.field(name="from")
+    to: str
+    protocol: ProbeProtocol
+    source: Socket
+    destination: Socket
+
+
+class Receiver(Data, frozen=True, kw_only=True):
+    """Who received the probe."""
+
+    kind: Literal["pod", "node", "unknown"]
+    name: str  # `namespace/name` of a pod
+    node: str | None
+    ip: str
+    port: int | None
+
+    def __str__(self) -> str:
+        port = "" if self.port is None else f" port {self.port}"
+        where = f" on {self.node}" if self.kind == "pod" and self.node else ""
+        return f"{self.kind} {self.name}{where}{port}"
+
+
+class Translation(Data, frozen=True, kw_only=True):
+    """One rewrite on the way there."""
+
+    kind: Literal["dnat", "snat", "masquerade", "ipvs", "proxy"]
+    node: str | None
+    before: Socket
+    after: Socket
+    rule: str | None
+
+
+class Loss(Data, frozen=True, kw_only=True):
+    """Where and why the packet did not get through: the `drop` of a trace."""
+
+    direction: Leg
+    node: str | None
+    device: str | None
+    reason: str  # a code, "no-endpoints"
+    where: str
+    rule: str | None
+    evidence: list[str]
+    explanation: str
+    fix: str | None
+
+
+class Witnesses(Data, frozen=True, kw_only=True):
+    """What each witness says of itself: `ok`, `partial: why` or `unavailable: why`."""
+
+    packets: str
+    rules: str
+    conntrack: str
+    kernel: str | None
+    decisions: str
+
+
+class Trace(Data, frozen=True, kw_only=True):
+    """One probe, told."""
+
+    schema: str = SCHEMA
+    lab: str
+    probe: Probe
+    resolution: None = None
+    disposition: Disposition
+    delivered_to: Receiver | None
+    seen_source: Socket | None
+    translations: list[Translation]
+    drop: Loss | None
+    forward: list[Hop]
+    reply: list[Hop]
+    connections: None = None
+    witnesses: Witnesses
+    prediction: None = None
+    elapsed_us: int  # from sending until the answer, or until giving up
+
+
+def encode(trace: Trace) -> bytes:
+    """A trace as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(trace), indent=2)

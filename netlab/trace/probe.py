@@ -1,0 +1,180 @@
+"""The probe: one packet that is really sent, and the answer to it.
+
+TCP is a real handshake of the kernel's, with the initial sequence number that the mark asks for
+(set through TCP_REPAIR before connect, tcp(7) does not tell of it; CRIU works so).  It is closed at
+once and politely.  UDP and ICMP are built by scapy and sent on a raw IP socket in the source's
+namespace, so that they pass the source's own OUTPUT hooks; frames put on a device would not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from netlab.kernel.namespaces import entered
+from netlab.trace import dissect
+from netlab.trace.aim import Aim
+from netlab.trace.mark import Mark
+from netlab.trace.model import Socket
+
+_TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
+_TCP_SEND_QUEUE = 2
+_IP_RECVERR = 11
+_DISCARD = 9  # a port that is only named, never sent to
+_ECHO_REPLY = 0
+_ICMP_ERRORS = (3, 11, 12)  # destination unreachable, time exceeded, parameter problem
+
+# With these connect() says that it found no way, and has sent nothing.
+_UNSENT = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EINVAL, errno.EACCES)
+
+# What the source's kernel reported, if anything.
+Outcome = Literal["answered", "refused", "unreachable", "no-route", "no-answer"]
+
+_ERRORS: dict[int, Outcome] = {
+    errno.ECONNREFUSED: "refused",
+    errno.ENETUNREACH: "unreachable",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.EACCES: "unreachable",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a probe; `error` is the kernel's word for it."""
+
+    source: Socket
+    outcome: Outcome
+    elapsed_us: int
+    error: str | None = None
+
+
+def send(aim: Aim, mark: Mark, timeout_s: float) -> Answer:
+    """Send the probe and wait for the answer, an error, or the end of `timeout_s`."""
+    probe = _tcp if aim.protocol == "tcp" else _datagram
+    return probe(aim, mark, timeout_s)
+
+
+def _tcp(aim: Aim, mark: Mark, timeout_s: float) -> Answer:
+    with entered(aim.source.namespace):
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with connection:
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _TCP_SEND_QUEUE)
+        connection.setsockopt(
+            socket.IPPROTO_TCP, _TCP_QUEUE_SEQ, mark.sequence.to_bytes(4, sys.byteorder)
+        )
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 0)
+        if aim.source_address:
+            connection.bind((aim.source_address, 0))
+        # An ICMP error that comes back while connect() still holds the socket, as it does over
+        # veth, is not reported by connect(); the error queue has it.
+        connection.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        begin = time.monotonic()
+        code = connection.connect_ex((aim.destination, aim.port))
+        source = _source(aim, connection)
+        if code in _UNSENT:
+            return _answer(source, begin, code, unsent=True)
+        if code == errno.EINPROGRESS:
+            poll = select.poll()
+            poll.register(connection, select.POLLOUT)
+            if not poll.poll(timeout_s * 1000):
+                return _answer(source, begin, None)
+            code = _queued_error(connection) or connection.getsockopt(
+                socket.SOL_SOCKET, socket.SO_ERROR
+            )
+        return _answer(source, begin, code)
+
+
+def _queued_error(connection: socket.socket) -> int:
+    """The errno in the error queue's `struct sock_extended_err`, 0 if it is empty."""
+    with contextlib.suppress(BlockingIOError):
+        _, ancillary, _, _ = connection.recvmsg(1, 256, socket.MSG_ERRQUEUE)
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR):
+                return int.from_bytes(data[:4], sys.byteorder)
+    return 0
+
+
+def _datagram(aim: Aim, mark: Mark, timeout_s: float) -> Answer:
+    with entered(aim.source.namespace):
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        # It holds the source port of a UDP probe, so that the kernel does not answer the answer
+        # with "port unreachable"; for ICMP its connect() only tells the source address.
+        held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        receiver = (
+            held
+            if aim.protocol == "udp"
+            else socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        )
+    with raw, held, receiver:
+        if aim.source_address:
+            held.bind((aim.source_address, 0))
+        begin = time.monotonic()
+        code = held.connect_ex((aim.destination, aim.port or _DISCARD))
+        source = _source(aim, held)
+        if code:
+            return _answer(source, begin, code, unsent=True)
+        try:
+            raw.sendto(_build(aim, mark, held.getsockname()), (aim.destination, 0))
+        except OSError as error:
+            return _answer(source, begin, error.errno, unsent=error.errno in _UNSENT)
+        return _answer(source, begin, _wait(aim, mark, receiver, begin + timeout_s))
+
+
+def _build(aim: Aim, mark: Mark, source: tuple[str, int]) -> bytes:
+    inet = dissect.load().inet
+    address, port = source
+    ip = inet.IP(src=address, dst=aim.destination, ttl=64, flags="DF")
+    if aim.protocol == "udp":
+        body = inet.UDP(sport=port, dport=aim.port)
+    else:
+        body = inet.ICMP(type="echo-request", id=os.getpid() & 0xFFFF, seq=1)
+    return bytes(ip / body / mark.cookie)
+
+
+def _wait(aim: Aim, mark: Mark, receiver: socket.socket, end: float) -> int | None:
+    """0 for an answer, the errno of an error, None if nothing came."""
+    poll = select.poll()
+    poll.register(receiver, select.POLLIN)
+    while (left := end - time.monotonic()) > 0 and poll.poll(left * 1000):
+        try:
+            data = receiver.recv(2048)
+        except OSError as error:
+            return error.errno
+        if aim.protocol == "udp":
+            return 0
+        header = (data[0] & 15) * 4
+        if data[header] == _ECHO_REPLY and data[header + 8 :].startswith(mark.cookie):
+            return 0
+        if data[header] in _ICMP_ERRORS and mark.cookie in data:
+            return errno.EHOSTUNREACH
+    return None
+
+
+def _source(aim: Aim, used: socket.socket) -> Socket:
+    """Where a socket sends from; before a route was found, the source's own address."""
+    address, port = used.getsockname()
+    if address == "0.0.0.0":
+        address = aim.source_address or (aim.source.addresses or (address,))[0]
+    return Socket(ip=address, port=None if aim.protocol == "icmp" else port)
+
+
+def _answer(source: Socket, begin: float, code: int | None, unsent: bool = False) -> Answer:
+    outcome: Outcome = "no-answer"
+    if code == 0:
+        outcome = "answered"
+    elif code is not None:
+        outcome = "no-route" if unsent else _ERRORS.get(code, "no-answer")
+    return Answer(
+        source=source,
+        outcome=outcome,
+        elapsed_us=round((time.monotonic() - begin) * 1_000_000),
+        error=os.strerror(code) if code else None,
+    )

@@ -1,0 +1,107 @@
+"""A trace from beginning to end: aim, watch, send the probe, put together what was seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import msgspec
+
+from netlab.kernel import namespaces
+from netlab.problems import Exit, NetlabError, Problem
+from netlab.topology.model import Lab
+from netlab.trace import probe
+from netlab.trace.aim import Aim, Request, aim
+from netlab.trace.canary import Blind
+from netlab.trace.correlate import correlate, hops
+from netlab.trace.explain import Case, Explained, explain
+from netlab.trace.mark import Mark
+from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
+from netlab.trace.watch import Watch
+
+
+def trace(lab: Lab, request: Request) -> Trace:
+    """Send one probe through a running lab and tell what happened to it, there and back.
+
+    Needs root.  Raises NetlabError: exit code 2 if the request cannot be meant, 3 if a namespace on
+    the way is missing.  What could not be observed is no error but the disposition `unobserved`.
+    """
+    decided = aim(lab, request)
+    _require_namespaces(lab, decided)
+    with Watch(lab, decided, mark := Mark.random(decided.protocol)) as watch:
+        answer = probe.send(decided, mark, request.timeout_s)
+        observed = watch.observed(answer)
+        story = correlate(observed)
+        explained = explain(Case(lab, decided, answer, story, watch.decisions))
+    origin = observed.sightings[0].t_ns if observed.sightings else 0
+    blind = watch.blind
+    return Trace(
+        lab=lab.name,
+        probe=Probe(
+            from_=decided.source.name,
+            to=request.destination,
+            protocol=decided.protocol,
+            source=observed.sent.source,
+            destination=Socket(ip=decided.destination, port=decided.port),
+        ),
+        disposition="unobserved" if blind else explained.disposition,
+        delivered_to=explained.delivered_to,
+        seen_source=explained.seen_source,
+        translations=explained.translations,
+        drop=_blindness(blind) if blind else explained.drop,
+        forward=_ended("forward", hops(story.forward, origin), explained, decided),
+        reply=_ended("reply", hops(story.reply, origin), explained, decided),
+        witnesses=watch.reports(),
+        elapsed_us=answer.elapsed_us,
+    )
+
+
+def _require_namespaces(lab: Lab, decided: Aim) -> None:
+    missing = [
+        place for place in decided.places if not os.path.ismount(namespaces.path(place.namespace))
+    ]
+    if missing:
+        raise NetlabError(
+            [
+                Problem(
+                    "namespace-missing",
+                    f"{place} has no network namespace: {namespaces.path(place.namespace)} "
+                    "is not there",
+                    hint=f"lab {lab.name} is not complete: `netlab up` completes it",
+                )
+                for place in missing
+            ],
+            Exit.MACHINE,
+        )
+
+
+def _ended(leg: Leg, found: list[Hop], explained: Explained, decided: Aim) -> list[Hop]:
+    """Hops whose last one says what became of the packet there."""
+    if not found:
+        return found
+    loss = explained.drop
+    step: AnyStep
+    if loss and leg == loss.direction:
+        step = Drop(reason=loss.reason)
+    elif leg == "forward":
+        step = Deliver(to=str(explained.delivered_to))
+    else:
+        step = Deliver(to=str(decided.source))
+    last = msgspec.structs.replace(found[-1], steps=[*found[-1].steps, step])
+    return [*found[:-1], last]
+
+
+def _blindness(blind: Sequence[Blind]) -> Loss:
+    """Why nothing can be said: an empty answer is not a clean answer."""
+    first = blind[0]
+    return Loss(
+        direction="forward",
+        node=first.place.node,
+        device=None,
+        reason="unobserved",
+        where=str(first.place),
+        rule=None,
+        evidence=[str(each) for each in blind],
+        explanation=f"{first}, so what it did not report may have happened all the same",
+        fix="`netlab doctor` tells what this machine lacks",
+    )

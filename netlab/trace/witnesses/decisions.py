@@ -1,0 +1,274 @@
+"""Decisions: what the kernel's tables answer for the probe's headers.
+
+Routes are asked for with the packet's own input device, source and mark, and answered with the
+prefix that matched (RTM_F_FIB_MATCH); neighbours and forwarding entries one by one.  They are asked
+right after the probe has passed.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from netlab.kernel.namespaces import entered
+from netlab.kernel.netlink import NetlinkError, attribute, attributes, number, text
+from netlab.kernel.netlink import Socket as Netlink
+from netlab.kernel.rtnetlink import (
+    IFF_UP,
+    IFLA_IFNAME,
+    IFLA_INFO_KIND,
+    IFLA_LINK,
+    IFLA_LINKINFO,
+    IFLA_MASTER,
+    NDA_DST,
+    NDA_LLADDR,
+    NTF_SELF,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTA_TABLE,
+    RTM_GETLINK,
+    RTM_GETNEIGH,
+    RTM_GETROUTE,
+    link_message,
+    mac_bytes,
+)
+from netlab.trace.aim import Place
+from netlab.trace.model import Bridge, Neighbour, Route
+from netlab.trace.witnesses import Canary
+
+RTA_SRC, RTA_IIF, RTA_PREFSRC, RTA_MARK = 2, 3, 7, 16
+NDA_MASTER = 9
+_RTM_F_FIB_MATCH = 0x2000
+_IFF_LOWER_UP = 0x10000
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_LINK = struct.Struct("=BxHiII")
+_AF_BRIDGE = 7
+
+_TABLES = {253: "default", 254: "main", 255: "local"}
+_ROUTE_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast"} | {
+    6: "blackhole",
+    7: "unreachable",
+    8: "prohibit",
+}
+# Types of which the kernel answers a lookup with an error instead of the route.
+_REFUSALS = {
+    errno.ENETUNREACH: "no-route",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.EACCES: "prohibit",
+    errno.EINVAL: "martian",
+    errno.EXDEV: "reverse-path",
+}
+_STATES = {
+    0x01: "incomplete",
+    0x02: "reachable",
+    0x04: "stale",
+    0x08: "delay",
+    0x10: "probe",
+    0x20: "failed",
+    0x40: "noarp",
+    0x80: "permanent",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A device: its bridge, its kind, the number of its veth peer (in the peer's namespace)."""
+
+    name: str
+    index: int
+    up: bool
+    carrier: bool
+    kind: str | None
+    master: str | None
+    peer: int | None
+
+
+class Decisions:
+    """The decisions witness: questions to routing, neighbour and forwarding tables."""
+
+    name = "decisions"
+
+    def __init__(self) -> None:
+        self._sockets: dict[Place, Netlink] = {}
+        self._links: dict[tuple[Place, str | int], Link | None] = {}
+        self._failed: list[str] = []
+
+    def arm(self, places: Sequence[Place]) -> None:
+        for place in places:
+            try:
+                with entered(place.namespace):
+                    self._sockets[place] = Netlink()
+            except OSError as error:
+                self._failed.append(f"{place}: {error.strerror}")
+
+    def saw(self, canary: Canary) -> bool:
+        return True
+
+    def events(self) -> list[Link]:
+        """The devices that were asked about; decisions are answers to questions."""
+        return [link for link in self._links.values() if link]
+
+    def link(self, place: Place, device: str | int) -> Link | None:
+        """A device by name or number; None if there is none (any more)."""
+        key = place, device
+        if key not in self._links:
+            self._links[key] = self._ask_link(place, device)
+        return self._links[key]
+
+    def _ask_link(self, place: Place, device: str | int) -> Link | None:
+        by_name = isinstance(device, str)
+        body = link_message(0 if by_name else int(device))
+        if by_name:
+            body += text(IFLA_IFNAME, str(device))
+        with self._asking(place) as netlink:
+            answer = netlink.get(RTM_GETLINK, body)
+            _, _, index, flags, _ = _LINK.unpack_from(answer)
+            found = attributes(answer, _LINK.size)
+            info = attributes(found.get(IFLA_LINKINFO, b""))
+            kind = info.get(IFLA_INFO_KIND)
+            master = self.link(place, _u32(found[IFLA_MASTER])) if IFLA_MASTER in found else None
+            return Link(
+                name=found[IFLA_IFNAME].rstrip(b"\0").decode(),
+                index=index,
+                up=bool(flags & IFF_UP),
+                carrier=bool(flags & _IFF_LOWER_UP),
+                kind=kind.rstrip(b"\0").decode() if kind else None,
+                master=master.name if master else None,
+                peer=_u32(found[IFLA_LINK]) if IFLA_LINK in found else None,
+            )
+        return None
+
+    def route(
+        self,
+        place: Place,
+        destination: str,
+        source: str | None = None,
+        iif: str | None = None,
+        mark: int = 0,
+    ) -> Route | None:
+        """The route of a packet; without `iif` of one that is sent there.  None: not answered.
+
+        A route with `matched` None is the kernel's refusal, and `type` says which.
+        """
+        bits = 32 if source else 0
+        body = _ROUTE.pack(socket.AF_INET, 32, bits, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
+        body += attribute(RTA_DST, socket.inet_aton(destination))
+        if source:
+            body += attribute(RTA_SRC, socket.inet_aton(source))
+        if iif:
+            link = self.link(place, iif)
+            body += number(RTA_IIF, link.index if link else 0)
+        if mark:
+            body += number(RTA_MARK, mark)
+        try:
+            netlink = self._sockets[place]
+            answer = netlink.get(RTM_GETROUTE, body)
+        except NetlinkError as error:
+            refusal = _REFUSALS.get(error.errno or 0)
+            return Route(destination=destination, matched=None, type=refusal) if refusal else None
+        except (KeyError, OSError):
+            return None
+        _, bits, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(answer)
+        found = attributes(answer, _ROUTE.size)
+        if RTA_TABLE in found:
+            table = _u32(found[RTA_TABLE])
+        out = self.link(place, _u32(found[RTA_OIF])) if RTA_OIF in found else None
+        return Route(
+            destination=destination,
+            matched=f"{_address(found.get(RTA_DST)) or '0.0.0.0'}/{bits}",
+            device=out.name if out else None,
+            via=_address(found.get(RTA_GATEWAY)),
+            source=_address(found.get(RTA_PREFSRC)),
+            table=_TABLES.get(table, str(table)),
+            type=_ROUTE_TYPES.get(kind, str(kind)),
+        )
+
+    def neighbour(self, place: Place, address: str, device: str) -> Neighbour | None:
+        """The entry of a next hop; one without MAC and state "none" if there is no entry."""
+        link = self.link(place, device)
+        if link is None:
+            return None
+        body = _NEIGHBOUR.pack(socket.AF_INET, link.index, 0, 0, 0)
+        body += attribute(NDA_DST, socket.inet_aton(address))
+        with self._asking(place) as netlink:
+            answer = netlink.get(RTM_GETNEIGH, body)
+            _, _, state, _, _ = _NEIGHBOUR.unpack_from(answer)
+            lladdr = attributes(answer, _NEIGHBOUR.size).get(NDA_LLADDR)
+            return Neighbour(
+                address=address,
+                device=device,
+                mac=lladdr.hex(":") if lladdr and state & ~0x21 else None,
+                state=_STATES.get(state, str(state)),
+            )
+        return Neighbour(address=address, device=device, mac=None, state="none")
+
+    def port(self, place: Place, bridge: str, mac: str) -> Bridge | None:
+        """A bridge's port for a MAC; `flooded` if it has no entry."""
+        link = self.link(place, bridge)
+        if link is None:
+            return None
+        found = self._forwarding(place, mac, master=link.index)
+        if found is None:
+            return Bridge(device=bridge, mac=mac, flooded=True)
+        port = self.link(place, found[0])
+        return Bridge(device=bridge, mac=mac, port=port.name if port else None)
+
+    def tunnel(self, place: Place, device: str, mac: str) -> Bridge | None:
+        """A VXLAN device's remote end for a MAC; `remote` None if it has no entry."""
+        link = self.link(place, device)
+        if link is None:
+            return None
+        found = self._forwarding(place, mac, device=link.index)
+        remote = _address(found[1].get(NDA_DST)) if found else None
+        return Bridge(device=device, mac=mac, remote=remote)
+
+    def _forwarding(
+        self, place: Place, mac: str, master: int = 0, device: int = 0
+    ) -> tuple[int, dict[int, bytes]] | None:
+        """Port and attributes of the entry of a bridge (`master`) or of a `device` of its own."""
+        flags = NTF_SELF if device else 0
+        body = _NEIGHBOUR.pack(_AF_BRIDGE, device, 0, flags, 0)
+        body += attribute(NDA_LLADDR, mac_bytes(mac))
+        if master:
+            body += number(NDA_MASTER, master)
+        with self._asking(place) as netlink:
+            answer = netlink.get(RTM_GETNEIGH, body)
+            _, port, _, _, _ = _NEIGHBOUR.unpack_from(answer)
+            return port, attributes(answer, _NEIGHBOUR.size)
+        return None
+
+    @contextmanager
+    def _asking(self, place: Place) -> Iterator[Netlink]:
+        """A place's socket for one question; the body ends where the kernel has no such entry."""
+        try:
+            yield self._sockets[place]
+        except NetlinkError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                self._failed.append(f"{place}: {error.strerror}")
+        except KeyError:
+            pass
+
+    def disarm(self) -> None:
+        for netlink in self._sockets.values():
+            netlink.close()
+        self._sockets.clear()
+
+    @property
+    def report(self) -> str:
+        if not self._failed:
+            return "ok"
+        return f"{'partial' if self._links else 'unavailable'}: {'; '.join(self._failed)}"
+
+
+def _u32(data: bytes) -> int:
+    return int(struct.unpack("=I", data[:4])[0])
+
+
+def _address(data: bytes | None) -> str | None:
+    return socket.inet_ntoa(data) if data else None

@@ -1,0 +1,194 @@
+"""Packets: one AF_PACKET socket in each namespace sees every device there, both ways.
+
+Bound to no device, the socket also sees devices that come later.  `sll_ifindex` and `sll_pkttype`
+name device and direction; the order of arrival on one socket is the kernel's order in that
+namespace.  Promiscuous mode is not needed and not set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from netlab.kernel.namespaces import entered
+from netlab.trace.aim import Place
+from netlab.trace.dissect import Role, dissect
+from netlab.trace.mark import Mark
+from netlab.trace.model import Direction, Packet
+from netlab.trace.witnesses import Canary
+
+_ETH_P_ALL = 3
+_SO_RCVBUFFORCE = 33
+_SO_TIMESTAMPNS = 35
+_SOL_PACKET = 263
+_PACKET_STATISTICS = 6
+_PACKET_OTHERHOST = 3
+_PACKET_OUTGOING = 4
+_TIMESPEC = struct.Struct("@qq")
+_ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size)
+# Room for bursts of others' traffic while a probe is on its way; the memory is used only if needed.
+_BUFFER = 16 << 20
+_LONGEST = 2048  # headers and cookies stand in front
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """The probe on one device.  `stranger`: the frame is addressed to another MAC."""
+
+    place: Place
+    device: str
+    direction: Direction
+    t_ns: int  # wall clock
+    packet: Packet
+    role: Role
+    stranger: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    data: bytes
+    device: str
+    type: int
+    t_ns: int
+
+
+class Packets:
+    """The packets witness."""
+
+    name = "packets"
+
+    def __init__(self, mark: Mark, vxlan_port: int) -> None:
+        self._mark = mark
+        self._vxlan_port = vxlan_port
+        self._sockets: dict[Place, socket.socket] = {}
+        self._frames: dict[Place, list[_Frame]] = {}
+        self._needles = mark.needles
+        self._canaries: set[bytes] = set()
+        self._stamped = False
+        self._lost = 0
+        self._failed: list[str] = []
+
+    def arm(self, places: Sequence[Place]) -> None:
+        for place in places:
+            try:
+                with entered(place.namespace):
+                    tap = socket.socket(
+                        socket.AF_PACKET,
+                        socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+                        socket.htons(_ETH_P_ALL),
+                    )
+            except OSError as error:
+                self._failed.append(f"{place}: {error.strerror}")
+                continue
+            tap.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            # Without CAP_NET_ADMIN outside the namespace the default size has to do.
+            with contextlib.suppress(PermissionError):
+                tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            self._sockets[place] = tap
+            self._frames[place] = []
+
+    @property
+    def stamping(self) -> bool:
+        """Whether the kernel stamps arrivals.
+
+        It begins to some milliseconds after the first socket asks for it, from a work queue; until
+        then a frame gets the time at which it is read.  Only canaries of after that count.
+        """
+        return self._stamped
+
+    def saw(self, canary: Canary) -> bool:
+        if canary.place not in self._sockets:
+            return True
+        if canary.cookie not in self._canaries:
+            self._read(canary.place, canary.cookie)
+        return canary.cookie in self._canaries
+
+    def events(self) -> list[Sighting]:
+        """Every sighting of the probe, in time order; that of one namespace is never broken."""
+        found: list[tuple[int, Sighting]] = []
+        for place in self._sockets:
+            self._read(place)
+            latest = 0
+            for frame in self._frames[place]:
+                seen = dissect(frame.data, self._mark, self._vxlan_port)
+                if seen is None:
+                    continue
+                latest = max(latest, frame.t_ns)
+                direction: Direction = "out" if frame.type == _PACKET_OUTGOING else "in"
+                sighting = Sighting(
+                    place,
+                    frame.device,
+                    direction,
+                    latest,
+                    seen.packet,
+                    seen.role,
+                    frame.type == _PACKET_OTHERHOST,
+                )
+                found.append((latest, sighting))
+        found.sort(key=lambda pair: pair[0])
+        return _directed([sighting for _, sighting in found])
+
+    def _read(self, place: Place, canary: bytes | None = None) -> None:
+        tap = self._sockets[place]
+        kept = self._frames[place]
+        while True:
+            before = time.clock_gettime_ns(time.CLOCK_REALTIME)
+            try:
+                data, ancillary, _, address = tap.recvmsg(_LONGEST, _ANCILLARY)
+            except BlockingIOError:
+                return
+            if canary and canary in data:
+                self._canaries.add(canary)
+                self._stamped = _stamp(ancillary) < before
+            elif any(needle in data for needle in self._needles):
+                device, _, kind = address[:3]
+                kept.append(_Frame(data, device, kind, _stamp(ancillary)))
+
+    def disarm(self) -> None:
+        for tap in self._sockets.values():
+            with contextlib.suppress(OSError):
+                _, drops = struct.unpack("=II", tap.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+                self._lost += drops
+        # The kernel waits for a grace period in each close, 8 to 16 ms: all at once.
+        closing = [threading.Thread(target=tap.close) for tap in self._sockets.values()]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
+        self._sockets.clear()
+
+    @property
+    def report(self) -> str:
+        if self._failed and not self._frames:
+            return f"unavailable: {self._failed[0]}"
+        problems = list(self._failed)
+        if self._lost:
+            problems.append(f"{self._lost} frames of the traffic meanwhile did not fit the buffer")
+        return f"partial: {'; '.join(problems)}" if problems else "ok"
+
+
+def _stamp(ancillary: list[tuple[int, int, bytes]]) -> int:
+    for _, kind, data in ancillary:
+        if kind == _SO_TIMESTAMPNS:
+            seconds, nanoseconds = _TIMESPEC.unpack_from(data)
+            return int(seconds * 1_000_000_000 + nanoseconds)
+    return 0
+
+
+def _directed(sightings: list[Sighting]) -> list[Sighting]:
+    """Tell a datagram from its echo: an answer's tuple is one of the probe's turned round."""
+    there = set()
+    directed = []
+    for sighting in sightings:
+        if sighting.role == "either":
+            back = sighting.packet.flow.reversed in there
+            if not back:
+                there.add(sighting.packet.flow)
+            sighting = replace(sighting, role="answer" if back else "probe")
+        directed.append(sighting)
+    return directed

@@ -1,0 +1,162 @@
+"""From a rule's handle to its text, its comment and the Kubernetes object that it serves.
+
+The kernel reports handles.  iptables prints no handles, so a chain is read twice: by netlink, for
+the handles in order, and by `iptables -S CHAIN`, for the texts in the same order.  Only chains in
+which the probe matched a rule are read, all at once; a whole `iptables-save` takes seconds where
+there are 10,000 Services.  Other tables are printed by nftables itself, with handles.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from netlab.kernel.namespaces import entered
+from netlab.kernel.netlink import NetlinkError, attributes, text
+from netlab.kernel.netlink import Socket as Netlink
+from netlab.trace.aim import Place
+from netlab.trace.model import Rule
+from netlab.trace.nfnetlink import SUBSYSTEM_NFTABLES, request_body
+from netlab.trace.witnesses.rules import Match, Run
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+_NETLINK_NETFILTER = 12
+_GET_CHAIN = SUBSYSTEM_NFTABLES << 8 | 4
+_GET_RULE = SUBSYSTEM_NFTABLES << 8 | 7
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK = 1, 3, 4
+_HOOK_NUMBER = 1
+_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_IPTABLES_TABLES = ("raw", "mangle", "nat", "filter", "security")
+
+# kube-proxy's comments: "demo/myblog cluster IP", "demo/myblog:http -> 10.244.1.4:8002", "demo/x
+# has no endpoints", and in endpoint chains the port's name alone.
+_SERVED = re.compile(
+    r"([a-z0-9.-]+/[a-z0-9.-]+)(:[a-z0-9-]+)?"
+    r"(?: (?:cluster IP|external IP|loadbalancer IP|has no |->|traffic|pod traffic|route ).*)?"
+)
+_COMMENT = re.compile(r'--comment (?:"((?:[^"\\]|\\.)*)"|(\S+))')
+_NFT_RULE = re.compile(r"^\s*(.*?)\s*# handle (\d+)$")
+
+Chain = tuple[Place, str, str]  # place, table, chain
+
+
+class RuleTexts:
+    """The texts of rules that runs matched, read when made."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        runs = [run for run in runs if run.matches]
+        chains = {(run.place, run.table, match.chain) for run in runs for match in run.matches}
+        self._texts: dict[Chain, dict[int, str]] = {}
+        self._hooks: dict[Chain, str] = {}
+        self._printing: list[tuple[Chain, list[int], Popen[str]]] = []
+        self.failed: list[str] = []
+        for place in dict.fromkeys(chain[0] for chain in chains):
+            bases = {(run.table, run.chain) for run in runs if run.place == place}
+            here = sorted(chain for chain in chains if chain[0] == place)
+            try:
+                self._read(place, here, bases)
+            except OSError as error:
+                self.failed.append(f"rule texts of {place.name}: {error.strerror or error}")
+        self._collect()
+
+    def __call__(self, run: Run, match: Match) -> Rule:
+        """What is known of a rule."""
+        rule = self._texts.get((run.place, run.table, match.chain), {}).get(match.handle)
+        comment = comment_of(rule) if rule else None
+        verdict = f"{match.verdict} {match.target}" if match.target else match.verdict
+        return Rule(
+            hook=self._hooks.get((run.place, run.table, run.chain), run.chain),
+            table=run.table,
+            chain=match.chain,
+            handle=match.handle,
+            verdict=verdict,
+            rule=rule,
+            comment=comment,
+            object=served_object(comment) if comment else None,
+            outer=run.outer,
+        )
+
+    def _read(self, place: Place, chains: list[Chain], bases: set[tuple[str, str]]) -> None:
+        iptables = shutil.which("iptables-nft") or shutil.which("iptables")
+        with entered(place.namespace), Netlink(_NETLINK_NETFILTER) as netlink:
+            for table, chain in bases:
+                self._hooks[place, table, chain] = _hook(netlink, table, chain)
+            for each in chains:
+                _, table, chain = each
+                if iptables and table in _IPTABLES_TABLES:
+                    handles = _handles(netlink, table, chain)
+                    self._printing.append((each, handles, _print(iptables, table, chain)))
+                else:
+                    self._texts[each] = _native(table, chain)
+
+    def _collect(self) -> None:
+        for chain, handles, process in self._printing:
+            output, _ = process.communicate()
+            rules = [line for line in output.splitlines() if line.startswith("-A ")]
+            # Rules that changed meanwhile cannot be told apart any more.
+            if len(rules) == len(handles):
+                self._texts[chain] = dict(zip(handles, rules, strict=True))
+            else:
+                self.failed.append(f"{chain[1]} {chain[2]} of {chain[0].name} changed meanwhile")
+
+
+def comment_of(rule: str) -> str | None:
+    """The comment in a rule's text, of iptables or nftables."""
+    found = _COMMENT.search(rule) or re.search(r'comment "(.*?)"()', rule)
+    return (found.group(1) or found.group(2)).replace('\\"', '"') if found else None
+
+
+def served_object(comment: str) -> str | None:
+    """`svc/NAMESPACE/NAME[:PORT]` if the comment is kube-proxy's of a Service port, else None."""
+    found = _SERVED.fullmatch(comment)
+    return f"svc/{found.group(1)}{found.group(2) or ''}" if found else None
+
+
+def _hook(netlink: Netlink, table: str, chain: str) -> str:
+    """A base chain's hook in the spelling of iptables; the chain's name if it is gone."""
+    body = request_body(text(_CHAIN_TABLE, table) + text(_CHAIN_NAME, chain))
+    try:
+        found = attributes(netlink.get(_GET_CHAIN, body), 4)
+    except NetlinkError:
+        return chain
+    number = attributes(found.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER, b"")
+    return _HOOKS[int.from_bytes(number, "big")] if number else chain
+
+
+def _handles(netlink: Netlink, table: str, chain: str) -> list[int]:
+    body = request_body(text(_RULE_TABLE, table) + text(_RULE_CHAIN, chain))
+    rules = (attributes(rule, 4) for rule in netlink.dump(_GET_RULE, body))
+    return [
+        int.from_bytes(rule[_RULE_HANDLE], "big")
+        for rule in rules
+        # Kernels before 4.15 do not filter by chain.
+        if rule[_RULE_CHAIN].rstrip(b"\0").decode() == chain
+    ]
+
+
+def _print(iptables: str, table: str, chain: str) -> Popen[str]:
+    import subprocess
+
+    return subprocess.Popen(
+        [iptables, "-t", table, "-S", chain],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def _native(table: str, chain: str) -> dict[int, str]:
+    """Handle to text of a chain of nftables' own, in the calling thread's namespace."""
+    import nftables
+
+    nft = nftables.Nftables()
+    nft.set_handle_output(True)
+    nft.set_stateless_output(True)
+    _, listing, _ = nft.cmd(f"list chain ip {table} {chain}")
+    found = (_NFT_RULE.match(line) for line in listing.splitlines())
+    return {int(rule.group(2)): rule.group(1) for rule in found if rule}

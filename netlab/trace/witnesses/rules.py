@@ -1,0 +1,274 @@
+"""Rules: the nf_tables trace, which tells every rule that the probe matched and its verdict.
+
+In each node's namespace a table of our own, before connection tracking in prerouting and output,
+sets `nftrace` on the probe, its answers and errors, plain or inside VXLAN, and on nothing else.
+The kernel then reports each rule over netlink (group NFNLGRP_NFTRACE).  Rules loaded with
+iptables-nft are nf_tables rules and are reported like any other; those of iptables-legacy are not.
+
+The table is owned by the process (`flags owner`): it goes with it, `kill -9` included.
+
+Source: linux/netfilter/nf_tables.h, net/netfilter/nf_tables_trace.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import struct
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from netlab.kernel.namespaces import entered
+from netlab.kernel.netlink import attributes
+from netlab.trace.aim import Place
+from netlab.trace.mark import Mark
+from netlab.trace.model import Socket, Tuple
+from netlab.trace.nfnetlink import SUBSYSTEM_NFTABLES, Listener
+from netlab.trace.witnesses import Canary
+
+_GROUP_NFTRACE = 9
+_MESSAGE_TRACE = SUBSYSTEM_NFTABLES << 8 | 17
+
+# enum nft_trace_attributes
+_TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
+_NETWORK, _TRANSPORT, _IIF, _OIF, _POLICY = 8, 9, 10, 12, 16
+_TYPE_POLICY, _TYPE_RULE = 1, 3
+
+_VERDICTS = {0: "drop", 1: "accept", 2: "stolen", 3: "queue", 4: "repeat"} | {
+    -1: "continue",
+    -2: "break",
+    -3: "jump",
+    -4: "goto",
+    -5: "return",
+}
+_PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp"}
+
+TABLE = """\
+table ip {name} {{
+  flags owner;
+  comment "netlab trace";
+  chain prerouting {{
+    type filter hook prerouting priority -350; policy accept;
+    {rules}
+  }}
+  chain output {{
+    type filter hook output priority -350; policy accept;
+    {rules}
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One rule that matched; `target` is the chain of a jump or goto."""
+
+    chain: str
+    handle: int
+    verdict: str
+    target: str | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """One packet's way through one base chain, from its headers there to the verdict."""
+
+    place: Place
+    table: str
+    chain: str  # the base chain: iptables calls it by the hook, "PREROUTING"
+    iif: str | None
+    oif: str | None
+    protocol: str
+    flow: Tuple
+    ip_id: int
+    quoted: bytes  # of an ICMP error what its header and the quoted one begin with, else empty
+    outer: bool  # whether this is the outer packet of a tunnel
+    ours: bool  # known by its transport header
+    matches: list[Match] = field(default_factory=list)
+    policy: str | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What stays the same through all hooks for a packet that cannot be told by its mark."""
+        return self.protocol, self.ip_id, self.quoted, self.flow if self.outer else None
+
+
+class Rules:
+    """The rules witness."""
+
+    name = "rules"
+
+    def __init__(self, mark: Mark, vxlan_port: int, canary: bytes) -> None:
+        self._mark = mark
+        self._vxlan_port = vxlan_port
+        self._canary = canary
+        self._table = f"netlab_trace_{secrets.token_hex(4)}"
+        self._listeners: dict[Place, Listener] = {}
+        self._owners: dict[Place, Any] = {}
+        self._runs: dict[Place, list[Run]] = {}
+        self._open: dict[tuple[Place, int], Run] = {}
+        self._canaries: set[tuple[Place, bytes]] = set()
+        self._devices: dict[tuple[Place, int], str] = {}
+        self._failed: list[str] = []
+        self._overrun = False
+
+    def arm(self, places: Sequence[Place]) -> None:
+        for place in places:
+            if place.kind != "node":
+                continue
+            try:
+                with entered(place.namespace):
+                    self._arm_here(place)
+            except OSError as error:
+                self._failed.append(f"{place.name}: {error.strerror or error}")
+
+    def _arm_here(self, place: Place) -> None:
+        import nftables
+
+        legacy = _legacy_tables()
+        if legacy:
+            self._failed.append(
+                f"iptables-legacy rules ({', '.join(legacy)}) in {place.name} report nothing"
+            )
+        listener = Listener([_GROUP_NFTRACE])
+        # The library's own netlink socket owns the table, so the object is kept until disarm.
+        owner = nftables.Nftables()
+        conditions = [
+            *self._mark.conditions(self._vxlan_port),
+            f"meta l4proto udp @th,64,64 0x{self._canary.hex()}",
+        ]
+        rules = "\n    ".join(f"{condition} meta nftrace set 1" for condition in conditions)
+        status, _, refused = owner.cmd(TABLE.format(name=self._table, rules=rules))
+        if status:
+            listener.close()
+            self._failed.append(f"{place.name}: nftables: {refused.splitlines()[0]}")
+            return
+        self._listeners[place] = listener
+        self._owners[place] = owner
+        self._runs[place] = []
+
+    def saw(self, canary: Canary) -> bool:
+        if canary.place not in self._listeners:
+            return True
+        self._read(canary.place)
+        return (canary.place, canary.cookie) in self._canaries
+
+    def events(self) -> list[Run]:
+        """What the probe met, run by run, in the order of each namespace."""
+        found: list[Run] = []
+        for place, runs in self._runs.items():
+            if place in self._listeners:
+                self._read(place)
+            # Packets that carry the mark too far behind for the reported header are known by our
+            # own table, which let through nothing else.
+            keys = {run.key for run in runs if run.table == self._table}
+            found += [
+                run for run in runs if run.table != self._table and (run.ours or run.key in keys)
+            ]
+        return found
+
+    def _read(self, place: Place) -> None:
+        for kind, _, payload in self._listeners[place].read():
+            if kind == _MESSAGE_TRACE:
+                self._event(place, attributes(payload))
+
+    def _event(self, place: Place, event: dict[int, bytes]) -> None:
+        identity = place, int.from_bytes(event.get(_ID, b""), "big")
+        if _NETWORK in event:
+            run = self._run(place, event)
+            if run is None:
+                self._open.pop(identity, None)
+                return
+            self._open[identity] = run
+            self._runs[place].append(run)
+        elif identity not in self._open:
+            return
+        run = self._open[identity]
+        kind = int.from_bytes(event.get(_TYPE, b""), "big")
+        if kind == _TYPE_RULE and _HANDLE in event:
+            verdict, target = _verdict(event.get(_VERDICT, b""))
+            handle = int.from_bytes(event[_HANDLE], "big")
+            run.matches.append(Match(_text(event[_CHAIN]), handle, verdict, target))
+        elif kind == _TYPE_POLICY:
+            run.policy = _VERDICTS.get(int.from_bytes(event.get(_POLICY, b""), "big"))
+
+    def _run(self, place: Place, event: dict[int, bytes]) -> Run | None:
+        network, transport = event[_NETWORK], event.get(_TRANSPORT, b"")
+        if len(network) < 20 or network[0] >> 4 != 4:
+            return None
+        protocol = network[9]
+        if protocol == 17 and self._canary == transport[8:16]:
+            self._canaries.add((place, transport[8:]))
+            return None
+        sport, dport = struct.unpack_from("!HH", transport.ljust(4, b"\0"))
+        ported = protocol in (6, 17)
+        ours = self._mark.in_transport(transport, protocol)
+        source, destination = (socket.inet_ntoa(network[at : at + 4]) for at in (12, 16))
+        return Run(
+            place=place,
+            table=_text(event[_TABLE]),
+            chain=_text(event[_CHAIN]),
+            iif=self._device(place, event.get(_IIF)),
+            oif=self._device(place, event.get(_OIF)),
+            protocol=_PROTOCOL_NAMES.get(protocol, str(protocol)),
+            flow=Tuple(
+                source=Socket(ip=source, port=sport if ported else None),
+                destination=Socket(ip=destination, port=dport if ported else None),
+            ),
+            ip_id=int.from_bytes(network[4:6], "big"),
+            quoted=transport[:2] + transport[8:14] if protocol == 1 and not ours else b"",
+            outer=protocol == 17 and not ours and dport == self._vxlan_port,
+            ours=ours,
+        )
+
+    def _device(self, place: Place, index: bytes | None) -> str | None:
+        if index is None:
+            return None
+        key = place, int.from_bytes(index, "big")
+        if key not in self._devices:
+            with entered(place.namespace):
+                self._devices[key] = socket.if_indextoname(key[1])
+        return self._devices[key]
+
+    def disarm(self) -> None:
+        for listener in self._listeners.values():
+            self._overrun |= listener.overrun
+            listener.close()
+        self._listeners.clear()
+        # Closing the owner's socket removes its table and waits for a grace period: all at once.
+        places = list(self._owners)
+        closing = [threading.Thread(target=self._owners.pop, args=(place,)) for place in places]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
+
+    @property
+    def report(self) -> str:
+        problems = list(self._failed)
+        if self._overrun or any(each.overrun for each in self._listeners.values()):
+            problems.append("events came faster than they were read")
+        if not problems:
+            return "ok"
+        return f"{'partial' if self._runs else 'unavailable'}: {'; '.join(problems)}"
+
+
+def _legacy_tables() -> list[str]:
+    """Tables of iptables-legacy in the calling thread's namespace."""
+    with contextlib.suppress(OSError), open("/proc/thread-self/net/ip_tables_names") as file:
+        return file.read().split()
+    return []
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def _verdict(data: bytes) -> tuple[str, str | None]:
+    inside = attributes(data)
+    (code,) = struct.unpack("!i", inside.get(1, b"\0\0\0\0"))
+    target = inside.get(2)
+    return _VERDICTS.get(code, str(code)), _text(target) if target else None
