@@ -22,7 +22,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 def lab_option(function: F) -> F:
     """`--lab NAME`: which lab, if more than one is up."""
     return click.option(
-        "--lab", "lab_name", metavar="NAME", shell_complete=complete_lab, help="Which lab."
+        "--lab",
+        "lab_name",
+        metavar="NAME",
+        envvar="NETLAB_LAB",
+        shell_complete=complete_lab,
+        help="Which lab, if more than one is up.",
     )(function)
 
 

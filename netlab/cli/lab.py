@@ -39,7 +39,9 @@ def _complete_topology(
 @click.argument("topology", shell_complete=_complete_topology)
 @click.option("--dry-run", is_flag=True, help="Only print what would change.")
 @click.option("--shell", "as_shell", is_flag=True, help="Only print it as shell commands.")
-@click.option("--name", metavar="NAME", help="Name of the lab, instead of the file's.")
+@click.option(
+    "--lab", "name", metavar="NAME", envvar="NETLAB_LAB", help="Another name for the lab."
+)
 @output_option("json")
 def up(topology: str, dry_run: bool, as_shell: bool, name: str | None, output: str | None) -> int:
     """Build the lab of TOPOLOGY, or change what differs from it.
@@ -124,14 +126,14 @@ def _next_command(name: str) -> str:
     lab = running_lab(name)
     targets = {pod for entry in lab.endpoints for e in entry.endpoints if (pod := e.pod)}
     sources = [pod for pod in lab.pods if pod.key not in targets] or list(lab.pods)
-    services = [s for s in lab.services if s.cluster_ip not in ("", "None")]
-    if sources and services:
-        return f"netlab trace {sources[0].name} svc/{services[0].name}"
+    for service in lab.services:
+        if sources and service.cluster_ip not in ("", "None"):
+            return f"netlab trace {sources[0].name} svc/{service.name}"
     return "netlab get pods -o wide"
 
 
 @click.command()
-@click.argument("lab", required=False, shell_complete=complete_lab)
+@click.argument("lab", required=False, envvar="NETLAB_LAB", shell_complete=complete_lab)
 @click.option("--all", "everything", is_flag=True, help="Every lab.")
 def down(lab: str | None, everything: bool) -> int:
     """Remove LAB, or the only one that is up: namespaces, processes, files.
@@ -200,7 +202,7 @@ def ls(output: str | None) -> None:
 
 
 @click.command()
-@click.argument("lab", required=False, shell_complete=complete_lab)
+@click.argument("lab", required=False, envvar="NETLAB_LAB", shell_complete=complete_lab)
 @output_option("json")
 def status(lab: str | None, output: str | None) -> int:
     """Tell how LAB is: what differs from what was declared, and whether its processes run.
