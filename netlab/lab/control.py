@@ -34,6 +34,7 @@ _PREFIX = "netlab:"
 _ADDRESS_BYTES = 107  # sun_path of unix(7), less the leading zero
 _LISTENER = 3  # LISTENER of netlab.lab.init, which is not imported for one number
 _ANSWER_S = 120.0
+_HELLO_S = 5.0
 _SETTLE_S = 5.0  # how long an init of the same lab may take to go away
 _KILL_S = 5.0
 
@@ -96,8 +97,11 @@ class Init:
     def pidfd(self) -> int:
         """A descriptor of the process, for setns(2) and poll(2); closed with this object."""
         if self._pidfd is None:
-            with self._connection() as connection:
-                (self._pidfd,) = self._ask(connection, {"do": "hello"}).descriptors
+            with self._connection(_HELLO_S) as connection:
+                try:
+                    (self._pidfd,) = self._ask(connection, {"do": "hello"}).descriptors
+                except TimeoutError:
+                    self._pidfd = _listening_process(connection)
         return self._pidfd
 
     @property
@@ -180,7 +184,7 @@ class Init:
             pidfd = self.pidfd
         except LabNotRunning:
             return
-        with contextlib.suppress(NetlabError), self._connection() as connection:
+        with contextlib.suppress(NetlabError), self._connection(timeout) as connection:
             self._ask(connection, {"do": "shutdown"})
         if self.wait(timeout):
             return
@@ -197,9 +201,9 @@ class Init:
             )
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[socket.socket]:
+    def _connection(self, timeout: float = _ANSWER_S) -> Iterator[socket.socket]:
         try:
-            with _connected(_address(self.lab)) as connection:
+            with _connected(_address(self.lab), timeout) as connection:
                 yield connection
         except TimeoutError:
             raise NetlabError(
@@ -340,7 +344,10 @@ def running() -> tuple[str, ...]:
     labs = set()
     for path in paths:
         if path.startswith("@" + _PREFIX):
-            with contextlib.suppress(OSError), _connected("\0" + path[1:]) as connection:
+            with (
+                contextlib.suppress(OSError),
+                _connected("\0" + path[1:], _HELLO_S) as connection,
+            ):
                 messages.send(connection, {"do": "hello"})
                 if (answer := messages.receive(connection)) is not None:
                     messages.close(answer.descriptors)
@@ -349,14 +356,31 @@ def running() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _connected(address: str) -> Iterator[socket.socket]:
+def _connected(address: str, timeout: float) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_ANSWER_S)
+        connection.settimeout(timeout)
         connection.connect(address)
         # Any user may take the name of a socket without a file: only our own user's init counts.
-        if messages.peer_uid(connection) != os.geteuid():
+        if messages.peer(connection)[1] != os.geteuid():
             raise PermissionError(errno.EPERM, f"socket @{address[1:]} belongs to another user")
         yield connection
+
+
+def _listening_process(connection: socket.socket) -> int:
+    """A descriptor of an init that does not answer (it may be stopped); TimeoutError if it is none.
+
+    It has listened once more after its start, so that the credentials of the socket are its own.
+    """
+    pid, _ = messages.peer(connection)
+    try:
+        descriptor = os.pidfd_open(pid)
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+            if comm.read() == "netlab-init\n":
+                return descriptor
+    except OSError:
+        raise TimeoutError from None
+    os.close(descriptor)
+    raise TimeoutError
 
 
 def _address(lab: str) -> str:

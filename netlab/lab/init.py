@@ -36,6 +36,7 @@ from netlab.kernel.syscalls import (
 )
 from netlab.lab import messages
 
+BACKLOG = 128
 LISTENER = 3  # descriptor under which the control socket is inherited
 _REQUEST_S = 10.0  # a client that stops in the middle of a request is left after this
 _WORKLOAD_S = 60.0  # a workload that does not answer within this is killed
@@ -60,7 +61,9 @@ def main(lab: str) -> NoReturn:
         sys.exit(f"init of lab {lab}: {error}")
     with open("/proc/self/comm", "w") as comm:
         comm.write("netlab-init")
-    _Init(lab, socket.socket(fileno=LISTENER)).run()
+    listener = socket.socket(fileno=LISTENER)
+    listener.listen(BACKLOG)  # now its credentials (SO_PEERCRED) are ours, not the starter's
+    _Init(lab, listener).run()
 
 
 def _prepare_mounts() -> None:
@@ -134,7 +137,7 @@ class _Init:
         client, _ = self._listener.accept()
         with client:
             client.settimeout(_REQUEST_S)
-            if messages.peer_uid(client) != os.geteuid():
+            if messages.peer(client)[1] != os.geteuid():
                 return
             try:
                 while (request := messages.receive(client)) is not None:

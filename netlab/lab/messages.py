@@ -77,11 +77,11 @@ def close(descriptors: Sequence[int]) -> None:
             os.close(descriptor)
 
 
-def peer_uid(channel: socket.socket) -> int:
-    """The user that the process at the other end had when it connected or listened."""
+def peer(channel: socket.socket) -> tuple[int, int]:
+    """PID and user ID of the process that connected to, or last listened for, this connection."""
     credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    uid: int = _UCRED.unpack(credentials)[1]
-    return uid
+    pid, uid, _ = _UCRED.unpack(credentials)
+    return pid, uid
 
 
 def _read(channel: socket.socket, length: int, may_end: bool = False) -> bytes:

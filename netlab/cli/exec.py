@@ -1,0 +1,124 @@
+"""`netlab exec` and `netlab shell`: commands inside pods and nodes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from netlab.cli.common import complete_reference, lab_option, namespace_option, running_lab
+from netlab.problems import NetlabError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from netlab.lab.enter import Place
+    from netlab.topology.model import Lab, Pod
+    from netlab.topology.references import Reference
+
+
+@click.command(name="exec")
+@click.argument("target", shell_complete=complete_reference)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@namespace_option
+@lab_option
+@click.option("-i", "--stdin", is_flag=True, help="As for kubectl; stdin is always passed on.")
+@click.option("-t", "--tty", is_flag=True, help="As for kubectl; a terminal is always passed on.")
+def exec_(
+    target: str,
+    command: tuple[str, ...],
+    namespace: str | None,
+    lab_name: str | None,
+    stdin: bool,
+    tty: bool,
+) -> int:
+    """Run COMMAND in a pod or on a node; `--` before it keeps its options its own.
+
+    \b
+      netlab exec pod1 -- curl -s http://10.99.174.93/hostname
+      netlab exec node/k8s-slave1 -- ip route
+
+    The exit code is the command's.
+    """
+    lab = running_lab(lab_name)
+    place, _ = _place(lab, target, namespace)
+    return _run(lab, place, command, os.environ)
+
+
+@click.command()
+@click.argument("target", shell_complete=complete_reference)
+@namespace_option
+@lab_option
+def shell(target: str, namespace: str | None, lab_name: str | None) -> int:
+    """Open $SHELL in a pod or on a node; the prompt says where."""
+    lab = running_lab(lab_name)
+    place, label = _place(lab, target, namespace)
+    program = next(
+        found
+        for name in (os.environ.get("SHELL"), "bash", "sh")
+        if name and (found := shutil.which(name))
+    )
+    prompt = f"[{label}] "
+    if os.path.basename(program) != "bash":
+        return _run(lab, place, [program, "-i"], {**os.environ, "PS1": f"{prompt}$ "})
+    start = _bash_start(prompt)
+    return _run(lab, place, [program, "--rcfile", f"/dev/fd/{start}", "-i"], os.environ)
+
+
+def _bash_start(prompt: str) -> int:
+    """What bash reads first, in memory: the user's own file, and the prompt in front of theirs."""
+    file = os.memfd_create("netlab-bashrc", 0)  # inherited
+    lines = f"""
+[ -r ~/.bashrc ] && . ~/.bashrc
+PS1={shlex.quote(prompt)}"$PS1"
+exec {file}<&-
+"""
+    os.write(file, lines.encode())
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
+
+
+def _run(lab: Lab, place: Place, command: Sequence[str], environment: Mapping[str, str]) -> int:
+    from netlab.lab import control, enter
+
+    init = control.connect(lab.name)
+    if init is None:
+        raise control.LabNotRunning(lab.name)
+    return enter.run(init, place, command, environment)
+
+
+def _place(lab: Lab, text: str, namespace: str | None) -> tuple[Place, str]:
+    """Where a reference leads, and its name for people."""
+    from netlab.datapath.state import namespace_name
+    from netlab.lab.enter import Place
+    from netlab.topology.references import resolve
+
+    reference = resolve(lab, text, namespace)
+    pod = reference.pod or _pod_behind(lab, reference)
+    if pod is not None and pod.host_network:
+        return Place(namespace_name(lab.name, pod.node), pod.node), pod.key
+    if pod is not None:
+        return Place(namespace_name(lab.name, pod.namespace, pod.name), pod.name), pod.key
+    if reference.node is not None:
+        name = reference.node.name
+        return Place(namespace_name(lab.name, name), name), f"node/{name}"
+    raise NetlabError(
+        Problem(
+            "no-place",
+            f'"{text}" is neither a pod nor a node of lab {lab.name}',
+            hint="`netlab get pods -o wide` and `netlab get nodes` list them",
+        )
+    )
+
+
+def _pod_behind(lab: Lab, reference: Reference) -> Pod | None:
+    """A pod behind a Service, as kubectl picks one."""
+    if reference.service is None:
+        return None
+    ports = reference.service.ports
+    keys = {e.pod for port in ports for e in lab.endpoints_of(reference.service, port) if e.ready}
+    return next((pod for pod in lab.pods if pod.key in keys), None)

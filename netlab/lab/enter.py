@@ -1,0 +1,263 @@
+"""Run a command inside a lab, as if its terminal, signals and exit code were the caller's own.
+
+The command runs in three namespaces of the lab: the network namespace of a pod or a node, and the
+PID and mount namespaces of init, so that it ends with the lab and sees the lab's files.  Its host
+name and its /sys are its own: /sys shows the links of the network namespace that mounted it.
+
+Three processes: the caller, which waits outside; a supervisor, first to be inside, which tells the
+caller how the command ended; the command.  The end of one ends those after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+from netlab.kernel.namespaces import open_named, path
+from netlab.kernel.syscalls import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUTS,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    die_with_parent,
+    mount,
+    setns,
+    unshare,
+)
+from netlab.lab.control import Init, LabNotRunning
+from netlab.problems import Exit, NetlabError, Problem
+
+NOT_EXECUTABLE = 126  # as POSIX shells have it (XCU 2.8.2)
+NOT_FOUND = 127
+
+_STATUS = struct.Struct("=i")  # as waitpid(2) gives it
+_HOST_NAME_MAX = 63  # what Kubernetes leaves of a pod's name
+
+
+class Place(NamedTuple):
+    """Where a command runs: a network namespace by name, and the host name to have there."""
+
+    namespace: str
+    host_name: str
+
+
+class _Entry(NamedTuple):
+    """Everything that the processes inside need, opened outside."""
+
+    place: Place
+    network: int
+    init: int
+    directory: str
+    status: int  # where the supervisor writes how the command ended
+    ignored: tuple[signal.Signals, ...]  # which the caller ignored before
+
+
+def run(init: Init, place: Place, command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command and wait for it; returns its exit code, 128+n if signal n ended it.
+
+    126 if it cannot be executed, 127 if there is no such command; both are told on stderr, as is
+    the end of the lab.  To be called in the main thread, for it handles signals meanwhile.
+    NetlabError if the lab or the namespace is not there.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with contextlib.ExitStack() as stack:
+        network = _open_network(place)
+        stack.callback(os.close, network)
+        reader, writer = os.pipe()
+        stack.callback(os.close, reader)
+        stack.enter_context(_terminal_kept())
+        ignored = stack.enter_context(_signals_left_to_the_command())
+        entry = _Entry(place, network, init.pidfd, _directory(), writer, ignored)
+        try:
+            supervisor = _fork_inside(init, entry, command, environment)
+        finally:
+            os.close(writer)
+        _forward_signals(supervisor)
+        status = os.read(reader, _STATUS.size)
+    if not status:
+        _tell(Problem("lab-ended", f'lab "{init.lab}" went down, and "{command[0]}" with it'))
+        return 128 + signal.SIGKILL
+    code = os.waitstatus_to_exitcode(_STATUS.unpack(status)[0])
+    return code if code >= 0 else 128 - code
+
+
+def _fork_inside(
+    init: Init, entry: _Entry, command: Sequence[str], environment: Mapping[str, str]
+) -> int:
+    """Start the supervisor in init's PID namespace; the caller's later children are outside."""
+    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(entry.init, CLONE_NEWPID)
+        try:
+            supervisor = os.fork()
+            if supervisor == 0:
+                _supervise(entry, command, environment)
+        finally:
+            setns(home, CLONE_NEWPID)
+    except OSError:
+        if not init.wait(0):
+            raise
+        raise LabNotRunning(init.lab) from None
+    finally:
+        os.close(home)
+    return supervisor
+
+
+def _supervise(entry: _Entry, command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    status = NOT_EXECUTABLE << 8
+    try:
+        die_with_parent(signal.SIGKILL)
+        if not _has_reader(entry.status):  # the caller ended before that; getppid() is 0 either way
+            os._exit(1)
+        _move_in(entry)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        supervisor = os.getpid()
+        child = os.fork()
+        if child == 0:
+            _execute(supervisor, entry, command, environment)
+        _forward_signals(child)
+        _, status = os.waitpid(child, 0)
+    except OSError as error:
+        _tell(Problem("not-entered", f"{entry.place.namespace} cannot be entered: {error}"))
+    finally:
+        with contextlib.suppress(OSError):
+            os.write(entry.status, _STATUS.pack(status))
+        os._exit(0)
+
+
+def _move_in(entry: _Entry) -> None:
+    """Into init's mounts and the network namespace; a /sys and a host name that are private."""
+    setns(entry.init, CLONE_NEWNS)
+    setns(entry.network, CLONE_NEWNET)
+    unshare(CLONE_NEWNS | CLONE_NEWUTS)
+    mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    socket.sethostname(entry.place.host_name[:_HOST_NAME_MAX])
+    with contextlib.suppress(OSError):
+        os.chdir(entry.directory)
+
+
+def _execute(
+    supervisor: int, entry: _Entry, command: Sequence[str], environment: Mapping[str, str]
+) -> NoReturn:
+    code = NOT_EXECUTABLE
+    try:
+        die_with_parent(signal.SIGKILL)
+        if os.getppid() != supervisor:
+            os._exit(1)
+        # A handler ends with this program, but what is ignored stays so: undo what Python ignores
+        # (SIGPIPE, SIGXFSZ) and what this module does, not what `nohup` or a shell's & did.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT):
+            if number not in entry.ignored:
+                signal.signal(number, signal.SIG_DFL)
+        os.execvpe(command[0], list(command), dict(environment))
+    except (FileNotFoundError, NotADirectoryError):
+        code = NOT_FOUND
+        hint = "commands are those of this machine, found by PATH; is its package installed?"
+        _tell(Problem("command-not-found", f'"{command[0]}" is not there', hint=hint))
+    except OSError as error:
+        _tell(Problem("not-executable", f'"{command[0]}" cannot be executed: {error.strerror}'))
+    finally:
+        os._exit(code)
+
+
+def _open_network(place: Place) -> int:
+    try:
+        return open_named(place.namespace)
+    except FileNotFoundError:
+        problem = Problem(
+            "namespace-gone",
+            f"{path(place.namespace)} does not exist",
+            hint="`netlab up` with the lab's topology makes it again",
+        )
+        raise NetlabError(problem, Exit.MACHINE) from None
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
+@contextlib.contextmanager
+def _signals_left_to_the_command() -> Iterator[tuple[signal.Signals, ...]]:
+    """Do not end by what the terminal sends; yields what of that was ignored before.
+
+    SIGCHLD is ignored, so that the kernel reaps the supervisor itself: the end of a PID namespace
+    waits for everything that was moved into it, and a stopped caller (^Z) would never wait.
+    """
+    before = {
+        number: signal.getsignal(number)
+        for number in (
+            signal.SIGINT,
+            signal.SIGQUIT,
+            signal.SIGCHLD,
+            signal.SIGTERM,
+            signal.SIGHUP,
+        )
+    }
+    terminal = (signal.SIGINT, signal.SIGQUIT)
+    for number in (*terminal, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        yield tuple(number for number in terminal if before[number] is signal.SIG_IGN)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _forward_signals(process: int) -> None:
+    """Pass on what is sent to one process only, unless it is ignored."""
+
+    def forward(number: int, _: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, forward)
+
+
+@contextlib.contextmanager
+def _terminal_kept() -> Iterator[None]:
+    """Have the terminal afterwards as before: a shell takes it over, and may be killed."""
+    import termios
+
+    try:
+        in_foreground = os.tcgetpgrp(0) == os.getpgrp()
+        modes = termios.tcgetattr(0)
+    except (OSError, termios.error):  # not a terminal, or not ours
+        in_foreground = False
+    if not in_foreground:
+        yield
+        return
+    try:
+        yield
+    finally:
+        before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        with contextlib.suppress(OSError, termios.error):
+            os.tcsetpgrp(0, os.getpgrp())
+            termios.tcsetattr(0, termios.TCSANOW, modes)
+        signal.signal(signal.SIGTTOU, before)
+
+
+def _has_reader(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return not poll.poll(0)
+
+
+def _tell(problem: Problem) -> None:
+    print(problem, file=sys.stderr, flush=True)
