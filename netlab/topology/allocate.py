@@ -1,0 +1,181 @@
+"""From stated objects to a decided lab: what is given is kept, what is left out is allocated.
+
+The same objects in the same order always give the same lab.  The rules stand where they are
+applied, in `networks`, `pods`, `services` and `endpoints`, and in docs/topology-files.md.
+"""
+
+from __future__ import annotations
+
+from netlab.topology import endpoints, lab_document, model, networks, pods, services
+from netlab.topology.addresses import network
+from netlab.topology.networks import DraftNode, Networks
+from netlab.topology.objects import Objects, Stated
+from netlab.topology.places import Complaints
+from netlab.topology.pods import DraftPod
+
+OVERLAYS = ("vxlan", "host-gw")
+PROXY_MODES = ("iptables", "none")
+FEATURE_GATES = ("AllowServiceExternalIPs",)
+
+
+def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
+    """The lab that the objects describe; `name` is its name unless a Lab object has one.
+
+    Raises NetlabError with everything that is wrong.
+    """
+    decided = networks.decide(objects, found)
+    overlay, proxy = _overlay(objects.lab, found), _service_proxy(objects.lab, decided, found)
+    drafts = pods.decide(objects, decided.nodes, found)
+    made = services.decide(objects.services, decided.service_cidrs, found)
+    behind = endpoints.decide(objects, made, drafts, found)
+    _listen_on_declared(drafts, found)
+    found.raise_errors()
+    return model.Lab(
+        name=objects.lab.item.metadata.name if objects.lab else name,
+        pod_cidr=str(decided.pod_cidr),
+        service_cidrs=tuple(str(cidr) for cidr in decided.service_cidrs),
+        underlay=decided.underlay,
+        overlay=overlay,
+        service_proxy=proxy,
+        nodes=tuple(_node(draft) for draft in decided.nodes),
+        pods=tuple(_pod(draft) for draft in drafts),
+        services=tuple(made),
+        endpoints=tuple(behind),
+        declared=tuple(objects.declared),
+    )
+
+
+def _node(draft: DraftNode) -> model.Node:
+    return model.Node(
+        name=draft.name,
+        address=str(draft.address),
+        pod_cidr=str(draft.pod_cidr),
+        labels=draft.labels,
+    )
+
+
+def _pod(draft: DraftPod) -> model.Pod:
+    assert draft.node is not None
+    return model.Pod(
+        namespace=draft.namespace,
+        name=draft.name,
+        node=draft.node.name,
+        address=str(draft.address),
+        labels=draft.labels,
+        ports=tuple(
+            model.ContainerPort(
+                port=port.containerPort, protocol=port.protocol or "TCP", name=port.name or ""
+            )
+            for port in draft.ports
+        ),
+        listen=tuple(draft.listen),
+        host_network=draft.host_network,
+        ready=draft.ready,
+        owner=draft.owner,
+    )
+
+
+def _listen_on_declared(drafts: list[DraftPod], found: Complaints) -> None:
+    """Add the declared ports; on a node's own addresses only one pod can have a port."""
+    owner: dict[tuple[str, str, int], DraftPod] = {}
+    for draft in drafts:
+        declared: dict[tuple[model.Protocol, int], None] = {
+            (port.protocol or "TCP", port.containerPort): None for port in draft.ports
+        }
+        draft.listen = {**declared, **draft.listen}
+        if not draft.host_network or draft.node is None:
+            continue
+        for protocol, number in list(draft.listen):
+            first = owner.setdefault((draft.node.name, protocol, number), draft)
+            if first is not draft:
+                del draft.listen[protocol, number]
+                found.warning(
+                    "port-taken",
+                    f"{draft.title}: {protocol} {number} on node {draft.node.name} is already "
+                    f"{first.title}'s, which answers there",
+                    draft.origin,
+                )
+
+
+def _overlay(lab: Stated[lab_document.Lab] | None, found: Complaints) -> model.Overlay:
+    spec = lab.item.spec.overlay if lab and lab.item.spec else None
+    if lab is None or spec is None:
+        return model.Overlay()
+    usual = model.Overlay()
+    if spec.type is not None and spec.type not in OVERLAYS:
+        message = f'{_title(lab)}: the overlay type "{spec.type}" is not built by this version'
+        hint = f"it builds {' and '.join(OVERLAYS)}"
+        found.error("unsupported", message, lab.origin, "spec", "overlay", "type", hint=hint)
+    return model.Overlay(
+        type=spec.type or usual.type, vni=spec.vni or usual.vni, port=spec.port or usual.port
+    )
+
+
+def _service_proxy(
+    lab: Stated[lab_document.Lab] | None, decided: Networks, found: Complaints
+) -> model.ServiceProxy:
+    spec = (lab.item.spec.serviceProxy if lab and lab.item.spec else None) or (
+        lab_document.ServiceProxySpec()
+    )
+    if lab is not None:
+        _check_service_proxy(lab, spec, found)
+    usual = model.ServiceProxy()
+    local = spec.detectLocal or lab_document.DetectLocalSpec()
+    iptables = spec.iptables or lab_document.IPTablesSpec()
+    bit, localhost = iptables.masqueradeBit, iptables.localhostNodePorts
+    return model.ServiceProxy(
+        mode=spec.mode or usual.mode,
+        detectLocalMode=spec.detectLocalMode or usual.detectLocalMode,
+        detectLocal=model.DetectLocal(
+            bridgeInterface=local.bridgeInterface or "",
+            interfaceNamePrefix=local.interfaceNamePrefix or "",
+        ),
+        clusterCIDR=str(decided.pod_cidr) if spec.clusterCIDR is None else spec.clusterCIDR,
+        nodePortAddresses=tuple(spec.nodePortAddresses or ()),
+        iptables=model.IPTablesProxy(
+            masqueradeAll=bool(iptables.masqueradeAll),
+            masqueradeBit=usual.iptables.masqueradeBit if bit is None else bit,
+            localhostNodePorts=localhost is not False,
+        ),
+        conntrack=model.ConntrackProxy(
+            tcpBeLiberal=bool(spec.conntrack and spec.conntrack.tcpBeLiberal)
+        ),
+        featureGates=spec.featureGates or {},
+    )
+
+
+def _check_service_proxy(
+    lab: Stated[lab_document.Lab], spec: lab_document.ServiceProxySpec, found: Complaints
+) -> None:
+    title, origin, path = _title(lab), lab.origin, ("spec", "serviceProxy")
+    if spec.mode is not None and spec.mode not in PROXY_MODES:
+        message = f'{title}: serviceProxy mode "{spec.mode}" is not built by this version'
+        hint = f"it builds {' and '.join(PROXY_MODES)}"
+        found.error("unsupported", message, origin, *path, "mode", hint=hint)
+    if spec.clusterCIDR:
+        network(spec.clusterCIDR, title, found, origin, (*path, "clusterCIDR"))
+    for index, text in enumerate(spec.nodePortAddresses or ()):
+        if text != "primary":
+            network(text, title, found, origin, (*path, "nodePortAddresses", index))
+        elif len(spec.nodePortAddresses or ()) > 1:
+            message = f'{title}: "primary" stands alone in nodePortAddresses, or not at all'
+            found.error("bad-value", message, origin, *path, "nodePortAddresses", index)
+    local = spec.detectLocal or lab_document.DetectLocalSpec()
+    for mode, name, value in (
+        ("BridgeInterface", "bridgeInterface", local.bridgeInterface),
+        ("InterfaceNamePrefix", "interfaceNamePrefix", local.interfaceNamePrefix),
+    ):
+        if spec.detectLocalMode == mode and not value:
+            message = f"{title}: detectLocalMode {mode} needs detectLocal.{name}"
+            found.error("missing-field", message, origin, *path, "detectLocalMode")
+    for gate in spec.featureGates or {}:
+        if gate not in FEATURE_GATES:
+            message = f"{title}: the feature gate {gate} is not built by this version"
+            hint = f"it knows {', '.join(FEATURE_GATES)}"
+            found.error(
+                "unsupported", message, origin, *path, "featureGates", gate, hint=hint, at_key=True
+            )
+
+
+def _title(lab: Stated[lab_document.Lab]) -> str:
+    return f"Lab {lab.item.metadata.name}"

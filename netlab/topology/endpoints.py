@@ -1,0 +1,250 @@
+"""Which pods, and which given addresses, stand behind each port of a Service.
+
+* EndpointSlices in the file are taken as they are, for a Service with a selector too.
+* Otherwise a Service with a selector has the pods that it selects: `ready` if they are ready and
+  not being deleted, `serving` if they are ready, `terminating` if they are being deleted.
+* A Service without selector and slices has those of the Endpoints object of its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from netlab.topology import kubernetes as k8s
+from netlab.topology import model
+from netlab.topology.addresses import address, is_ipv6
+from netlab.topology.objects import Objects, Stated
+from netlab.topology.places import Complaints
+from netlab.topology.pods import DraftPod
+from netlab.topology.services import target_number
+
+_SERVICE_NAME = "kubernetes.io/service-name"
+
+
+def decide(
+    objects: Objects, services: list[model.Service], pods: list[DraftPod], found: Complaints
+) -> list[model.ServiceEndpoints]:
+    """Endpoints of every port of every Service; also has the pods listen on target ports."""
+    index = _PodIndex(pods)
+    given = _Given(objects, services, pods, found)
+    decided: list[model.ServiceEndpoints] = []
+    for service, stated in zip(services, objects.services, strict=True):
+        if service.type == "ExternalName":
+            continue
+        selected = index.selected(service)
+        for pod in selected:
+            for port in service.ports:
+                number = target_number(port, pod)
+                if number is not None:
+                    pod.listen[port.protocol, number] = None
+        has_slices = given.has_slices(service)
+        if service.selector and not has_slices:
+            if not selected:
+                _warn_of_selector(service, stated, pods, found)
+            _warn_of_distribution(stated, found)
+        for port in service.ports:
+            if has_slices or not service.selector:
+                endpoints = tuple(given.endpoints(service, port))
+            else:
+                endpoints = tuple(_of_pods(service, port, selected))
+            decided.append(
+                model.ServiceEndpoints(
+                    namespace=service.namespace,
+                    service=service.name,
+                    port_name=port.name,
+                    protocol=port.protocol,
+                    endpoints=endpoints,
+                )
+            )
+    return decided
+
+
+class _PodIndex:
+    """Pods by namespace and label, so that a Service looks at few."""
+
+    def __init__(self, pods: list[DraftPod]) -> None:
+        self._by_label: dict[tuple[str, str, str], list[DraftPod]] = {}
+        for pod in pods:
+            for key, value in pod.labels.items():
+                self._by_label.setdefault((pod.namespace, key, value), []).append(pod)
+
+    def selected(self, service: model.Service) -> list[DraftPod]:
+        """The pods that a Service selects, in order; none if it has no selector."""
+        if not service.selector:
+            return []
+        fewest = min(
+            (
+                self._by_label.get((service.namespace, *label), [])
+                for label in service.selector.items()
+            ),
+            key=len,
+        )
+        wanted = service.selector.items()
+        return [pod for pod in fewest if wanted <= pod.labels.items()]
+
+
+def _of_pods(
+    service: model.Service, port: model.ServicePort, pods: list[DraftPod]
+) -> Iterator[model.Endpoint]:
+    for pod in pods:
+        number = target_number(port, pod)
+        if number is not None and pod.address is not None:
+            yield model.Endpoint(
+                address=str(pod.address),
+                port=number,
+                node=pod.node.name if pod.node else None,
+                pod=pod.key,
+                ready=service.publish_not_ready_addresses or (pod.ready and not pod.terminating),
+                serving=pod.ready,
+                terminating=pod.terminating,
+            )
+
+
+def _warn_of_selector(
+    service: model.Service,
+    stated: Stated[k8s.Service],
+    pods: list[DraftPod],
+    found: Complaints,
+) -> None:
+    wanted = service.selector.items()
+    labels = ", ".join(f"{key}={value}" for key, value in wanted)
+    elsewhere = sorted({pod.namespace for pod in pods if wanted <= pod.labels.items()})
+    hint = None
+    if elsewhere:
+        hint = f"pods in namespace {elsewhere[0]} match; a Service selects in its own namespace"
+    else:
+        near = sorted(
+            {
+                f"{key}={pod.labels[key]}"
+                for pod in pods
+                if pod.namespace == service.namespace
+                for key in service.selector
+                if key in pod.labels
+            }
+        )
+        if near:
+            hint = f"pods in namespace {service.namespace} have {', '.join(near[:5])}"
+    message = f"{stated.title}: no pod matches its selector {labels}"
+    found.warning("selects-nothing", message, stated.origin, "spec", "selector", hint=hint)
+
+
+def _warn_of_distribution(stated: Stated[k8s.Service], found: Complaints) -> None:
+    wanted = stated.item.spec.trafficDistribution if stated.item.spec else None
+    if wanted:
+        message = (
+            f"{stated.title}: trafficDistribution {wanted} gives no hints in this version; "
+            "EndpointSlices with hints are heeded"
+        )
+        found.warning("not-built", message, stated.origin, "spec", "trafficDistribution")
+
+
+class _Given:
+    """Endpoints that stand in the file."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        services: list[model.Service],
+        pods: list[DraftPod],
+        found: Complaints,
+    ) -> None:
+        self._found = found
+        self._pods = {pod.key: pod for pod in pods}
+        self._by_address = {str(pod.address): pod for pod in pods if not pod.host_network}
+        self._slices: dict[str, list[Stated[k8s.EndpointSlice]]] = {}
+        self._endpoints: dict[str, Stated[k8s.Endpoints]] = {}
+        known = {service.key for service in services}
+        for each in objects.slices:
+            name = (each.item.metadata.labels or {}).get(_SERVICE_NAME)
+            if name is None or f"{each.namespace}/{name}" not in known:
+                what = (
+                    f"belongs to Service {name}, which is not in the file"
+                    if name
+                    else (f"has no label {_SERVICE_NAME}")
+                )
+                found.warning("no-service", f"{each.title} {what}", each.origin)
+            elif each.item.addressType != "IPv4":
+                message = f"{each.title}: {each.item.addressType} endpoints are left out"
+                found.warning("ipv4-only", message, each.origin)
+            else:
+                self._slices.setdefault(f"{each.namespace}/{name}", []).append(each)
+        for endpoints in objects.endpoints:
+            key = f"{endpoints.namespace}/{endpoints.item.metadata.name}"
+            self._endpoints[key] = endpoints
+            if key not in known:
+                message = f"{endpoints.title}: there is no Service of that name in the file"
+                found.warning("no-service", message, endpoints.origin)
+
+    def has_slices(self, service: model.Service) -> bool:
+        """Whether the file has EndpointSlices for a Service."""
+        return service.key in self._slices
+
+    def endpoints(
+        self, service: model.Service, port: model.ServicePort
+    ) -> Iterator[model.Endpoint]:
+        """The given endpoints of one port."""
+        if service.key in self._slices:
+            for each in self._slices[service.key]:
+                yield from self._of_slice(each, port)
+        elif service.key in self._endpoints:
+            yield from self._of_endpoints(self._endpoints[service.key], port)
+
+    def _of_slice(
+        self, stated: Stated[k8s.EndpointSlice], port: model.ServicePort
+    ) -> Iterator[model.Endpoint]:
+        for number in _numbers(stated.item.ports or (), port):
+            for index, entry in enumerate(stated.item.endpoints or ()):
+                path = ("endpoints", index, "addresses", 0)
+                if not entry.addresses:
+                    continue
+                ip = address(entry.addresses[0], stated.title, self._found, stated.origin, path)
+                conditions = entry.conditions or k8s.EndpointConditions()
+                hints = entry.hints or k8s.EndpointHints()
+                yield model.Endpoint(
+                    address=str(ip),
+                    port=number,
+                    node=entry.nodeName,
+                    pod=self._pod(str(ip), entry.targetRef, stated.namespace),
+                    ready=conditions.ready is not False,
+                    serving=conditions.serving is not False,
+                    terminating=conditions.terminating is True,
+                    for_nodes=tuple(hint.name for hint in hints.forNodes or ()),
+                    for_zones=tuple(hint.name for hint in hints.forZones or ()),
+                )
+
+    def _of_endpoints(
+        self, stated: Stated[k8s.Endpoints], port: model.ServicePort
+    ) -> Iterator[model.Endpoint]:
+        for index, subset in enumerate(stated.item.subsets or ()):
+            for number in _numbers(subset.ports or (), port):
+                for name in ("addresses", "notReadyAddresses"):
+                    for position, entry in enumerate(getattr(subset, name) or ()):
+                        path = ("subsets", index, name, position, "ip")
+                        if is_ipv6(entry.ip):
+                            message = f"{stated.title}: {entry.ip} is left out, it is IPv6"
+                            self._found.warning("ipv4-only", message, stated.origin, *path)
+                            continue
+                        ip = address(entry.ip, stated.title, self._found, stated.origin, path)
+                        yield model.Endpoint(
+                            address=str(ip),
+                            port=number,
+                            node=entry.nodeName,
+                            pod=self._pod(str(ip), entry.targetRef, stated.namespace),
+                            ready=name == "addresses",
+                            serving=name == "addresses",
+                        )
+
+    def _pod(self, ip: str, reference: k8s.ObjectReference | None, namespace: str) -> str | None:
+        """`namespace/name` of the lab's pod that an endpoint is."""
+        if reference and reference.kind == "Pod":
+            pod = self._pods.get(f"{reference.namespace or namespace}/{reference.name}")
+        else:
+            pod = self._by_address.get(ip)
+        return pod.key if pod and str(pod.address) == ip else None
+
+
+def _numbers(ports: Iterable[k8s.EndpointPort], port: model.ServicePort) -> Iterator[int]:
+    for each in ports:
+        same = (each.name or "", each.protocol or "TCP") == (port.name, port.protocol)
+        if same and each.port is not None:
+            yield each.port

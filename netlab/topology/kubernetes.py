@@ -1,0 +1,345 @@
+"""Kubernetes objects: of each kind the fields that the datapath depends on, under their own names.
+
+Everything else in an object is ignored.  A field may be null, which means that it is left out, as
+in Kubernetes.  Names are checked here, by their types; what needs more than one field is checked
+where it is used.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from netlab.topology.model import Protocol, ServiceType, TrafficPolicy
+
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+
+# `$` also matches before a final line break, hence the (?!\n).
+Label = Annotated[
+    str,
+    Meta(
+        pattern=rf"^{_LABEL}$(?!\n)",
+        max_length=63,
+        description="RFC 1123 label: at most 63 of a-z, 0-9 and -, beginning and ending in "
+        "a letter or a digit",
+    ),
+]
+Subdomain = Annotated[
+    str,
+    Meta(
+        pattern=rf"^{_LABEL}(\.{_LABEL})*$(?!\n)",
+        max_length=253,
+        description="RFC 1123 subdomain: at most 253 of a-z, 0-9, - and ., each part beginning "
+        "and ending in a letter or a digit",
+    ),
+]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+PortOrZero = Annotated[int, Meta(ge=0, le=65535)]
+Labels = dict[str, str]
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Base of everything inside an object."""
+
+
+class Object(Part, frozen=True, tag_field="kind"):
+    """Base of the kinds; the tag is the kind's name."""
+
+
+class OwnerReference(Part, frozen=True):
+    kind: str
+    name: str
+    controller: bool | None = None
+
+
+class Metadata(Part, frozen=True):
+    name: Subdomain
+    namespace: Label | None = None
+    labels: Labels | None = None
+    deletionTimestamp: str | None = None
+    ownerReferences: list[OwnerReference] | None = None
+
+
+class LabelMetadata(Metadata, frozen=True, kw_only=True):
+    """Metadata of a kind whose name has to be a label."""
+
+    name: Label
+
+
+# Node
+
+
+class NodeAddress(Part, frozen=True):
+    type: str
+    address: str
+
+
+class NodeSpec(Part, frozen=True):
+    podCIDR: str | None = None
+    podCIDRs: list[str] | None = None
+
+
+class NodeStatus(Part, frozen=True):
+    addresses: list[NodeAddress] | None = None
+
+
+class Node(Object, frozen=True, tag="Node"):
+    metadata: Metadata
+    spec: NodeSpec | None = None
+    status: NodeStatus | None = None
+
+
+# Pod, and what makes pods
+
+
+class ContainerPort(Part, frozen=True):
+    containerPort: Port
+    protocol: Protocol | None = None
+    name: str | None = None
+    hostPort: PortOrZero | None = None
+
+
+class Container(Part, frozen=True):
+    ports: list[ContainerPort] | None = None
+
+
+class PodSpec(Part, frozen=True):
+    nodeName: str | None = None
+    nodeSelector: Labels | None = None
+    hostNetwork: bool | None = None
+    containers: list[Container] | None = None
+
+
+class Condition(Part, frozen=True):
+    type: str
+    status: Literal["True", "False", "Unknown"]
+
+
+class PodIP(Part, frozen=True):
+    ip: str
+
+
+class PodStatus(Part, frozen=True):
+    phase: str | None = None
+    podIP: str | None = None
+    podIPs: list[PodIP] | None = None
+    conditions: list[Condition] | None = None
+
+
+class Pod(Object, frozen=True, tag="Pod"):
+    metadata: Metadata
+    spec: PodSpec | None = None
+    status: PodStatus | None = None
+
+
+class TemplateMetadata(Part, frozen=True):
+    labels: Labels | None = None
+
+
+class PodTemplate(Part, frozen=True):
+    metadata: TemplateMetadata | None = None
+    spec: PodSpec | None = None
+
+
+class ControllerSpec(Part, frozen=True):
+    template: PodTemplate
+    replicas: Annotated[int, Meta(ge=0)] | None = None
+
+
+class Controller(Object, frozen=True):
+    """What makes pods of a template."""
+
+    metadata: Metadata
+    spec: ControllerSpec
+
+
+class Deployment(Controller, frozen=True, tag="Deployment"):
+    pass
+
+
+class ReplicaSet(Controller, frozen=True, tag="ReplicaSet"):
+    pass
+
+
+class StatefulSet(Controller, frozen=True, tag="StatefulSet"):
+    pass
+
+
+class DaemonSet(Controller, frozen=True, tag="DaemonSet"):
+    pass
+
+
+# Service
+
+
+class ServicePort(Part, frozen=True):
+    port: Port
+    name: str | None = None
+    protocol: Protocol | None = None
+    targetPort: PortOrZero | str | None = None
+    nodePort: PortOrZero | None = None
+
+
+class ClientIPConfig(Part, frozen=True):
+    timeoutSeconds: Annotated[int, Meta(ge=1, le=86400)] | None = None
+
+
+class SessionAffinityConfig(Part, frozen=True):
+    clientIP: ClientIPConfig | None = None
+
+
+class ServiceSpec(Part, frozen=True):
+    type: ServiceType | None = None
+    clusterIP: str | None = None
+    clusterIPs: list[str] | None = None
+    ipFamilies: list[Literal["IPv4", "IPv6"]] | None = None
+    selector: Labels | None = None
+    ports: list[ServicePort] | None = None
+    externalIPs: list[str] | None = None
+    loadBalancerSourceRanges: list[str] | None = None
+    allocateLoadBalancerNodePorts: bool | None = None
+    sessionAffinity: Literal["None", "ClientIP"] | None = None
+    sessionAffinityConfig: SessionAffinityConfig | None = None
+    externalTrafficPolicy: TrafficPolicy | None = None
+    internalTrafficPolicy: TrafficPolicy | None = None
+    healthCheckNodePort: PortOrZero | None = None
+    publishNotReadyAddresses: bool | None = None
+    trafficDistribution: str | None = None
+
+
+class LoadBalancerIngress(Part, frozen=True):
+    ip: str | None = None
+    ipMode: str | None = None
+
+
+class LoadBalancerStatus(Part, frozen=True):
+    ingress: list[LoadBalancerIngress] | None = None
+
+
+class ServiceStatus(Part, frozen=True):
+    loadBalancer: LoadBalancerStatus | None = None
+
+
+class Service(Object, frozen=True, tag="Service"):
+    metadata: LabelMetadata
+    spec: ServiceSpec | None = None
+    status: ServiceStatus | None = None
+
+
+# Endpoints
+
+
+class ObjectReference(Part, frozen=True):
+    kind: str | None = None
+    name: str | None = None
+    namespace: str | None = None
+
+
+class EndpointPort(Part, frozen=True):
+    port: Port | None = None
+    name: str | None = None
+    protocol: Protocol | None = None
+
+
+class EndpointAddress(Part, frozen=True):
+    ip: str
+    nodeName: str | None = None
+    targetRef: ObjectReference | None = None
+
+
+class EndpointSubset(Part, frozen=True):
+    addresses: list[EndpointAddress] | None = None
+    notReadyAddresses: list[EndpointAddress] | None = None
+    ports: list[EndpointPort] | None = None
+
+
+class Endpoints(Object, frozen=True, tag="Endpoints"):
+    metadata: Metadata
+    subsets: list[EndpointSubset] | None = None
+
+
+class EndpointConditions(Part, frozen=True):
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class NamedHint(Part, frozen=True):
+    name: str
+
+
+class EndpointHints(Part, frozen=True):
+    forZones: list[NamedHint] | None = None
+    forNodes: list[NamedHint] | None = None
+
+
+class SliceEndpoint(Part, frozen=True):
+    addresses: list[str]
+    conditions: EndpointConditions | None = None
+    nodeName: str | None = None
+    targetRef: ObjectReference | None = None
+    hints: EndpointHints | None = None
+
+
+class EndpointSlice(Object, frozen=True, tag="EndpointSlice"):
+    metadata: Metadata
+    addressType: Literal["IPv4", "IPv6", "FQDN"]
+    endpoints: list[SliceEndpoint] | None = None
+    ports: list[EndpointPort] | None = None
+
+
+# The rest
+
+
+class ServiceCIDRSpec(Part, frozen=True):
+    cidrs: list[str]
+
+
+class ServiceCIDR(Object, frozen=True, tag="ServiceCIDR"):
+    metadata: Metadata
+    spec: ServiceCIDRSpec
+
+
+class Namespace(Object, frozen=True, tag="Namespace"):
+    metadata: LabelMetadata
+
+
+KINDS: dict[tuple[str, str], type[Object]] = {
+    ("", "Node"): Node,
+    ("", "Pod"): Pod,
+    ("", "Service"): Service,
+    ("", "Endpoints"): Endpoints,
+    ("", "Namespace"): Namespace,
+    ("apps", "Deployment"): Deployment,
+    ("apps", "ReplicaSet"): ReplicaSet,
+    ("apps", "StatefulSet"): StatefulSet,
+    ("apps", "DaemonSet"): DaemonSet,
+    ("discovery.k8s.io", "EndpointSlice"): EndpointSlice,
+    ("networking.k8s.io", "ServiceCIDR"): ServiceCIDR,
+}
+"""Kinds by API group and name."""
+
+CLUSTER_SCOPED = (Node, ServiceCIDR, Namespace)
+
+NOT_BUILT = {
+    ("networking.k8s.io", "Ingress"): "is not served",
+    ("networking.k8s.io", "NetworkPolicy"): "is not enforced",
+    ("", "ReplicationController"): "makes no pods",
+    ("batch", "Job"): "makes no pods",
+    ("batch", "CronJob"): "makes no pods",
+}
+"""Kinds that have a part in the datapath, but not in what this version builds."""
+
+
+def namespace_of(item: Any) -> str:
+    """The namespace of an object; "" if its kind has none."""
+    return "" if isinstance(item, CLUSTER_SCOPED) else item.metadata.namespace or "default"
+
+
+def title(item: Any) -> str:
+    """An object as messages call it: `Pod demo/pod1`, `Node k8s-slave1`."""
+    namespace = namespace_of(item)
+    name = f"{namespace}/{item.metadata.name}" if namespace else item.metadata.name
+    return f"{type(item).__name__} {name}"

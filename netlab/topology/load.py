@@ -1,0 +1,110 @@
+"""Topology files: found, read, checked, and made into a lab.
+
+loaded = load("two-node-vxlan")
+loaded.lab, loaded.warnings
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from netlab.problems import NetlabError, Place, Problem, suggest
+from netlab.topology.allocate import allocate
+from netlab.topology.documents import documents, read
+from netlab.topology.model import Lab
+from netlab.topology.objects import gather
+from netlab.topology.places import Complaints
+
+# Where `pip install` puts them, below the prefix that the package is installed in (pyproject.toml,
+# data-files); in a checkout they stand beside the package.
+_INSTALLED = "share/netlab-datapath/topologies"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A lab, and what its author should know about the file."""
+
+    lab: Lab
+    warnings: tuple[Problem, ...] = ()
+
+
+def load(source: str | os.PathLike[str], name: str | None = None) -> Loaded:
+    """The lab of a topology: a file, "-" for standard input, or the name of a shipped topology.
+
+    `name` becomes the lab's name, whatever the file says.  Raises NetlabError (exit code 2) with
+    every problem found, each with its place.
+    """
+    text = os.fspath(source)
+    path = "-" if text == "-" else str(find(text))
+    found = Complaints()
+    stated = documents(read(path), path, found)
+    objects = gather(stated, found)
+    found.raise_errors()
+    if not stated:
+        problem = Problem("empty-file", f"{path} has no object in it", Place(path))
+        raise NetlabError(problem)
+    lab = allocate(objects, _name_of(path), found)
+    if name is not None:
+        lab = _renamed(lab, name)
+    return Loaded(lab, found.warnings())
+
+
+def find(name: str) -> Path:
+    """The file that a topology argument means.
+
+    A word without "/" and suffix is the name of a shipped topology if there is one; everything
+    else is a path.  Raises NetlabError (unknown-topology) for a word that is neither.
+    """
+    known = shipped()
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if "/" in name or path.suffix in (".yaml", ".yml", ".json") or os.path.lexists(path):
+        return path
+    near = suggest(name, list(known))
+    listing = "`netlab topology ls` lists them; a file of your own has a / or a suffix"
+    raise NetlabError(
+        Problem(
+            "unknown-topology",
+            f'no topology "{name}" comes with netlab, and there is no such file',
+            hint=f'did you mean "{near}"? {listing}' if near else listing,
+        )
+    )
+
+
+def shipped() -> dict[str, Path]:
+    """The topologies that come with netlab, by name."""
+    for parent in Path(__file__).resolve().parents:
+        checkout = parent / "topologies"
+        if (parent / "pyproject.toml").is_file() and checkout.is_dir():
+            return _topologies_in(checkout)
+        if (parent / _INSTALLED).is_dir():
+            return _topologies_in(parent / _INSTALLED)
+    return {}
+
+
+def _topologies_in(directory: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
+
+
+def _name_of(path: str) -> str:
+    """A lab's name from its file's: `My Lab.yaml` is my-lab."""
+    name = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower())[:63].strip("-")
+    return name or "lab"
+
+
+def _renamed(lab: Lab, name: str) -> Lab:
+    import msgspec
+
+    if len(name) > 63 or not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name):
+        raise NetlabError(
+            Problem(
+                "bad-name",
+                f'"{name}" is not a name for a lab',
+                hint="at most 63 lower-case letters, digits and hyphens, first and last no hyphen",
+            )
+        )
+    return msgspec.structs.replace(lab, name=name)
