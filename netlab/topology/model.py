@@ -9,6 +9,7 @@ Addresses are text in canonical form ("10.244.1.4"), networks too ("10.244.1.0/2
 
 from __future__ import annotations
 
+from functools import cached_property
 from ipaddress import ip_network
 from typing import Any, Literal
 
@@ -183,7 +184,7 @@ class ServiceEndpoints(Frozen, frozen=True):
     endpoints: tuple[Endpoint, ...] = ()
 
 
-class Lab(Frozen, frozen=True):
+class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     """A whole lab, decided."""
 
     name: str
@@ -198,21 +199,22 @@ class Lab(Frozen, frozen=True):
     endpoints: tuple[ServiceEndpoints, ...] = ()
     declared: tuple[dict[str, Any], ...] = ()  # the Kubernetes objects as the file has them
 
+    @cached_property
+    def _node_by_name(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def _endpoints_by_port(self) -> dict[tuple[str, str, str, str], tuple[Endpoint, ...]]:
+        return {
+            (entry.namespace, entry.service, entry.port_name, entry.protocol): entry.endpoints
+            for entry in self.endpoints
+        }
+
     def node(self, name: str) -> Node:
         """The node of that name; KeyError if there is none."""
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
+        return self._node_by_name[name]
 
     def endpoints_of(self, service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
         """Endpoints behind one port of a Service, in no particular order."""
-        for entry in self.endpoints:
-            if (entry.namespace, entry.service, entry.port_name, entry.protocol) == (
-                service.namespace,
-                service.name,
-                port.name,
-                port.protocol,
-            ):
-                return entry.endpoints
-        return ()
+        key = (service.namespace, service.name, port.name, port.protocol)
+        return self._endpoints_by_port.get(key, ())
