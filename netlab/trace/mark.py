@@ -51,7 +51,7 @@ class Mark:
         return (self.cookie,)
 
     def conditions(self, vxlan_port: int) -> list[str]:
-        """Matches in nftables' words that hold for the probe, its answers and errors, and nothing else."""
+        """Matches of nftables that hold for the probe, its answers and its errors alone."""
         if self.protocol == "tcp":
             first = f"tcp sequence {self.sequence} tcp flags & (syn | ack) == syn"
             answer = f"tcp ackseq {self.sequence + 1} tcp flags & (syn | rst) != 0"

@@ -1,0 +1,88 @@
+"""`netlab trace`."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import click
+
+from netlab.cli.common import lab_option, namespace_option, output_option, running_lab
+from netlab.problems import Exit
+
+if TYPE_CHECKING:
+    from netlab.trace.model import ProbeProtocol
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@click.option(
+    "--protocol",
+    type=click.Choice(("tcp", "udp", "icmp")),
+    help="What to send.  [default: what the Service port says, else tcp; icmp without a port]",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Destination port, if DST leaves it open."
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.01, 60),
+    metavar="SECONDS",
+    help="How long to wait for an answer.  [default: 0.8]",
+)
+@namespace_option
+@lab_option
+@output_option("json")
+def trace(
+    source: str,
+    destination: str,
+    protocol: ProbeProtocol | None,
+    port: int | None,
+    timeout_s: float | None,
+    namespace: str | None,
+    lab_name: str | None,
+    output: str | None,
+) -> int:
+    """Send one probe from SRC to DST and tell what happened to it, there and back.
+
+    SRC is a pod, a node, or an address of one.  DST is a pod, a Service (svc/NAME or svc/NAME:PORT),
+    an address (with or without :PORT), or node/NAME:PORT.
+
+    The exit code is 0 if it was delivered there and back, 1 if it was rejected or dropped, 4 if it
+    could not be observed.
+    """
+    lab = running_lab(lab_name)
+    if output is None:
+        # Beside the trace, which mostly waits for the kernel.
+        threading.Thread(target=_load_report, daemon=True).start()
+    from netlab.trace.aim import DEFAULT_TIMEOUT_S, Request
+    from netlab.trace.run import trace as run
+
+    request = Request(
+        source=source,
+        destination=destination,
+        namespace=namespace,
+        protocol=protocol,
+        port=port,
+        timeout_s=DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
+    )
+    found = run(lab, request)
+    if output == "json":
+        from netlab.trace.model import encode
+
+        click.echo(encode(found).decode())
+    else:
+        from rich.console import Console
+
+        from netlab.report.terminal import print_trace
+
+        print_trace(found, Console(highlight=False))
+    exits = {"delivered": Exit.YES, "unobserved": Exit.UNOBSERVED}
+    return exits.get(found.disposition, Exit.NO)
+
+
+def _load_report() -> None:
+    import rich.console
+    import rich.tree  # noqa: F401
