@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -18,10 +19,12 @@ from msgspec.structs import replace
 from labs import fresh_name, small_lab
 from netlab.datapath.build import build
 from netlab.datapath.describe import shell, summary
-from netlab.kernel import namespaces, observe
+from netlab.datapath.services.iptables_save import differences
+from netlab.kernel import namespaces, observe, xtables
 from netlab.kernel.namespaces import entered
 from netlab.lab import control, lifecycle, record
 from netlab.problems import Exit, NetlabError
+from netlab.topology.load import load
 from netlab.topology.model import Lab
 
 pytestmark = pytest.mark.kernel
@@ -119,6 +122,19 @@ def test_service_without_endpoints_rejects(run: Callable[[Lab], lifecycle.Outcom
     run(lab)
     with pytest.raises(ConnectionRefusedError):
         http(f"{lab.name}:demo:p0", "10.99.0.2", 80, "/")
+
+
+@pytest.mark.parametrize("node", ["slave1", "slave2"])
+def test_rules_are_those_of_the_real_kube_proxy(
+    run: Callable[[Lab], lifecycle.Outcome], node: str
+) -> None:
+    lab = replace(load("two-node-vxlan").lab, name=fresh_name())
+    run(lab)
+    saved = xtables.save(f"{lab.name}:k8s-{node}")
+    for family, file in zip(saved, ("iptables.txt", "ip6tables.txt"), strict=True):
+        golden = (Path(__file__).parent / "golden" / f"seed-{node}" / file).read_text()
+        assert differences(golden, family) == []
+        assert differences(family, golden) == []
 
 
 def test_a_pod_outside_its_nodes_cidr_is_reached(run: Callable[[Lab], lifecycle.Outcome]) -> None:
@@ -276,6 +292,7 @@ def test_what_is_not_ours_is_never_deleted(run: Callable[[Lab], lifecycle.Outcom
 STARTER = """
 import os, sys, threading
 import msgspec
+from netlab.topology.load import load
 from netlab.topology.model import Lab
 from netlab.lab import lifecycle
 from netlab.kernel import namespaces, netlink, syscalls
