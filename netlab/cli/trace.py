@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import gc
 from typing import TYPE_CHECKING
 
 import click
@@ -47,16 +47,15 @@ def trace(
 ) -> int:
     """Send one probe from SRC to DST and tell what happened to it, there and back.
 
-    SRC is a pod, a node, or an address of one.  DST is a pod, a Service (svc/NAME or svc/NAME:PORT),
-    an address (with or without :PORT), or node/NAME:PORT.
+    SRC is a pod, a node, or an address of one.  DST is a pod, svc/NAME, svc/NAME:PORT, an address
+    with or without :PORT, or node/NAME:PORT.
 
     The exit code is 0 if it was delivered there and back, 1 if it was rejected or dropped, 4 if it
     could not be observed.
     """
+    # Nothing that one command makes is garbage before it ends.
+    gc.disable()
     lab = running_lab(lab_name)
-    if output is None:
-        # Beside the trace, which mostly waits for the kernel.
-        threading.Thread(target=_load_report, daemon=True).start()
     from netlab.trace.aim import DEFAULT_TIMEOUT_S, Request
     from netlab.trace.run import trace as run
 
@@ -82,7 +81,3 @@ def trace(
     exits = {"delivered": Exit.YES, "unobserved": Exit.UNOBSERVED}
     return exits.get(found.disposition, Exit.NO)
 
-
-def _load_report() -> None:
-    import rich.console
-    import rich.tree  # noqa: F401

@@ -104,8 +104,7 @@ def _before(hops: Sequence[Hop]) -> str:
     flow = hops[0].packet.flow
     for step in hops[0].steps:
         if isinstance(step, Nat):
-            words = str(flow).replace(str(step.after), str(step.before))
-            return words
+            return str(flow).replace(str(step.after), str(step.before))
     return str(flow)
 
 

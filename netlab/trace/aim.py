@@ -7,9 +7,10 @@ pods that may receive the probe, the nodes of all of these, and the underlay's s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Literal
+
+import msgspec
 
 from netlab.datapath.state import namespace_name
 from netlab.problems import NetlabError, Problem
@@ -24,8 +25,7 @@ DEFAULT_TIMEOUT_S = 0.8
 LONGEST_TCP_S = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What the user asked for; `namespace` is where bare names are looked for."""
 
     source: str
@@ -36,8 +36,7 @@ class Request:
     timeout_s: float = DEFAULT_TIMEOUT_S
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """A network namespace of the lab; `name` is `namespace/name` of a pod, or the node's name."""
 
     namespace: str  # file under /run/netns
@@ -50,8 +49,7 @@ class Place:
         return "the underlay switch" if self.kind == "switch" else f"{self.kind} {self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Aim:
+class Aim(msgspec.Struct, frozen=True):
     """A request, decided."""
 
     source: Place

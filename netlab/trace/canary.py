@@ -5,11 +5,12 @@ Each watched namespace sends one to itself over `lo`, before the probe and after
 
 from __future__ import annotations
 
-import secrets
+import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.trace.aim import Place
@@ -22,8 +23,7 @@ _PATIENCE_S = 0.5
 _PAUSE_S = 0.0005
 
 
-@dataclass(frozen=True, slots=True)
-class Blind:
+class Blind(msgspec.Struct, frozen=True):
     """A witness that did not see the canary of a place."""
 
     witness: str
@@ -35,7 +35,7 @@ class Blind:
 
 def new_cookie() -> bytes:
     """What all canaries of one trace begin with."""
-    return secrets.token_bytes(COOKIE_BYTES)
+    return os.urandom(COOKIE_BYTES)
 
 
 def fly(

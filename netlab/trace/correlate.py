@@ -8,7 +8,6 @@ holds for answers, whose packets never traverse nat chains; rules and connection
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -37,8 +36,7 @@ from netlab.trace.witnesses.rules import Match, Run
 Texts = Callable[[Run, Match], Rule]
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(msgspec.Struct, frozen=True):
     """What the witnesses saw of one probe.  `sent` is its tuple as its socket had it."""
 
     sent: Tuple
@@ -49,19 +47,17 @@ class Observed:
     texts: Texts
 
 
-@dataclass(slots=True)
-class Chapter:
+class Chapter(msgspec.Struct):
     """A passage with what happened in it; `end` is the tuple that the packet left it with."""
 
     passage: Passage
     begin: Tuple
     end: Tuple
-    runs: list[Run] = field(default_factory=list)
-    steps: list[AnyStep] = field(default_factory=list)
+    runs: list[Run] = []
+    steps: list[AnyStep] = []
 
 
-@dataclass(frozen=True, slots=True)
-class Story:
+class Story(msgspec.Struct, frozen=True):
     """Both legs.  `loose`: runs of rules that no passage explains (the packet was never seen)."""
 
     forward: list[Chapter]

@@ -6,8 +6,9 @@ the witnesses.  Frames of others are told by a substring search before scapy see
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from netlab.trace.mark import Mark
 from netlab.trace.model import Outer, Packet
@@ -46,8 +47,7 @@ def load() -> ModuleType:
     return module
 
 
-@dataclass(frozen=True, slots=True)
-class Dissected:
+class Dissected(msgspec.Struct, frozen=True):
     """A frame of the probe: its headers, what part it plays, and of an error what it quotes."""
 
     packet: Packet

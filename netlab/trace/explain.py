@@ -6,7 +6,8 @@ Findings are tried from the surest to the least sure; what nothing explains is s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from netlab.topology.model import Lab
 from netlab.trace.aim import Aim, Place
@@ -29,8 +30,7 @@ from netlab.trace.probe import Answer
 from netlab.trace.witnesses.packets import Sighting
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(msgspec.Struct, frozen=True):
     """All that an explanation looks at."""
 
     lab: Lab
@@ -40,8 +40,7 @@ class Case:
     tables: Tables
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
+class Explained(msgspec.Struct, frozen=True):
     """The outcome of a trace, in words of the model."""
 
     disposition: Disposition

@@ -8,9 +8,10 @@ Nobody else's packet carries them but by one chance in 2^32 or 2^64.
 
 from __future__ import annotations
 
-import secrets
+import os
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from netlab.trace.model import ProbeProtocol
 
@@ -24,8 +25,7 @@ _TUNNELLED = 8 + 8 + 14 + 20  # VXLAN: the inner transport header
 COOKIE_BYTES = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(msgspec.Struct, frozen=True):
     """What the probe is known by: for TCP four bytes, else eight."""
 
     protocol: ProbeProtocol
@@ -35,8 +35,10 @@ class Mark:
     def random(cls, protocol: ProbeProtocol) -> Mark:
         """A new one; a TCP sequence number has no zero or all-ones word, so that +1 is plain."""
         if protocol == "tcp":
-            return cls(protocol, struct.pack("!I", secrets.randbelow(0xFFFFFFFE) + 1))
-        return cls(protocol, secrets.token_bytes(COOKIE_BYTES))
+            return cls(
+                protocol, (1 + int.from_bytes(os.urandom(4), "big") % 0xFFFFFFFE).to_bytes(4, "big")
+            )
+        return cls(protocol, os.urandom(COOKIE_BYTES))
 
     @property
     def sequence(self) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from netlab.trace.aim import Place
 from netlab.trace.model import Bridge, Leg, Neighbour, Route
@@ -39,8 +40,7 @@ class Tables(Protocol):
     def tunnel(self, place: Place, device: str, mac: str) -> Bridge | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Passage:
+class Passage(msgspec.Struct, frozen=True):
     """From one sighting to the next of a leg.
 
     Without `before` the packet was sent at `after`; without `after` nothing more was seen of it.

@@ -15,8 +15,9 @@ import select
 import socket
 import sys
 import time
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.trace import dissect
@@ -45,8 +46,7 @@ _ERRORS: dict[int, Outcome] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What came of a probe; `error` is the kernel's word for it."""
 
     source: Socket

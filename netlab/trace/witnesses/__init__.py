@@ -8,14 +8,14 @@ probe) proves that a witness sees: an empty answer is not a clean answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from netlab.trace.aim import Place
 
 
-@dataclass(frozen=True, slots=True)
-class Canary:
+class Canary(msgspec.Struct, frozen=True):
     """A datagram from 127.0.0.1 to itself in one namespace; `port` is both its ports."""
 
     place: Place

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import attributes
@@ -37,8 +38,7 @@ _STATUS_BITS = {
 _PROTOCOL_NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17}
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """A connection tracking entry in one namespace, as last announced."""
 
     place: Place

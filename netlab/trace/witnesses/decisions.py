@@ -12,7 +12,8 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import NetlinkError, attribute, attributes, number, text
@@ -76,8 +77,7 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(msgspec.Struct, frozen=True):
     """A device: its bridge, its kind, the number of its veth peer (in the peer's namespace)."""
 
     name: str

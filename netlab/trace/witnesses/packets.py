@@ -13,7 +13,8 @@ import struct
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.trace.aim import Place
@@ -36,8 +37,7 @@ _BUFFER = 16 << 20
 _LONGEST = 2048  # headers and cookies stand in front
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(msgspec.Struct, frozen=True):
     """The probe on one device.  `stranger`: the frame is addressed to another MAC."""
 
     place: Place
@@ -49,8 +49,7 @@ class Sighting:
     stranger: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
+class _Frame(msgspec.Struct, frozen=True):
     data: bytes
     device: str
     type: int
@@ -189,6 +188,6 @@ def _directed(sightings: list[Sighting]) -> list[Sighting]:
             back = sighting.packet.flow.reversed in there
             if not back:
                 there.add(sighting.packet.flow)
-            sighting = replace(sighting, role="answer" if back else "probe")
+            sighting = msgspec.structs.replace(sighting, role="answer" if back else "probe")
         directed.append(sighting)
     return directed

@@ -13,13 +13,14 @@ Source: linux/netfilter/nf_tables.h, net/netfilter/nf_tables_trace.c.
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import socket
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import attributes
@@ -62,8 +63,7 @@ table ip {name} {{
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """One rule that matched; `target` is the chain of a jump or goto."""
 
     chain: str
@@ -72,8 +72,7 @@ class Match:
     target: str | None = None
 
 
-@dataclass(slots=True)
-class Run:
+class Run(msgspec.Struct):
     """One packet's way through one base chain, from its headers there to the verdict."""
 
     place: Place
@@ -87,7 +86,7 @@ class Run:
     quoted: bytes  # of an ICMP error what its header and the quoted one begin with, else empty
     outer: bool  # whether this is the outer packet of a tunnel
     ours: bool  # known by its transport header
-    matches: list[Match] = field(default_factory=list)
+    matches: list[Match] = []
     policy: str | None = None
 
     @property
@@ -105,7 +104,7 @@ class Rules:
         self._mark = mark
         self._vxlan_port = vxlan_port
         self._canary = canary
-        self._table = f"netlab_trace_{secrets.token_hex(4)}"
+        self._table = f"netlab_trace_{os.urandom(4).hex()}"
         self._listeners: dict[Place, Listener] = {}
         self._owners: dict[Place, Any] = {}
         self._runs: dict[Place, list[Run]] = {}
