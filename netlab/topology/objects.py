@@ -120,15 +120,16 @@ def _unfold(
         return
     if inside and "kind" not in value:
         value = {"apiVersion": inside[0], "kind": inside[1], **value}
-    wrong = [name for name in ("apiVersion", "kind") if not isinstance(value.get(name), str)]
+    missing = [name for name in ("apiVersion", "kind") if value.get(name) is None]
+    if missing:
+        message = f"this object has no {' and no '.join(missing)}"
+        hint = "every document is one object: apiVersion, kind, metadata with a name"
+        found.error("missing-field", message, origin, hint=hint)
+        return
+    wrong = [name for name in ("apiVersion", "kind") if not isinstance(value[name], str)]
     for name in wrong:
-        if value.get(name) is None:
-            found.error(
-                "missing-field", f"this object has no {name}", origin, hint=_what_kind(value)
-            )
-        else:
-            message = f"{name} is {shown(value[name])}; it takes a text"
-            found.error("wrong-type", message, origin, name)
+        message = f"{name} is {shown(value[name])}; it takes a text"
+        found.error("wrong-type", message, origin, name)
     if wrong:
         return
     kind, version = value["kind"], value["apiVersion"]
@@ -143,14 +144,6 @@ def _unfold(
         path = (*origin.path, "items", index)
         at = Origin(origin.source, origin.document, path)
         yield from _unfold(item, at, found, items_are, depth + 1)
-
-
-def _what_kind(value: dict[str, Any]) -> str:
-    return (
-        "every document is one object: apiVersion, kind, metadata.name"
-        if "metadata" not in value
-        else "such as `apiVersion: v1` and `kind: Pod`"
-    )
 
 
 def _name(value: dict[str, Any]) -> str:

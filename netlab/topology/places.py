@@ -188,7 +188,7 @@ class Complaints:
         """The warnings with their places; a code that comes often is cut short and counted."""
         said: list[_Complaint] = []
         count: Counter[str] = Counter()
-        for found in self._found:
+        for found in dict.fromkeys(self._found):
             if found.problem.warning:
                 count[found.problem.code] += 1
                 if count[found.problem.code] <= _WARNINGS_OF_A_KIND:

@@ -206,15 +206,15 @@ class _NodePorts:
                 message = f"{each.title}: a {kind} Service has no node port, this one {number}"
                 hint = "with type: NodePort it has"
                 self._found.error("bad-value", message, each.origin, *path, hint=hint)
-            elif number not in NODE_PORTS:
-                message = f"{each.title}: {number} is no node port: they are 30000 to 32767"
-                self._found.error("bad-value", message, each.origin, *path)
             elif key in self._owner:
                 message = (
                     f"{each.title}: node port {number}/{protocol} is already that of "
                     f"{self._owner[key]}"
                 )
                 self._found.error("duplicate-port", message, each.origin, *path)
+            elif number not in NODE_PORTS:
+                message = f"{each.title}: node port {number} is outside 30000-32767; it is kept"
+                self._found.warning("node-port-range", message, each.origin, *path)
             self._owner.setdefault(key, each.title)
 
     def of(self, each: Stated[k8s.Service], index: int) -> int | None:

@@ -296,36 +296,31 @@ def _syntax_problem(error: YAMLError, source: Source) -> Problem:
         return Problem("yaml-syntax", f"not valid YAML: {error}", Place(source.file))
     last = error.problem_mark
     first = error.context_mark.line if error.context_mark else last.line
-    tab = _tab_indentation(source, first, last.line)
-    if tab is not None:
-        return tab
+    tabs = _tab_indentations(source)
+    guilty = next((line for line in range(first, last.line + 1) if line in tabs), None)
+    if guilty is not None:
+        more = f", here and in {len(tabs) - 1} other lines" if len(tabs) > 1 else ""
+        return Problem(
+            "tab-indentation",
+            "this line is indented with a tab; YAML indents with blanks only",
+            source.place(guilty, tabs[guilty]),
+            f"replace it with as many blanks as the lines around have{more}",
+        )
     context = f" {error.context}" if error.context else ""
     if error.context_mark and error.context_mark.line != last.line:
         context += f" that begins in line {source.first_line + first + 1}"
-    return Problem(
-        "yaml-syntax",
-        f"not valid YAML: {error.problem}{context}",
-        _place(source, last),
-        "compare the indentation of this line with the lines above it",
-    )
+    hint = "compare the indentation of this line with the lines above it"
+    if tabs:
+        line = source.first_line + min(tabs) + 1
+        hint = f"line {line} is indented with a tab, which is wrong too: YAML indents with blanks"
+    message = f"not valid YAML: {error.problem}{context}"
+    return Problem("yaml-syntax", message, _place(source, last), hint)
 
 
-def _tab_indentation(source: Source, first: int, last: int) -> Problem | None:
-    """The tab that broke the document, if the error stands in a line indented with one."""
-    lines = source.data.split(b"\n")
-    tabs = {
+def _tab_indentations(source: Source) -> dict[int, int]:
+    """Lines that a tab indents, and its column, both counted from 0."""
+    return {
         number: len(indentation.group()) - 1
-        for number, line in enumerate(lines)
+        for number, line in enumerate(source.data.split(b"\n"))
         if (indentation := re.match(rb" *\t", line)) and line.strip()
     }
-    guilty = next((number for number in range(first, last + 1) if number in tabs), None)
-    if guilty is None:
-        return None
-    others = len(tabs) - 1
-    also = f" ({others} more lines of the file have one too)" if others else ""
-    return Problem(
-        "tab-indentation",
-        "this line is indented with a tab; YAML indents with blanks only",
-        source.place(guilty, tabs[guilty]),
-        f"replace the tab with blanks, as many as its neighbours have{also}",
-    )
