@@ -183,10 +183,12 @@ def _made(
             labels=labels,
             spec=template.spec or k8s.PodSpec(),
             origin=controller.origin,
-            path=("spec", "template", "spec"),
+            path=_TEMPLATE,
             owner=f"{kind}/{metadata.name}",
         )
 
+
+_TEMPLATE: Path = ("spec", "template", "spec")
 
 # Of k8s.io/apimachinery/pkg/util/rand: no vowels, and none of 0, 1 and 3.
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -241,52 +243,66 @@ class _Placement:
             if pod.owner and not pod.terminating:
                 owned.setdefault((pod.namespace, pod.owner), []).append(pod)
         for pod in waiting:
-            self._choose(pod, owned.get((pod.namespace, pod.owner), ()))
+            siblings = owned.get((pod.namespace, pod.owner), ())
+            self._choose(pod, Counter(each.node.name for each in siblings if each.node))
         taken: dict[str, set[str]] = {}
         for pod in pods:
             taken.setdefault(pod.namespace, set()).add(pod.name)
         for controller in objects.controllers:
-            if _is_owned(controller):
-                continue
             owner = f"{type(controller.item).__name__}/{controller.item.metadata.name}"
             have = owned.get((controller.namespace, owner), [])
-            names = taken.setdefault(controller.namespace, set())
-            if isinstance(controller.item, k8s.DaemonSet):
-                pods += self._one_on_each(controller, have, names)
-                continue
-            if (controller.item.spec.replicas or 0) > BRIDGE_PORTS * len(self._nodes):
-                message = f"{controller.title}: a bridge on each node has {BRIDGE_PORTS} ports"
-                self._found.error("too-many-pods", message, controller.origin, "spec", "replicas")
-                continue
-            spread = Counter(pod.node.name for pod in have if pod.node)
-            for pod in _made(controller, have, names, 0):
-                self._choose(pod, (), spread)
-                pods.append(pod)
+            if not _is_owned(controller):
+                pods += self._replicas(
+                    controller, have, taken.setdefault(controller.namespace, set())
+                )
         self._complain()
+
+    def _replicas(
+        self, controller: Stated[k8s.Controller], have: list[DraftPod], taken: set[str]
+    ) -> list[DraftPod]:
+        """The pods that a controller lacks, each on its node."""
+        if isinstance(controller.item, k8s.DaemonSet):
+            return self._one_on_each(controller, have, taken)
+        spec = controller.item.spec
+        if (spec.replicas or 0) > BRIDGE_PORTS * len(self._nodes):
+            message = f"{controller.title}: a bridge on each node has {BRIDGE_PORTS} ports"
+            self._found.error("too-many-pods", message, controller.origin, "spec", "replicas")
+            return []
+        name = spec.template.spec.nodeName if spec.template.spec else None
+        node = self._named(name, controller.title, controller.origin, _TEMPLATE) if name else None
+        if name and node is None:
+            return []
+        spread = Counter(pod.node.name for pod in have if pod.node)
+        made = []
+        for pod in _made(controller, have, taken, 0):
+            if node is not None:
+                self._settle(pod, node)
+            else:
+                self._choose(pod, spread)
+            made.append(pod)
+        return made
+
+    def _named(self, name: str, title: str, origin: Origin, path: Path) -> DraftNode | None:
+        """The node that a pod's spec names; complains if there is none."""
+        if name not in self._by_name:
+            near = suggest(name, list(self._by_name))
+            known = ", ".join(list(self._by_name)[:5])
+            hint = f'did you mean "{near}"?' if near else f"there is {known}"
+            message = f'{title}: there is no Node "{name}"'
+            self._found.error("unknown-node", message, origin, *path, "nodeName", hint=hint)
+        return self._by_name.get(name)
 
     def _has_node(self, pod: DraftPod) -> bool:
         """Settle a pod whose node is given, by name or by its address."""
-        name = pod.spec.nodeName
-        if name:
-            if name in self._by_name:
-                self._settle(pod, self._by_name[name])
-            else:
-                near = suggest(name, list(self._by_name))
-                known = ", ".join(list(self._by_name)[:5])
-                self._found.error(
-                    "unknown-node",
-                    f'{pod.title}: there is no Node "{name}"',
-                    pod.origin,
-                    *pod.path,
-                    "nodeName",
-                    hint=f'did you mean "{near}"?' if near else f"the nodes are {known}",
-                )
+        if pod.spec.nodeName:
+            node = self._named(pod.spec.nodeName, pod.title, pod.origin, pod.path)
+            if node is not None:
+                self._settle(pod, node)
             return True
-        if pod.address is not None:
-            for node in self._nodes:
-                if node.pod_cidr and pod.address in node.pod_cidr:
-                    self._settle(pod, node)
-                    return True
+        for node in self._nodes if pod.address is not None else ():
+            if node.pod_cidr and pod.address in node.pod_cidr:
+                self._settle(pod, node)
+                return True
         return False
 
     def _settle(self, pod: DraftPod, node: DraftNode) -> None:
@@ -295,12 +311,8 @@ class _Placement:
         if not pod.host_network:
             self._links[node.name] += 1
 
-    def _choose(
-        self, pod: DraftPod, siblings: Sequence[DraftPod], spread: Counter[str] | None = None
-    ) -> None:
+    def _choose(self, pod: DraftPod, spread: Counter[str]) -> None:
         """The node with the fewest siblings, then with the fewest pods, then the first."""
-        if spread is None:
-            spread = Counter(each.node.name for each in siblings if each.node)
         candidates = [
             node
             for node in self._nodes

@@ -63,9 +63,9 @@ def yaml_documents(data: bytes, path: str, complaints: Complaints) -> list[Docum
 
 
 def _next_document(source: Source, line: int) -> Source | None:
-    """The text from the first `---` behind a line of the source (counted from 1)."""
+    """The text from the first `---` on that stands in a line (counted from 1) or behind it."""
     lines = source.data.split(b"\n")
-    for number in range(max(line, 1), len(lines)):
+    for number in range(max(line - 1, 1), len(lines)):
         if re.match(rb"---(\s|$)", lines[number]):
             rest = b"\n".join(lines[number:])
             return Source(source.file, rest, source.first_line + number)
