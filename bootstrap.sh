@@ -99,7 +99,7 @@ missing() {
         alpine) echo "$alpine" ;;
         suse) echo "$suse" ;;
         *) echo "$debian" ;;
-        esac
+        esac | grep -v '^-$' || true
     done
 }
 
