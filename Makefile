@@ -17,9 +17,17 @@ AS_ROOT = status=0; $(ROOT) $(1) || status=$$?; \
 
 .PHONY: demo test lint bench lock clean environment
 
+DEMO := .venv/bin/netlab up two-node-vxlan
+DEMO_TRACE := .venv/bin/netlab trace --lab two-node-vxlan pod1 svc/myblog
 demo:
 	@./bootstrap.sh use
-	@$(call AS_ROOT,.venv/bin/netlab up two-node-vxlan && $(ROOT) .venv/bin/netlab trace pod1 svc/myblog)
+	@echo '$$ $(ROOT:%=% )$(DEMO)'
+	@$(call AS_ROOT,$(DEMO))
+	@echo '$$ $(ROOT:%=% )$(DEMO_TRACE)'
+	@$(call AS_ROOT,$(DEMO_TRACE))
+	@echo 'The lab stays up. Ask the Service yourself, then take the lab down:'
+	@echo '  $(ROOT:%=% ).venv/bin/netlab exec pod1 -- curl -s http://10.99.174.93/hostname'
+	@echo '  $(ROOT:%=% ).venv/bin/netlab down two-node-vxlan'
 
 environment:
 	@./bootstrap.sh test

@@ -205,8 +205,7 @@ python_environment() {
     pip --require-hashes --requirement $lock ||
         fail "pip could not install the packages of $lock (see above). Is the network there?" \
             "Behind a proxy, set https_proxy; with a mirror of your own, PIP_INDEX_URL."
-    # A plain path entry: the import hook of setuptools' default costs every start 15 ms.
-    pip --no-index --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+    pip --no-index --no-deps --no-build-isolation --editable .
     .venv/bin/python -m compileall -q netlab
     echo "$stamp" >".venv/$lock.stamp"
 }
