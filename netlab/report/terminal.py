@@ -6,6 +6,7 @@ share a line; rules that decided nothing are only named by their chains.  `-o js
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -36,16 +37,22 @@ _SIGNS = {
     "dropped": ("✗", "red"),
     "unobserved": ("?", "yellow"),
 }
+# A mark that is set, and not one that is taken back.
+_MARKS = re.compile(r"-j MARK --set-xmark (?!\S+/0x0\b)(\S+)")
+_TARGET = re.compile(r"-j (\S+)")
 _DECIDING = ("accept", "drop", "queue", "stolen")
 
 
 def print_trace(trace: Trace, console: Console) -> None:
     """Print a trace."""
     console.print(_headline(trace), soft_wrap=False)
-    for title, hops in (("there", trace.forward), ("back", trace.reply)):
-        if hops:
-            console.print()
-            console.print(_leg(title, hops))
+    probe = trace.probe
+    if trace.forward:
+        console.print()
+        console.print(_leg("there", f"{probe.source} → {probe.destination}", trace.forward))
+    if trace.reply:
+        console.print()
+        console.print(_leg("back", str(trace.reply[0].packet.flow), trace.reply))
     console.print()
     for line in _ending(trace):
         console.print(line)
@@ -53,14 +60,14 @@ def print_trace(trace: Trace, console: Console) -> None:
 
 def headline(trace: Trace) -> str:
     """The answer in one line."""
-    probe = trace.probe
-    way = f"{probe.from_} → {probe.to}"
-    if trace.disposition == "delivered":
-        took = f"{probe.protocol}, {trace.elapsed_us / 1000:.1f} ms"
-        return f"{way}: delivered to {trace.delivered_to}, there and back ({took})"
-    if trace.drop is None:
-        return f"{way}: {trace.disposition}"
-    return f"{way}: {trace.disposition} at {trace.drop.where}: {trace.drop.reason}"
+    drop, to = trace.drop, trace.delivered_to
+    way = f"{trace.disposition}: {trace.probe.from_} → {trace.probe.to}"
+    if drop:
+        where = f" on {drop.node}" if drop.node else ""
+        return f"{way}{where}, {drop.reason.replace('-', ' ')}"
+    who = f" is {to.name}" if to and to.name != trace.probe.to else ""
+    where = f" on {to.node}" if to and to.kind == "pod" else ""
+    return f"{way}{who}{where}, {trace.elapsed_us / 1000:.1f} ms"
 
 
 def summary(trace: Trace) -> str:
@@ -85,53 +92,59 @@ def _headline(trace: Trace) -> Text:
     return Text.assemble((f"{sign} ", f"bold {colour}"), (headline(trace), "bold"))
 
 
-def _leg(title: str, hops: Sequence[Hop]) -> Tree:
+def _leg(title: str, ends: str, hops: Sequence[Hop]) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
     first = hops[0].packet
     kind = first.flags or first.icmp
     word = f"{first.protocol} {kind}" if kind else first.protocol
-    tree = Tree(Text.assemble((title, "bold"), f"  {word}  {_before(hops)}"), guide_style="dim")
-    numbered = list(enumerate(hops, 1))
-    for _, group in groupby(numbered, key=lambda pair: pair[1].namespace):
-        _place(tree, list(group))
+    tree = Tree(Text.assemble((title, "bold"), f"  {word}  {ends}"), guide_style="dim")
+    before = None
+    for _, group in groupby(enumerate(hops, 1), key=lambda pair: pair[1].namespace):
+        numbered = list(group)
+        _place(tree, numbered, before)
+        before = numbered[-1][1]
     return tree
 
 
-def _before(hops: Sequence[Hop]) -> str:
-    """The packet's ends as its sender had them."""
-    flow = hops[0].packet.flow
-    for step in hops[0].steps:
-        if isinstance(step, Nat):
-            return str(flow).replace(str(step.after), str(step.before))
-    return str(flow)
-
-
-def _place(tree: Tree, numbered: list[tuple[int, Hop]]) -> None:
+def _place(tree: Tree, numbered: list[tuple[int, Hop]], before: Hop | None) -> None:
     """One namespace: its hops, and under each what happened next there."""
     from rich.text import Text
 
     branch = tree.add(Text(_title(numbered[0][1]), style="bold cyan"))
-    line: Tree | None = None
-    text = Text()
-    for position, (number, hop) in enumerate(numbered):
-        told = list(_told(step for step in hop.steps if not isinstance(step, Deliver | Drop)))
-        for words, style in told:
-            (branch if line is None else line).add(Text(words, style=style))
+    text: Text | None = None
+    for number, hop in numbered:
+        steps = hop.steps
+        if before is None:
+            steps = _after(hop)
+            for words, style in _told(hop.steps[: len(hop.steps) - len(steps)]):
+                branch.add(Text(words, style=style))
         words = f"{number} {hop.device} {hop.direction}"
-        if line is None or told:
+        if text is None:
             text = Text(words)
             line = branch.add(text)
         else:
             text.append(f" → {words}")
-        if position == 0 or _changed(numbered[position - 1][1], hop):
-            text.append(f"  {_packet(hop)}", style="dim" if position == 0 else "yellow")
-    for step in numbered[-1][1].steps:
-        if isinstance(step, Drop) and line:
-            line.add(Text(f"✗ {step}", style="red"))
-        elif isinstance(step, Deliver) and line:
-            line.add(Text(f"✓ {step}", style="green"))
+        if before is None or (before.packet.flow, before.packet.outer) != (
+            hop.packet.flow,
+            hop.packet.outer,
+        ):
+            text.append(f"  {_packet(hop)}", style="dim" if before is None else "yellow")
+        told = list(_told(steps))
+        for words, style in told:
+            line.add(Text(words, style=style))
+        if told:
+            text = None
+        before = hop
+
+
+def _after(first: Hop) -> list[AnyStep]:
+    """The steps after a leg's first sight: a device's own forwarding begins them, or the end."""
+    for index, step in enumerate(first.steps):
+        if isinstance(step, Bridge | Encapsulate | Deliver | Drop):
+            return first.steps[index:]
+    return []
 
 
 def _title(hop: Hop) -> str:
@@ -143,33 +156,28 @@ def _title(hop: Hop) -> str:
 
 
 def _packet(hop: Hop) -> str:
-    if hop.packet.outer:
-        return f"[{hop.packet.outer}] {hop.packet.flow}"
-    return str(hop.packet.flow)
-
-
-def _changed(before: Hop, after: Hop) -> bool:
-    return (before.packet.flow, before.packet.outer is None) != (
-        after.packet.flow,
-        after.packet.outer is None,
-    )
+    return f"[VXLAN {hop.packet.outer}]" if hop.packet.outer else str(hop.packet.flow)
 
 
 def _told(steps: Iterable[AnyStep]) -> Iterable[tuple[str, str]]:
     """What is worth telling of the steps of one hop, each with its style."""
     passed: list[str] = []
-    for rules, group in groupby(steps, key=lambda step: isinstance(step, Rule)):
-        if rules:
+    ends: list[tuple[str, str]] = []
+    for are_rules, group in groupby(steps, key=lambda step: isinstance(step, Rule)):
+        if are_rules:
             lines, quiet = _rules([step for step in group if isinstance(step, Rule)])
             passed += quiet
             yield from lines
             continue
         for step in group:
             words = _words(step)
-            if words:
+            if words and isinstance(step, Deliver | Drop):
+                ends.append(words)
+            elif words:
                 yield words
     if passed:
         yield f"passes {', '.join(dict.fromkeys(passed))}", "dim"
+    yield from ends
 
 
 def _words(step: AnyStep) -> tuple[str, str] | None:
@@ -177,8 +185,14 @@ def _words(step: AnyStep) -> tuple[str, str] | None:
         return str(step), "bold yellow"
     if isinstance(step, Encapsulate):
         return str(step), "magenta"
+    if isinstance(step, Deliver):
+        return f"✓ {step}", "green"
+    if isinstance(step, Drop):
+        return f"✗ {step}", "red"
     if isinstance(step, Conntrack):
-        return f"conntrack: {step}", "dim"
+        if step.reply.reversed == step.original:
+            return None  # nothing to remember
+        return f"conntrack expects answers {step.reply}", "dim"
     if isinstance(step, Route):
         return f"route: {step}", "" if step.matched else "red"
     if isinstance(step, Neighbour):
@@ -195,16 +209,16 @@ def _rules(rules: Sequence[Rule]) -> tuple[list[tuple[str, str]], list[str]]:
     for (table, hook, outer), group in groupby(rules, key=lambda r: (r.table, r.hook, r.outer)):
         run = list(group)
         for index, rule in enumerate(run):
-            text = rule.rule or ""
-            if rule.verdict == "continue" and "-j MARK" in text and rule.chain != hook:
-                target = text.partition("-j ")[2]
-                lines.append((f"{_chains(run[: index + 1], hook, table)}: {target}", ""))
+            mark = _MARKS.search(rule.rule or "")
+            if mark:
+                lines.append((f"{_chains(run[: index + 1], hook, table)}: sets mark {mark[1]}", ""))
         last = run[-1]
         if last.verdict in _DECIDING:
-            style = "bold red" if last.verdict == "drop" else ""
+            target = _TARGET.search(last.rule or "")
+            what = target[1] if target else last.verdict
             served = f" ({last.object})" if last.object else ""
-            what = f": {last.verdict}" if last.verdict != "accept" or table != "nat" else ""
-            lines.append((f"{_chains(run, hook, table)}{what}{served}", style))
+            style = "bold red" if last.verdict == "drop" else ""
+            lines.append((f"{_chains(run, hook, table)}: {what}{served}", style))
         elif not outer:
             quiet.append(f"{table} {hook}")
     return lines, quiet

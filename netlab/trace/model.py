@@ -5,8 +5,8 @@ Everything here is plain frozen data, written as JSON by :func:`encode` under th
 fills are null until then.
 
 A hop is one sight of the packet on one device.  Its steps are what the kernel did with the packet
-since the hop before, in order, so that the packet of a hop shows the result of its steps; the last
-hop also carries what became of the packet there (`deliver` or `drop`).
+between this sight and the next, in order; on the last hop they end with what became of it, `deliver`
+or `drop`.  Those of a leg's first hop begin with the steps by which the packet came to its device.
 """
 
 from __future__ import annotations

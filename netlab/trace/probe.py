@@ -116,13 +116,14 @@ def _datagram(aim: Aim, mark: Mark, timeout_s: float) -> Answer:
     with raw, held, receiver:
         if aim.source_address:
             held.bind((aim.source_address, 0))
-        begin = time.monotonic()
         code = held.connect_ex((aim.destination, aim.port or _DISCARD))
         source = _source(aim, held)
         if code:
-            return _answer(source, begin, code, unsent=True)
+            return _answer(source, time.monotonic(), code, unsent=True)
+        packet = _build(aim, mark, held.getsockname())
+        begin = time.monotonic()
         try:
-            raw.sendto(_build(aim, mark, held.getsockname()), (aim.destination, 0))
+            raw.sendto(packet, (aim.destination, 0))
         except OSError as error:
             return _answer(source, begin, error.errno, unsent=error.errno in _UNSENT)
         return _answer(source, begin, _wait(aim, mark, receiver, begin + timeout_s))

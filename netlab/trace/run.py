@@ -13,8 +13,9 @@ from netlab.topology.model import Lab
 from netlab.trace import probe
 from netlab.trace.aim import Aim, Request, aim
 from netlab.trace.canary import Blind
+from netlab.trace.case import Case
 from netlab.trace.correlate import correlate, hops
-from netlab.trace.explain import Case, Explained, explain
+from netlab.trace.explain import Explained, explain
 from netlab.trace.mark import Mark
 from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
 from netlab.trace.watch import Watch

@@ -1,0 +1,408 @@
+"""Where and why a probe did not get through, and what shows it.
+
+Findings are tried from the surest to the least sure; what nothing explains is said to be unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple
+
+from netlab.trace.aim import Place
+from netlab.trace.case import (
+    Case,
+    answered,
+    first_back,
+    last_seen,
+    last_steps,
+    place_of,
+    receiver,
+    rules,
+)
+from netlab.trace.model import Bridge, Leg, Loss, Neighbour, Route, Rule
+from netlab.trace.steps import Chapter
+from netlab.trace.witnesses.packets import Sighting
+
+
+class Doubt(NamedTuple):
+    """A reason that the kernel's tables give: a code, a sentence, what to do."""
+
+    reason: str
+    words: str
+    fix: str | None
+
+
+def loss_of(case: Case) -> Loss:
+    """The best explanation of a probe that was not answered."""
+    findings = (
+        _by_rule,
+        _by_refusal,
+        _by_error,
+        _never_sent,
+        _by_missing_service,
+        _by_default_route,
+        _by_tables,
+    )
+    for finding in findings:
+        loss = finding(case)
+        if loss:
+            return loss
+    return _by_silence(case)
+
+
+# --- by a rule -----------------------------------------------------------------------------------
+
+
+def _by_rule(case: Case) -> Loss | None:
+    """A rule's verdict, or a chain's policy."""
+    legs: tuple[Leg, ...] = ("reply", "forward")
+    for leg in legs:
+        for chapter, rule in rules(case, leg):
+            if rule.verdict == "drop":
+                return _dropped_by(rule, leg, chapter, case)
+    return None
+
+
+def _dropped_by(rule: Rule, leg: Leg, chapter: Chapter | None, case: Case) -> Loss:
+    place = place_of(chapter, case)
+    reason, explanation, fix = _said_by(rule, place)
+    sighting = chapter.passage.before if chapter else None
+    whose = f"the rule with handle {rule.handle}" if rule.handle else f"{rule.chain}'s policy"
+    return Loss(
+        direction=leg,
+        node=place.node,
+        device=sighting.device if sighting and sighting.place == place else None,
+        reason=reason,
+        where=f"chain {rule.chain} of table {rule.table} on {place}",
+        rule=rule.rule,
+        evidence=[f"nf_tables reported the verdict drop of {whose}", *_came_back(case)],
+        explanation=explanation,
+        fix=fix,
+    )
+
+
+def _said_by(rule: Rule, place: Place) -> Doubt:
+    comment = rule.comment or ""
+    served = rule.object or "the Service"
+    if "has no endpoints" in comment:
+        return Doubt(
+            "no-endpoints",
+            f"{served} has no ready endpoint, so kube-proxy's rules on {place.name} refuse "
+            "what is sent to it",
+            f"let the selector of {served} match a ready pod: `netlab get endpoints`",
+        )
+    if "has no local endpoints" in comment:
+        return Doubt(
+            "no-local-endpoints",
+            f"the traffic policy of {served} is Local, and none of its ready endpoints is on "
+            f"{place.name}",
+            f"run an endpoint on {place.name}, or set the policy to Cluster",
+        )
+    text = rule.rule or ""
+    what = "rejected" if "reject" in text.lower() else "dropped"
+    removal = f"ip netns exec {place.namespace} iptables -t {rule.table} -D {text[3:]}"
+    return Doubt(
+        f"{what}-by-rule",
+        f"a rule in chain {rule.chain} of table {rule.table} on {place} {what} it"
+        if rule.handle
+        else f"no rule in chain {rule.chain} of table {rule.table} on {place} accepted it, and the "
+        "chain's policy is to drop",
+        f"if that is not meant: `{removal}`" if rule.handle and text.startswith("-A ") else None,
+    )
+
+
+def _came_back(case: Case) -> list[str]:
+    found = []
+    for role, words in (("refusal", "a TCP reset"), ("error", "ICMP")):
+        first = first_back(case, role)
+        if first:
+            packet = first[0].packet
+            kind = f" {packet.icmp}" if packet.icmp else ""
+            found.append(f"{words}{kind} from {packet.src}, sent by {first[0].place}")
+    return found
+
+
+# --- by what came back ---------------------------------------------------------------------------
+
+
+def _by_refusal(case: Case) -> Loss | None:
+    """A TCP reset."""
+    first = first_back(case, "refusal")
+    if first is None:
+        return None
+    sighting, chapter = first
+    port = chapter.begin.source.port
+    return Loss(
+        direction="forward",
+        node=sighting.place.node,
+        device=sighting.device,
+        reason="port-closed",
+        where=str(sighting.place),
+        rule=None,
+        evidence=_came_back(case),
+        explanation=f"the SYN reached {sighting.place}, whose kernel answered with a reset: "
+        f"nothing listens on TCP port {port} there",
+        fix=_listen(case, port),
+    )
+
+
+def _listen(case: Case, port: int | None) -> str:
+    if case.aim.service:
+        return f"start what should listen on port {port}, or correct the Service's targetPort"
+    return f"start what should listen on port {port}, or trace another port"
+
+
+_ERRORS = {
+    "net-unreachable": ("no-route", "has no route to {destination}"),
+    "host-unreachable": ("host-unreachable", "cannot reach {destination} on its link"),
+    "port-unreachable": ("port-closed", "has nothing that listens on {protocol} port {port}"),
+    "protocol-unreachable": ("protocol-unreachable", "does not speak {protocol}"),
+    "fragmentation-needed": ("mtu", "cannot pass on {length} bytes in one piece"),
+    "time-exceeded": ("ttl", "found the time to live used up"),
+}
+
+
+def _by_error(case: Case) -> Loss | None:
+    """An ICMP error."""
+    first = first_back(case, "error")
+    if first is None:
+        return None
+    sighting = first[0]
+    place = sighting.place
+    kind = sighting.packet.icmp or "error"
+    last = last_seen(case, "forward") if case.story.forward else None
+    at_tunnel = last and last.packet.outer and last.direction == "in"
+    reason, words = _ERRORS.get(kind, (kind, f"sent ICMP {kind}"))
+    port = last.packet.dport if last else case.aim.port
+    fact = words.format(
+        destination=last.packet.dst if last else case.aim.destination,
+        protocol=case.aim.protocol.upper(),
+        port=port,
+        length=last.packet.length if last else 0,
+    )
+    fix = _listen(case, port) if reason == "port-closed" else _FIXES.get(reason)
+    if kind == "port-unreachable" and last and last.packet.outer and at_tunnel:
+        reason = "tunnel-closed"
+        fact = (
+            f"does not listen on VXLAN port {last.packet.outer.dport}: its flannel.1 is down or "
+            "missing"
+        )
+        fix = f"`ip -n {place.namespace} link set flannel.1 up`, or `netlab up`"
+    return Loss(
+        direction="forward",
+        node=place.node,
+        device=last.device if last and last.place == place else sighting.device,
+        reason=reason,
+        where=str(place),
+        rule=None,
+        evidence=_came_back(case),
+        explanation=f"{place} {fact}",
+        fix=fix,
+    )
+
+
+_FIXES = {
+    "no-route": "add the route that is missing; `netlab up` puts a lab's own routes back",
+    "unreachable": "`sysctl net.ipv4.ip_forward=1` there, if it should forward",
+    "neighbour-unresolved": "find out why ARP is not answered: is the address there, is its link "
+    "up?",
+}
+
+
+# --- by what the tables say ----------------------------------------------------------------------
+
+
+def _never_sent(case: Case) -> Loss | None:
+    """No device saw it: the source's kernel had no way, or waits for a neighbour."""
+    if case.story.forward:
+        return None
+    source = case.aim.source
+    doubt = Doubt("unknown", f"the probe was sent on no device of {source}; why is not known", None)
+    route = case.tables.route(source, case.aim.destination)
+    if case.answer.outcome == "no-route" or (route and route.matched is None):
+        doubt = Doubt(
+            "no-route",
+            f"{source} has no route to {case.aim.destination}, and sent nothing",
+            _FIXES["no-route"],
+        )
+    elif route and route.device:
+        hop = route.via or case.aim.destination
+        neighbour = case.tables.neighbour(source, hop, route.device)
+        if neighbour and neighbour.mac is None and neighbour.state != "none":
+            doubt = Doubt(
+                "neighbour-unresolved",
+                f"nobody told {source} the MAC of {hop}, so the probe waits for ARP on "
+                f"{route.device}",
+                _FIXES["neighbour-unresolved"],
+            )
+    said = [f"the kernel's answer: {case.answer.error}"] if case.answer.error else []
+    return Loss(
+        direction="forward",
+        node=source.node,
+        device=route.device if route else None,
+        reason=doubt.reason,
+        where=str(source),
+        rule=None,
+        evidence=[*said, *([str(route)] if route else []), "no device saw the probe"],
+        explanation=doubt.words,
+        fix=doubt.fix,
+    )
+
+
+def _by_missing_service(case: Case) -> Loss | None:
+    """An address of the Service CIDR that no rule translated: nobody is there."""
+    address = case.aim.destination
+    ours = any(ip_address(address) in ip_network(cidr) for cidr in case.lab.service_cidrs)
+    if not ours or case.story.nats("forward") or answered(case):
+        return None
+    last = last_seen(case, "forward")
+    at = f"{address}:{case.aim.port}" if case.aim.port else address
+    for service in case.lab.services:
+        if service.cluster_ip == address:
+            known = ", ".join(f"{port.port}/{port.protocol}" for port in service.ports)
+            doubt = Doubt(
+                "no-such-port",
+                f"no rule translates {at} over {case.aim.protocol}: svc/{service.key} has {known}",
+                f"trace svc/{service.key}, or give the Service that port",
+            )
+            break
+    else:
+        doubt = Doubt(
+            "no-such-service",
+            f"no rule translates {at}: it is in the Service CIDR, but no Service has it",
+            "`netlab get services` lists the Services and their cluster IPs",
+        )
+    return _loss(case, "forward", last, doubt)
+
+
+def _by_default_route(case: Case) -> Loss | None:
+    """A node had nothing better than its default route, and the underlay's gateway is the end."""
+    if answered(case) or last_seen(case, "forward").place.kind != "switch":
+        return None
+    for chapter in reversed(case.story.forward):
+        sent = chapter.passage.after
+        routes = [step for step in chapter.steps if isinstance(step, Route)]
+        if sent is None or not routes:
+            continue
+        route = routes[-1]
+        if route.matched != "0.0.0.0/0":
+            return None
+        doubt = Doubt(
+            "no-route",
+            f"{sent.place} has no route for {route.destination} but its default route, and "
+            f"nothing behind {route.via} knows that address",
+            _FIXES["no-route"],
+        )
+        return _loss(case, "forward", sent, doubt, [str(route)])
+    return None
+
+
+def _by_tables(case: Case) -> Loss | None:
+    """What the kernel's tables say of the step that did not happen."""
+    leg: Leg = "reply" if answered(case) else "forward"
+    last = last_seen(case, leg)
+    for doubt in _doubts(case, leg, last):
+        return _loss(case, leg, last, doubt)
+    return None
+
+
+def _doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
+    place = last.place
+    for step in last_steps(case, leg):
+        if isinstance(step, Bridge) and not (step.port or step.remote or step.flooded):
+            yield Doubt(
+                "fdb-missing",
+                f"{step}, so {place} cannot tell which node to send it to",
+                f"`bridge -n {place.namespace} fdb add {step.mac} dev {step.device} dst "
+                "NODE_ADDRESS self permanent`, or `netlab up`",
+            )
+        if isinstance(step, Route) and step.matched is None:
+            yield Doubt(step.type, _refused(step, place), _FIXES.get(step.type))
+        if isinstance(step, Route) and step.device:
+            yield from _down(case, place, step.device)
+        if isinstance(step, Neighbour) and step.mac is None:
+            yield Doubt(
+                "neighbour-unresolved",
+                f"nobody told {place} the MAC of {step.address} on {step.device} ({step.state})",
+                _FIXES["neighbour-unresolved"],
+            )
+    target = case.story.leg(leg)[-1].end.destination.ip
+    for other in case.aim.places:
+        if target in other.addresses and other != place:
+            yield from _down(case, other, "eth0")
+
+
+def _refused(route: Route, place: Place) -> str:
+    words = {
+        "no-route": f"has no route to {route.destination}",
+        "unreachable": f"does not forward to {route.destination}: forwarding is off there, or its "
+        "route says unreachable",
+        "prohibit": f"is told by its routes not to send to {route.destination}",
+        "martian": "takes the addresses for impossible (a martian)",
+        "reverse-path": "would send the answer out of another device (rp_filter)",
+    }
+    return f"{place} {words[route.type]}"
+
+
+def _down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
+    link = case.tables.link(place, device)
+    if link and not (link.up and link.carrier):
+        state = "has no carrier: its other end is down" if link.up else "is down"
+        yield Doubt(
+            "link-down",
+            f"{device} of {place} {state}",
+            None if link.up else f"`ip -n {place.namespace} link set {device} up`",
+        )
+
+
+# --- nothing explains it -------------------------------------------------------------------------
+
+
+def _by_silence(case: Case) -> Loss:
+    """The last place where it was seen."""
+    leg: Leg = "reply" if answered(case) else "forward"
+    last = last_seen(case, leg)
+    end = case.story.leg(leg)[-1].end
+    where = f"going {last.direction} on {last.device} of {last.place}"
+    if leg == "reply" and last.place == case.aim.source:
+        stranger = end.source.ip != case.aim.destination
+        doubt = Doubt(
+            "answer-not-expected" if stranger else "unknown",
+            f"an answer came back to {last.place}, but from {end.source}, where "
+            f"{case.aim.destination} was asked: no socket waits for that"
+            if stranger
+            else f"the answer came back to {last.place}, whose socket did not take it; why is not "
+            "known",
+            None,
+        )
+    elif leg == "forward" and last.direction == "in" and end.destination.ip in last.place.addresses:
+        doubt = Doubt(
+            "no-answer",
+            f"{receiver(case)} received it, and no answer was seen; why is not known",
+            None,
+        )
+    else:
+        what = "the answer" if leg == "reply" else "the packet"
+        doubt = Doubt(
+            "unknown",
+            f"{what} was last seen {where}; what became of it there is not known",
+            None,
+        )
+    return _loss(case, leg, last, doubt)
+
+
+def _loss(case: Case, leg: Leg, last: Sighting, doubt: Doubt, evidence: Iterable[str] = ()) -> Loss:
+    """A loss after the last sight of the packet."""
+    end = last_seen(case, leg)
+    return Loss(
+        direction=leg,
+        node=last.place.node,
+        device=last.device,
+        reason=doubt.reason,
+        where=f"{last.device} of {last.place}",
+        rule=None,
+        evidence=[*evidence, f"last seen going {end.direction} on {end.device} of {end.place}"],
+        explanation=doubt.words,
+        fix=doubt.fix,
+    )

@@ -1,0 +1,254 @@
+"""What happened in a passage, as steps in the order in which the kernel takes them.
+
+Rewrites are read off the headers on both sides of the passage, which also holds for answers, whose
+packets never traverse nat chains; rules and connections say why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from netlab.trace.aim import Place
+from netlab.trace.model import (
+    AnyStep,
+    Bridge,
+    Conntrack,
+    Decapsulate,
+    Encapsulate,
+    Leg,
+    Nat,
+    Neighbour,
+    Route,
+    Rule,
+    Tuple,
+)
+from netlab.trace.path import Passage, Tables
+from netlab.trace.witnesses.conntrack import Entry
+from netlab.trace.witnesses.rules import Match, Run
+
+# What a rule says, from a run and one of its matches.
+Texts = Callable[[Run, Match], Rule]
+
+
+_FIRST_HOOKS = ("PREROUTING", "OUTPUT")
+
+
+class Chapter(msgspec.Struct):
+    """A passage with what happened in it; `end` is the tuple that the packet left it with."""
+
+    passage: Passage
+    begin: Tuple
+    end: Tuple
+    runs: list[Run] = []
+    steps: list[AnyStep] = []
+
+
+class Narrator:
+    """Tells the steps of chapters, those of the way there before those of the way back."""
+
+    def __init__(self, tables: Tables, texts: Texts, entries: Sequence[Entry]) -> None:
+        self._tables = tables
+        self._texts = texts
+        self._entries = entries
+        self._shown: set[tuple[Place, int, Leg]] = set()
+        self._masqueraded: set[tuple[Place | None, int]] = set()
+
+    def rules(self, run: Run) -> list[Rule]:
+        """The rules of a run; a chain's policy that drops counts as its last rule."""
+        found = [self._texts(run, match) for match in run.matches]
+        if run.policy == "drop":
+            fallen = self._texts(run, Match(run.chain, 0, "drop"))
+            found.append(msgspec.structs.replace(fallen, rule=f"-P {run.chain} DROP"))
+        return found
+
+    def steps(self, chapter: Chapter) -> Iterable[AnyStep]:
+        """The steps of a passage."""
+        passage = chapter.passage
+        rules = [rule for run in chapter.runs for rule in self.rules(run)]
+        outer = [rule for rule in rules if rule.outer]
+        if not _enters_tunnel(passage):
+            yield from outer
+            yield from _decapsulate(passage)
+        yield from self._in_the_stack(chapter, [rule for rule in rules if not rule.outer])
+        yield from _bridge(passage, self._tables)
+        if _enters_tunnel(passage):
+            yield from _encapsulate(passage, self._tables)
+            yield from outer
+
+    def _in_the_stack(self, chapter: Chapter, rules: list[Rule]) -> Iterable[AnyStep]:
+        """Rules, rewrites, routing: what IP does, on each side of the routing decision."""
+        passage = chapter.passage
+        if passage.place is None:
+            return
+        entry = self._entry(chapter)
+        yield from (rule for rule in rules if rule.hook in _FIRST_HOOKS)
+        yield from self._nat(chapter, rules, entry, of_destination=True)
+        route = _route(chapter, self._tables)
+        if route:
+            yield route
+        yield from (rule for rule in rules if rule.hook not in _FIRST_HOOKS)
+        yield from self._nat(chapter, rules, entry, of_destination=False)
+        if entry:
+            yield from self._connection(chapter, entry)
+        if route:
+            yield from _neighbour(passage.place, route, self._tables)
+
+    def _nat(
+        self, chapter: Chapter, rules: list[Rule], entry: Entry | None, of_destination: bool
+    ) -> Iterable[Nat]:
+        """The rewrite of one end, if it differs on both sides.
+
+        On the way back the destination is what SNAT had changed, the source what DNAT had.
+        """
+        begin, end = chapter.begin, chapter.end
+        first, last = (
+            (begin.destination, end.destination) if of_destination else (begin.source, end.source)
+        )
+        if first == last:
+            return
+        back = chapter.passage.leg == "reply"
+        rule = None if back else _translator(rules, of_destination)
+        key = chapter.passage.place, entry.id if entry else 0
+        if rule and "masquerade" in (rule.rule or "").lower():
+            self._masqueraded.add(key)
+        source = "masquerade" if key in self._masqueraded else "snat"
+        yield Nat(
+            translation="dnat" if of_destination != back else source,  # type: ignore[arg-type]
+            reverse=back,
+            before=first,
+            after=last,
+            rule=str(rule) if rule else None,
+            conntrack=entry.id if entry else None,
+        )
+
+    def _entry(self, chapter: Chapter) -> Entry | None:
+        """The connection that the packet of a passage belongs to."""
+        passage = chapter.passage
+        for entry in self._entries:
+            expected = entry.original if passage.leg == "forward" else entry.reply
+            if entry.place == passage.place and expected == chapter.begin:
+                return entry
+        return None
+
+    def _connection(self, chapter: Chapter, entry: Entry) -> Iterable[Conntrack]:
+        """Shown where it begins, and on the way back where it rewrites; once."""
+        key = entry.place, entry.id, chapter.passage.leg
+        if key in self._shown or (key[2] == "reply" and chapter.begin == chapter.end):
+            return
+        self._shown.add(key)
+        yield Conntrack(
+            id=entry.id,
+            original=entry.original,
+            reply=entry.reply,
+            status=list(entry.status),
+        )
+
+
+def _translator(rules: list[Rule], of_destination: bool) -> Rule | None:
+    words = ("dnat", "redirect") if of_destination else ("masquerade", "snat")
+    for rule in reversed(rules):
+        text = (rule.rule or "").lower()
+        if any(f"-j {word}" in text or f"{word} to" in text or text == word for word in words):
+            return rule
+    return None
+
+
+def _route(chapter: Chapter, tables: Tables) -> Route | None:
+    """The routing decision of a passage, if there was one."""
+    passage = chapter.passage
+    before, after, place = passage.before, passage.after, passage.place
+    assert place is not None
+    if after is not None and after.direction == "in":
+        return None  # further up the stack on the same way in
+    if before is not None and before.direction == "out":
+        return None  # further down
+    if before is not None and after is None and before.packet.outer:
+        return None  # it is the tunnel that takes it
+    iif = before.device if before else None
+    if before:
+        link = tables.link(place, before.device)
+        bridge = link.master if link else None
+        onward = tables.link(place, after.device) if after else None
+        if bridge and after and (onward and onward.master == bridge):
+            return None  # bridged, port to port
+        if bridge and after is None:
+            return None
+        iif = bridge or before.device
+        if after is None and any(chapter.end.destination.ip == own for own in place.addresses):
+            return None
+    destination = chapter.end.destination.ip
+    source = chapter.begin.source.ip
+    return tables.route(place, destination, source, iif)
+
+
+def _neighbour(place: Place, route: Route, tables: Tables) -> Iterable[Neighbour]:
+    """The next hop's link-layer address."""
+    if route.device is None or route.type != "unicast" or route.device == "lo":
+        return
+    found = tables.neighbour(place, route.via or route.destination, route.device)
+    if found:
+        yield found
+
+
+def _bridge(passage: Passage, tables: Tables) -> Iterable[Bridge]:
+    """A bridge's choice of the port that the packet left by."""
+    after, place = passage.after, passage.place
+    if place is None:
+        return
+    if after is None:
+        yield from _lost_in_tunnel(passage, place, tables)
+        return
+    link = tables.link(place, after.device)
+    mac = after.packet.dst_mac
+    if after.direction == "in" or link is None or link.master is None or mac is None:
+        return
+    if passage.flooded:
+        yield Bridge(device=link.master, mac=mac, port=after.device, flooded=True)
+        return
+    found = tables.port(place, link.master, mac)
+    # The table may have changed since; what the packet did counts.
+    if found and found.port == after.device:
+        yield found
+
+
+def _lost_in_tunnel(passage: Passage, place: Place, tables: Tables) -> Iterable[Bridge]:
+    """What a VXLAN device knows of a MAC that it did not send on."""
+    before = passage.before
+    if before is None or before.direction == "in" or before.packet.dst_mac is None:
+        return
+    link = tables.link(place, before.device)
+    if link and link.kind == "vxlan":
+        found = tables.tunnel(place, before.device, before.packet.dst_mac)
+        if found:
+            yield found
+
+
+def _enters_tunnel(passage: Passage) -> bool:
+    before, after = passage.before, passage.after
+    return bool(after and after.packet.outer and not (before and before.packet.outer))
+
+
+def _encapsulate(passage: Passage, tables: Tables) -> Iterable[AnyStep]:
+    before, after, place = passage.before, passage.after, passage.place
+    if place is None or before is None or after is None or after.packet.outer is None:
+        return
+    outer, mac = after.packet.outer, before.packet.dst_mac
+    found = tables.tunnel(place, before.device, mac) if mac else None
+    if found:
+        yield found
+    yield Encapsulate(
+        device=before.device, vni=outer.vni, local=outer.src, remote=outer.dst, mac=mac
+    )
+    route = tables.route(place, outer.dst)
+    if route:
+        yield route
+        yield from _neighbour(place, route, tables)
+
+
+def _decapsulate(passage: Passage) -> Iterable[Decapsulate]:
+    before, after = passage.before, passage.after
+    if before and before.packet.outer and after and not after.packet.outer:
+        outer = before.packet.outer
+        yield Decapsulate(device=after.device, vni=outer.vni, local=outer.dst, remote=outer.src)
