@@ -5,6 +5,8 @@
 #
 # Further: make lint, make bench, make lock, make clean. docs/install.md tells what is installed.
 
+# su without "-" leaves the directories of ip and iptables out.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 SUDO ?= sudo
 ROOT := $(if $(filter 0,$(shell id -u)),,$(SUDO))
 # Arguments for pytest, as in: make test PYTEST='-k trace -x'
