@@ -1,12 +1,12 @@
 """From stated objects to a decided lab: what is given is kept, what is left out is allocated.
 
 The same objects in the same order always give the same lab.  The rules stand where they are
-applied, in `networks`, `pods`, `services` and `endpoints`, and in docs/topology-files.md.
+applied, in `networks`, `pods`, `placement`, `services`, `endpoints`, and in docs/topology-files.md.
 """
 
 from __future__ import annotations
 
-from netlab.topology import endpoints, lab_document, model, networks, pods, services
+from netlab.topology import endpoints, lab_document, model, networks, placement, services
 from netlab.topology.addresses import network
 from netlab.topology.networks import DraftNode, Networks
 from netlab.topology.objects import Objects, Stated
@@ -25,7 +25,7 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
     """
     decided = networks.decide(objects, found)
     overlay, proxy = _overlay(objects.lab, found), _service_proxy(objects.lab, decided, found)
-    drafts = pods.decide(objects, decided.nodes, found)
+    drafts = placement.decide(objects, decided.nodes, found)
     made = services.decide(objects.services, decided.service_cidrs, found)
     behind = endpoints.decide(objects, made, drafts, found)
     _listen_on_declared(drafts, found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from netlab.problems import Exit, NetlabError, Place, Problem
@@ -258,8 +259,8 @@ _WORDS: dict[str, bool | None] = {
 }
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _OCTAL = re.compile(r"[-+]?0[0-7]+")
-_BASED = re.compile(r"[-+]?0(b[01]+|o[0-7]+|x[0-9a-fA-F]+)")
-_FLOAT = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?|[-+]?[0-9]+\.")
+_BASED = re.compile(r"[-+]?0([bB][01]+|[oO][0-7]+|[xX][0-9a-fA-F]+)")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _ODD_FLOAT = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
@@ -272,14 +273,16 @@ def plain_scalar(text: str) -> Any:
         return _WORDS[text]
     if text[0] not in "0123456789+-." or len(text) > 64:
         return text
-    if _DECIMAL.fullmatch(text):
-        return int(text)
-    if _OCTAL.fullmatch(text):
-        return int(text, 8)
-    if _BASED.fullmatch(text):
-        return int(text, 0)
-    if _FLOAT.fullmatch(text):
-        return float(text)
+    number = text.replace("_", "")
+    if _DECIMAL.fullmatch(number):
+        return int(number)
+    if _OCTAL.fullmatch(number):
+        return int(number, 8)
+    if _BASED.fullmatch(number):
+        return int(number, 0)
+    if _FLOAT.fullmatch(number):
+        value = float(number)
+        return value if isfinite(value) else text
     if _ODD_FLOAT.fullmatch(text):
         return float(text.replace(".", ""))
     return text

@@ -1,0 +1,250 @@
+"""The node and the address of each pod.
+
+* A pod whose node is not given goes to the node in whose pod CIDR its address lies; without an
+  address to the node with the fewest pods, the first of equals.  The replicas of one Deployment,
+  ReplicaSet or StatefulSet are spread: the node with the fewest of them first.  A DaemonSet has a
+  pod on each node.  `nodeSelector` narrows the choice.
+* Pods that stand in the file come first, then the replicas that its controllers lack, in order.
+* A pod's address is the lowest free one of its node's pod CIDR, from the third on: the first is
+  the network's (and the overlay's), the second the bridge's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+from netlab.problems import suggest
+from netlab.topology import kubernetes as k8s
+from netlab.topology.networks import BRIDGE_PORTS, DraftNode
+from netlab.topology.objects import Objects, Stated
+from netlab.topology.places import Complaints, Origin, Path
+from netlab.topology.pods import TEMPLATE, DraftPod, made_pods, stated_pods
+
+
+def decide(objects: Objects, nodes: list[DraftNode], found: Complaints) -> list[DraftPod]:
+    """All pods of a lab, each with its node and address (None only after an error)."""
+    pods = stated_pods(objects, found)
+    _Placement(nodes, found).place(pods, objects)
+    _allocate_addresses(pods, nodes, found)
+    host_ports = sum(
+        1 for pod in pods if not pod.host_network and any(port.hostPort for port in pod.ports)
+    )
+    if host_ports:
+        message = f"hostPort ({host_ports} pods) is not opened on nodes by this version"
+        found.warning("not-built", message)
+    return pods
+
+
+class _Placement:
+    """How many pods each node has, and where the next one goes."""
+
+    def __init__(self, nodes: list[DraftNode], found: Complaints) -> None:
+        self._nodes = nodes
+        self._found = found
+        self._by_name = {node.name: node for node in nodes}
+        self._pods: Counter[str] = Counter()
+        self._links: Counter[str] = Counter()  # pods with a link of their own
+        self._room = {
+            node.name: min(BRIDGE_PORTS, node.pod_cidr.num_addresses - 3 if node.pod_cidr else 0)
+            for node in nodes
+        }
+        self._nowhere: list[DraftPod] = []
+
+    def place(self, pods: list[DraftPod], objects: Objects) -> None:
+        """Give each pod a node, and add those that the controllers make."""
+        waiting = [pod for pod in pods if not self._has_node(pod)]
+        owned: dict[tuple[str, str], list[DraftPod]] = {}
+        for pod in pods:
+            if pod.owner and not pod.terminating:
+                owned.setdefault((pod.namespace, pod.owner), []).append(pod)
+        for pod in waiting:
+            siblings = owned.get((pod.namespace, pod.owner), ())
+            self._choose(pod, Counter(each.node.name for each in siblings if each.node))
+        taken: dict[str, set[str]] = {}
+        for pod in pods:
+            taken.setdefault(pod.namespace, set()).add(pod.name)
+        for controller in objects.controllers:
+            owner = f"{type(controller.item).__name__}/{controller.item.metadata.name}"
+            have = owned.get((controller.namespace, owner), [])
+            if not _is_owned(controller):
+                pods += self._replicas(
+                    controller, have, taken.setdefault(controller.namespace, set())
+                )
+        self._complain()
+
+    def _replicas(
+        self, controller: Stated[k8s.Controller], have: list[DraftPod], taken: set[str]
+    ) -> list[DraftPod]:
+        """The pods that a controller lacks, each on its node."""
+        if isinstance(controller.item, k8s.DaemonSet):
+            return self._one_on_each(controller, have, taken)
+        spec = controller.item.spec
+        if (spec.replicas or 0) > BRIDGE_PORTS * len(self._nodes):
+            message = f"{controller.title}: a bridge on each node has {BRIDGE_PORTS} ports"
+            self._found.error("too-many-pods", message, controller.origin, "spec", "replicas")
+            return []
+        name = spec.template.spec.nodeName if spec.template.spec else None
+        node = self._named(name, controller.title, controller.origin, TEMPLATE) if name else None
+        if name and node is None:
+            return []
+        spread = Counter(pod.node.name for pod in have if pod.node)
+        made = []
+        for pod in made_pods(controller, have, taken, 0):
+            if node is not None:
+                self._settle(pod, node)
+            else:
+                self._choose(pod, spread)
+            made.append(pod)
+        return made
+
+    def _named(self, name: str, title: str, origin: Origin, path: Path) -> DraftNode | None:
+        """The node that a pod's spec names; complains if there is none."""
+        if name not in self._by_name:
+            near = suggest(name, list(self._by_name))
+            known = ", ".join(list(self._by_name)[:5])
+            hint = f'did you mean "{near}"?' if near else f"there is {known}"
+            message = f'{title}: there is no Node "{name}"'
+            self._found.error("unknown-node", message, origin, *path, "nodeName", hint=hint)
+        return self._by_name.get(name)
+
+    def _has_node(self, pod: DraftPod) -> bool:
+        """Settle a pod whose node is given, by name or by its address."""
+        if pod.spec.nodeName:
+            node = self._named(pod.spec.nodeName, pod.title, pod.origin, pod.path)
+            if node is not None:
+                self._settle(pod, node)
+            return True
+        for node in self._nodes if pod.address is not None else ():
+            if node.pod_cidr and pod.address in node.pod_cidr:
+                self._settle(pod, node)
+                return True
+        return False
+
+    def _settle(self, pod: DraftPod, node: DraftNode) -> None:
+        pod.node = node
+        self._pods[node.name] += 1
+        if not pod.host_network:
+            self._links[node.name] += 1
+
+    def _choose(self, pod: DraftPod, spread: Counter[str]) -> None:
+        """The node with the fewest siblings, then with the fewest pods, then the first."""
+        candidates = [
+            node
+            for node in self._nodes
+            if _selects(pod.spec.nodeSelector or {}, node.labels)
+            and (pod.host_network or self._links[node.name] < self._room[node.name])
+        ]
+        if not candidates:
+            self._nowhere.append(pod)
+            return
+        node = min(candidates, key=lambda node: (spread[node.name], self._pods[node.name]))
+        spread[node.name] += 1
+        self._settle(pod, node)
+
+    def _one_on_each(
+        self, controller: Stated[k8s.Controller], have: list[DraftPod], taken: set[str]
+    ) -> list[DraftPod]:
+        """A DaemonSet's pods for the nodes that have none."""
+        spec = controller.item.spec.template.spec or k8s.PodSpec()
+        covered = {pod.node.name for pod in have if pod.node}
+        bare = [
+            node
+            for node in self._nodes
+            if node.name not in covered and _selects(spec.nodeSelector or {}, node.labels)
+        ]
+        made = list(made_pods(controller, (), taken, len(bare)))
+        for pod, node in zip(made, bare, strict=True):
+            self._settle(pod, node)
+        return made
+
+    def _complain(self) -> None:
+        for node in self._nodes:
+            if self._links[node.name] > BRIDGE_PORTS:
+                message = (
+                    f"{node.title} has {self._links[node.name]} pods; "
+                    f"its bridge has {BRIDGE_PORTS} ports"
+                )
+                self._found.error("too-many-pods", message, node.origin)
+        full: list[DraftPod] = []
+        said: set[Path] = set()
+        for pod in self._nowhere:
+            wanted = pod.spec.nodeSelector or {}
+            if any(_selects(wanted, node.labels) for node in self._nodes):
+                full.append(pod)
+            elif (where := (pod.origin.document, *pod.origin.path)) not in said:
+                said.add(where)
+                labels = ", ".join(f"{key}={value}" for key, value in wanted.items())
+                message = f"{pod.title}: no node has the labels of its nodeSelector, {labels}"
+                self._found.error("no-node", message, pod.origin, *pod.path, "nodeSelector")
+        if full and all(node.pod_cidr for node in self._nodes):
+            others = f" (nor has it for {len(full) - 1} more)" if len(full) > 1 else ""
+            message = f"{full[0].title}: no node has an address left in its pod CIDR{others}"
+            hint = f"a /24 holds 253 pods, a bridge {BRIDGE_PORTS}; add nodes or widen spec.podCIDR"
+            self._found.error("exhausted-cidr", message, full[0].origin, hint=hint)
+
+
+def _is_owned(controller: Stated[k8s.Controller]) -> bool:
+    """Whether it is a Deployment's ReplicaSet: the Deployment makes the pods then."""
+    references = controller.item.metadata.ownerReferences or ()
+    return any(each.controller and each.kind == "Deployment" for each in references)
+
+
+def _selects(selector: dict[str, str], labels: dict[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+# Addresses
+
+
+def _allocate_addresses(pods: list[DraftPod], nodes: list[DraftNode], found: Complaints) -> None:
+    taken: dict[IPv4Address, str] = {node.address: node.title for node in nodes if node.address}
+    for node in nodes:
+        if node.pod_cidr:
+            first = node.pod_cidr.network_address
+            taken[first] = f"flannel.1 on {node.name}"
+            taken[first + 1] = f"cbr0 on {node.name}"
+            taken[node.pod_cidr.broadcast_address] = f"broadcasts on {node.name}"
+    for pod in pods:
+        if pod.address is None:
+            continue
+        if pod.address in taken:
+            message = f"{pod.title}: {pod.address} is already the address of {taken[pod.address]}"
+            found.error("duplicate-address", message, pod.origin, "status", "podIP")
+        taken[pod.address] = pod.title
+        if pod.node and pod.node.pod_cidr and pod.address not in pod.node.pod_cidr:
+            found.warning(
+                "outside-cidr",
+                f"{pod.title}: its address {pod.address} is outside {pod.node.pod_cidr}, "
+                f"the pod CIDR of its node {pod.node.name}",
+                pod.origin,
+                "status",
+                "podIP",
+                hint="it is kept, and routed to its node as a /32",
+            )
+    free = {node.name: _free_addresses(node, taken) for node in nodes}
+    lacking: dict[str, list[DraftPod]] = {}
+    for pod in pods:
+        if pod.node is None or pod.address is not None:
+            continue
+        if pod.host_network:
+            pod.address = pod.node.address
+        else:
+            pod.address = next(free[pod.node.name], None)
+            if pod.address is None and pod.node.pod_cidr:
+                lacking.setdefault(pod.node.name, []).append(pod)
+    for name, without in lacking.items():
+        others = f" and {len(without) - 1} more" if len(without) > 1 else ""
+        message = f"the pod CIDR of Node {name} has no address left for {without[0].title}{others}"
+        hint = "a /24 holds 253 pods; move some to another node or widen its spec.podCIDR"
+        found.error("exhausted-cidr", message, without[0].origin, hint=hint)
+
+
+def _free_addresses(node: DraftNode, taken: dict[IPv4Address, str]) -> Iterator[IPv4Address]:
+    if node.pod_cidr:
+        first, last = int(node.pod_cidr.network_address), int(node.pod_cidr.broadcast_address)
+        for value in range(first + 2, last):
+            host = IPv4Address(value)
+            if host not in taken:
+                yield host
