@@ -470,6 +470,20 @@ def test_json_that_is_none(tmp_path: Path, text: str, place: tuple[int, int]) ->
     assert where(found) == ("json-syntax", *place)
 
 
+def test_json_that_is_no_yaml_still_has_its_mistakes_named(tmp_path: Path) -> None:
+    item = '{"apiVersion": "v1", "kind": "Pod", "x": "\x7f", "metadata": {"name": "A"}}'
+    (found,) = problems(tmp_path, item, "t.json")
+    assert found.code == "bad-name"
+
+
+def test_pyyaml_without_libyaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("yaml.CSafeLoader")
+    (tmp_path / "t.yaml").write_text(NODE)
+    with pytest.raises(NetlabError, match="no-libyaml") as caught:
+        load(tmp_path / "t.yaml")
+    assert caught.value.exit_code == Exit.MACHINE
+
+
 DEEP = {
     "flow": "[" * 100_000,
     "closed": "[" * 1000 + "]" * 1000,

@@ -7,11 +7,15 @@ found, by reading the events of the text again: what is right is not made to pay
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from netlab.problems import NetlabError, Place, Problem
+from netlab.problems import Exit, NetlabError, Place, Problem
+
+if TYPE_CHECKING:
+    from yaml import CSafeLoader
 
 Path = tuple[str | int, ...]
 
@@ -68,6 +72,20 @@ def too_deep(place: Place) -> Problem:
     )
 
 
+def c_loader() -> type[CSafeLoader]:
+    """PyYAML's parser on libyaml.  NetlabError (exit code 3) if PyYAML came without it."""
+    try:
+        from yaml import CSafeLoader
+    except ImportError:
+        problem = Problem(
+            "no-libyaml",
+            "PyYAML was installed without its C loader (libyaml)",
+            hint="install a PyYAML wheel from PyPI, or python3-yaml from the distribution",
+        )
+        raise NetlabError(problem, Exit.MACHINE) from None
+    return CSafeLoader
+
+
 @dataclass(slots=True)
 class _Spot:
     """A node of the tree of paths that are looked for, and where it was found."""
@@ -77,11 +95,21 @@ class _Spot:
     value: Place | None = None
 
 
-def _walk(source: Source, wanted: _Spot) -> None:
+def _locate(source: Source, wanted: _Spot) -> None:
     """Note the places of all nodes in `wanted`, whose first level are the document numbers."""
-    from yaml import CSafeLoader, events
+    loader = c_loader()
+    from yaml import YAMLError
 
-    parser = CSafeLoader(source.data)
+    # JSON is not quite YAML (a key of 2,000 characters, a DEL in a text): what stands behind such
+    # a thing has the place of what surrounds it.
+    with contextlib.suppress(YAMLError):
+        _walk(source, wanted, loader)
+
+
+def _walk(source: Source, wanted: _Spot, loader: type[CSafeLoader]) -> None:
+    from yaml import events
+
+    parser = loader(source.data)
     document = -1
     last = max(int(number) for number in wanted.below)
     # Each open collection: its spot (None off the wanted paths), the next index (None: a mapping),
@@ -90,13 +118,11 @@ def _walk(source: Source, wanted: _Spot) -> None:
     while True:
         event: Any = parser.get_event()
         kind = type(event)
-        if kind is events.StreamEndEvent:
-            return
         if kind is events.DocumentStartEvent:
             document += 1
-            if document > last:
-                return
             continue
+        if kind is events.DocumentEndEvent and document == last:
+            return
         if kind in (events.MappingEndEvent, events.SequenceEndEvent):
             stack.pop()
             continue
@@ -209,7 +235,7 @@ def _with_places(complaints: list[_Complaint]) -> list[Problem]:
             for step in _steps(complaint):
                 spot = spot.below.setdefault(step, _Spot())
     for source, root in roots.items():
-        _walk(source, root)
+        _locate(source, root)
     problems = [_with_place(complaint, roots) for complaint in complaints]
     return sorted(problems, key=_order)
 

@@ -12,19 +12,20 @@ from collections.abc import Iterator
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from netlab.problems import Exit, NetlabError, Place, Problem
+from netlab.problems import Place, Problem
 from netlab.topology.places import (
     DEEPEST_NESTING,
     Complaints,
     Document,
     Origin,
     Source,
+    c_loader,
     place_of_byte,
     too_deep,
 )
 
 if TYPE_CHECKING:
-    from yaml import YAMLError
+    from yaml import CSafeLoader, YAMLError
     from yaml.error import Mark
 
 MOST_ALIASED_NODES = 100_000
@@ -32,21 +33,14 @@ MOST_ALIASED_NODES = 100_000
 
 def yaml_documents(data: bytes, path: str, complaints: Complaints) -> list[Document]:
     """All documents; behind one that is no YAML, reading goes on at the next `---`."""
-    try:
-        from yaml import CSafeLoader, YAMLError  # noqa: F401
-    except ImportError:
-        problem = Problem(
-            "no-libyaml",
-            "PyYAML was installed without its C loader (libyaml)",
-            hint="install a PyYAML wheel from PyPI, or python3-yaml from the distribution",
-        )
-        raise NetlabError(problem, Exit.MACHINE) from None
+    loader = c_loader()
+    from yaml import YAMLError
 
     source = Source(path, data)
     found: list[Document] = []
     while True:
         try:
-            for index, value in enumerate(_build(source)):
+            for index, value in enumerate(_build(source, loader)):
                 if value is not None:
                     found.append(Document(value, Origin(source, index)))
             return found
@@ -84,14 +78,14 @@ _MERGE = object()
 _NO_KEY = object()
 
 
-def _build(source: Source) -> Iterator[Any]:
+def _build(source: Source, loader: type[CSafeLoader]) -> Iterator[Any]:
     """The value of each document, None for an empty one.
 
     Raises _Refused or yaml.YAMLError.
     """
-    from yaml import CSafeLoader, events
+    from yaml import events
 
-    get_event = CSafeLoader(source.data).get_event
+    get_event = loader(source.data).get_event
     scalar, alias = events.ScalarEvent, events.AliasEvent
     mapping_start, sequence_start = events.MappingStartEvent, events.SequenceStartEvent
     mapping_end, sequence_end = events.MappingEndEvent, events.SequenceEndEvent
