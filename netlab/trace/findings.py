@@ -321,16 +321,18 @@ def _doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
             yield Doubt(step.type, _refused(step, place), _FIXES.get(step.type))
         if isinstance(step, Route) and step.device:
             yield from _down(case, place, step.device)
+    # Before neighbours: a link that is down answers no ARP.
+    target = case.story.leg(leg)[-1].end.destination.ip
+    for other in case.aim.places:
+        if target in other.addresses and other != place:
+            yield from _down(case, other, "eth0")
+    for step in last_steps(case, leg):
         if isinstance(step, Neighbour) and step.mac is None:
             yield Doubt(
                 "neighbour-unresolved",
                 f"nobody told {place} the MAC of {step.address} on {step.device} ({step.state})",
                 _FIXES["neighbour-unresolved"],
             )
-    target = case.story.leg(leg)[-1].end.destination.ip
-    for other in case.aim.places:
-        if target in other.addresses and other != place:
-            yield from _down(case, other, "eth0")
 
 
 def _refused(route: Route, place: Place) -> str:

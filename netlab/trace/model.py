@@ -5,8 +5,8 @@ Everything here is plain frozen data, written as JSON by :func:`encode` under th
 fills are null until then.
 
 A hop is one sight of the packet on one device.  Its steps are what the kernel did with the packet
-between this sight and the next, in order; on the last hop they end with what became of it, `deliver`
-or `drop`.  Those of a leg's first hop begin with the steps by which the packet came to its device.
+between this sight and the next, in order; the last hop ends with what became of it (`deliver`,
+`drop`).  A leg's first hop begins with the steps that brought the packet to its device.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class Narrator:
         self._entries = entries
         self._shown: set[tuple[Place, int, Leg]] = set()
         self._masqueraded: set[tuple[Place | None, int]] = set()
+        self._current: dict[tuple[Place | None, Leg], Entry] = {}
 
     def rules(self, run: Run) -> list[Rule]:
         """The rules of a run; a chain's policy that drops counts as its last rule."""
@@ -124,13 +125,17 @@ class Narrator:
         )
 
     def _entry(self, chapter: Chapter) -> Entry | None:
-        """The connection that the packet of a passage belongs to."""
+        """The connection that the packet of a passage belongs to.
+
+        It is known by the tuple that the packet comes with, and kept until it leaves.
+        """
         passage = chapter.passage
+        key = passage.place, passage.leg
         for entry in self._entries:
             expected = entry.original if passage.leg == "forward" else entry.reply
             if entry.place == passage.place and expected == chapter.begin:
-                return entry
-        return None
+                self._current[key] = entry
+        return self._current.get(key)
 
     def _connection(self, chapter: Chapter, entry: Entry) -> Iterable[Conntrack]:
         """Shown where it begins, and on the way back where it rewrites; once."""

@@ -1,0 +1,175 @@
+"""What witnesses saw once, kept as JSON, so that correlation is tested without a kernel.
+
+`python tests/trace_records.py`, as root, records the files in tests/trace_records again.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from netlab.topology.model import Lab
+from netlab.trace import probe
+from netlab.trace.aim import Aim, Place, Request, aim
+from netlab.trace.case import Case
+from netlab.trace.correlate import Observed, Story, correlate
+from netlab.trace.explain import Explained, explain
+from netlab.trace.mark import Mark
+from netlab.trace.model import Bridge, Neighbour, Route, Rule, Tuple
+from netlab.trace.path import Tables
+from netlab.trace.probe import Answer
+from netlab.trace.steps import Texts
+from netlab.trace.watch import Watch
+from netlab.trace.witnesses.conntrack import Entry
+from netlab.trace.witnesses.decisions import Link
+from netlab.trace.witnesses.packets import Sighting
+from netlab.trace.witnesses.rules import Match, Run
+
+DIRECTORY = Path(__file__).with_suffix("")
+_ANSWERS = {
+    "link": Link,
+    "route": Route,
+    "neighbour": Neighbour,
+    "port": Bridge,
+    "tunnel": Bridge,
+}
+
+
+class Record(msgspec.Struct):
+    """One probe as it was observed; `answers` and `texts` by question."""
+
+    lab: Lab
+    aim: Aim
+    answer: Answer
+    sent: Tuple
+    sightings: list[Sighting]
+    runs: list[Run]
+    entries: list[Entry]
+    answers: dict[str, dict[str, Any] | None]
+    texts: dict[str, Rule]
+
+
+def _question(verb: str, place: Place, arguments: tuple[object, ...]) -> str:
+    return " ".join([verb, place.namespace, *(str(each) for each in arguments)])
+
+
+class Replayed:
+    """Tables that answer as recorded; what was not asked then has no answer."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def __getattr__(self, verb: str) -> Callable[..., object]:
+        kind = _ANSWERS[verb]
+
+        def ask(place: Place, *arguments: object) -> object:
+            answer = self._record.answers.get(_question(verb, place, arguments))
+            return None if answer is None else msgspec.convert(answer, kind)
+
+        return ask
+
+
+class _Recorder:
+    def __init__(self, tables: Tables, answers: dict[str, dict[str, Any] | None]) -> None:
+        self._tables = tables
+        self._answers = answers
+
+    def __getattr__(self, verb: str) -> Callable[..., object]:
+        def ask(place: Place, *arguments: object) -> object:
+            answer = getattr(self._tables, verb)(place, *arguments)
+            self._answers[_question(verb, place, arguments)] = msgspec.to_builtins(answer)
+            return answer
+
+        return ask
+
+
+def _rule(run: Run, match: Match) -> str:
+    return f"{run.place.namespace} {run.table} {run.chain} {match.chain} {match.handle} {run.outer}"
+
+
+def told(name: str) -> tuple[Record, Story, Explained]:
+    """A record by its file name, and what correlation and explanation make of it."""
+    record = msgspec.json.decode((DIRECTORY / f"{name}.json").read_bytes(), type=Record)
+    tables: Any = Replayed(record)
+    observed = Observed(
+        sent=record.sent,
+        sightings=record.sightings,
+        runs=record.runs,
+        entries=record.entries,
+        tables=tables,
+        texts=lambda run, match: record.texts[_rule(run, match)],
+    )
+    story = correlate(observed)
+    return record, story, explain(Case(record.lab, record.aim, record.answer, story, tables))
+
+
+def record(lab: Lab, request: Request) -> Record:
+    """Trace once and keep what was observed."""
+    decided = aim(lab, request)
+    mark = Mark.random(decided.protocol)
+    answers: dict[str, dict[str, Any] | None] = {}
+    texts: dict[str, Rule] = {}
+    with Watch(lab, decided, mark) as watch:
+        answer = probe.send(decided, mark, request.timeout_s)
+        observed = watch.observed(answer)
+        tables: Any = _Recorder(observed.tables, answers)
+        said: Texts = observed.texts
+
+        def recorded(run: Run, match: Match) -> Rule:
+            return texts.setdefault(_rule(run, match), said(run, match))
+
+        observed = msgspec.structs.replace(observed, tables=tables, texts=recorded)
+        story = correlate(observed)
+        explain(Case(lab, decided, answer, story, tables))
+    return Record(
+        lab=lab,
+        aim=decided,
+        answer=answer,
+        sent=observed.sent,
+        sightings=list(observed.sightings),
+        runs=list(observed.runs),
+        entries=list(observed.entries),
+        answers=answers,
+        texts=texts,
+    )
+
+
+def _record_all() -> None:
+    from netlab.lab import lifecycle
+    from trace_labs import namespace, trace_lab
+
+    lab = trace_lab("recorded")
+    node = namespace(lab, "n1")
+
+    def run(*words: str) -> str:
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+    def keep(name: str, *request: str, **options: Any) -> None:
+        found = record(lab, Request(*request, **options))
+        (DIRECTORY / f"{name}.json").write_bytes(msgspec.json.encode(found) + b"\n")
+
+    lifecycle.up(lab)
+    try:
+        keep("remote-service", "p0", "svc/remote")
+        keep("hairpin", "p0", "svc/itself")
+        keep("masqueraded", "node/n1", "svc/remote")
+        keep("no-endpoints", "p0", "svc/empty")
+        keep("port-closed", "p0", "p1:99")
+        drop = ["FORWARD", "-d", "10.244.2.2", "-j", "DROP"]
+        run("ip", "netns", "exec", node, "iptables", "-I", *drop)
+        keep("rule-drop", "p0", "p1:8002")
+        run("ip", "netns", "exec", node, "iptables", "-D", *drop)
+        mac = run("bridge", "-n", node, "fdb", "show", "dev", "flannel.1").split()[0]
+        run("bridge", "-n", node, "fdb", "del", mac, "dev", "flannel.1", "dst", "172.21.32.12")
+        keep("fdb-missing", "p0", "p1:8002")
+    finally:
+        lifecycle.down(lab.name)
+
+
+if __name__ == "__main__":
+    sys.exit(_record_all())
