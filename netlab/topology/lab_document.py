@@ -19,8 +19,6 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class LabMetadata(Strict, frozen=True):
     name: Label
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
 
 
 class OverlaySpec(Strict, frozen=True):
