@@ -17,6 +17,7 @@ from netlab.trace.model import ProbeProtocol
 
 # Byte offsets from the start of the transport header, where nothing but plain headers comes
 # before: IPv4 without options, VXLAN over UDP with Ethernet inside (RFC 7348).
+_IP_HEADER = 20
 _SEQUENCE = 4
 _PAYLOAD = 8  # of UDP and of ICMP echo
 _QUOTED = 8 + 20  # ICMP error: the quoted transport header
@@ -51,6 +52,20 @@ class Mark(msgspec.Struct, frozen=True):
         if self.protocol == "tcp":
             return self.cookie, struct.pack("!I", self.sequence + 1)
         return (self.cookie,)
+
+    def words(self) -> list[tuple[int, bytes]]:
+        """(Offset from the start of an IPv4 header, four bytes): one holds for each of its packets.
+
+        In ascending order of offsets.
+        """
+        if self.protocol == "tcp":
+            first, answer = self.needles
+            plain = [(_SEQUENCE, first), (_SEQUENCE + 4, answer)]
+        else:
+            plain = [(_PAYLOAD, self.cookie[:4])]
+        quoted = [(_QUOTED + offset, word) for offset, word in plain]
+        inner = [(_TUNNELLED + offset, word) for offset, word in plain + quoted]
+        return [(_IP_HEADER + offset, word) for offset, word in plain + quoted + inner]
 
     def conditions(self, vxlan_port: int) -> list[str]:
         """Matches of nftables that hold for the probe, its answers and its errors alone."""

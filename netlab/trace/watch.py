@@ -36,7 +36,7 @@ class Watch:
     def __init__(self, lab: Lab, aim: Aim, mark: Mark) -> None:
         self._aim = aim
         self._cookie = canary.new_cookie()
-        self._packets = Packets(mark, lab.overlay.port)
+        self._packets = Packets(mark, lab.overlay.port, self._cookie)
         self._rules = Rules(mark, lab.overlay.port, self._cookie)
         self._connections = Connections()
         self.decisions = Decisions()

@@ -32,7 +32,7 @@ class Witness(Protocol):
         """Begin to watch.  What cannot be watched shows in :attr:`report`."""
 
     def saw(self, canary: Canary) -> bool:
-        """Whether a canary was seen until now; True where this witness does not watch."""
+        """Whether a canary was seen until now; True where this witness need not watch."""
 
     def events(self) -> Sequence[Any]:
         """What was seen of the probe, in order within each namespace."""

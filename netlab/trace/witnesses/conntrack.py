@@ -6,20 +6,24 @@ the way back is translated by.  Source: linux/netfilter/nfnetlink_conntrack.h.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Collection, Sequence
 
 import msgspec
 
 from netlab.kernel.namespaces import entered
-from netlab.kernel.netlink import attributes
+from netlab.kernel.netlink import NLA_F_NESTED, attribute, attributes, message
+from netlab.kernel.netlink import Socket as Netlink
 from netlab.trace.aim import Place
 from netlab.trace.model import Socket, Tuple
-from netlab.trace.nfnetlink import SUBSYSTEM_CTNETLINK, Listener
+from netlab.trace.nfnetlink import SUBSYSTEM_CTNETLINK, Listener, request_body
 from netlab.trace.witnesses import Canary
 
 _GROUPS = (1, 2, 3)  # new, update, destroy
+_NETLINK_NETFILTER = 12
 _MESSAGE_NEW = SUBSYSTEM_CTNETLINK << 8  # IPCTNL_MSG_CT_NEW, of updates too
+_MESSAGE_DELETE = SUBSYSTEM_CTNETLINK << 8 | 2
 
 # enum ctattr_type, ctattr_tuple, ctattr_ip, ctattr_l4proto
 _ORIGINAL, _REPLY, _STATUS, _ID = 1, 2, 3, 12
@@ -57,6 +61,8 @@ class Connections:
     def __init__(self) -> None:
         self._listeners: dict[Place, Listener] = {}
         self._entries: dict[tuple[Place, int], Entry] = {}
+        self._originals: dict[tuple[Place, int], bytes] = {}
+        self._canaries: set[tuple[Place, int]] = set()
         self._failed: list[str] = []
         self._overrun = False
 
@@ -76,10 +82,11 @@ class Connections:
             return True
         self._read(canary.place, listener)
         end = Socket(ip="127.0.0.1", port=canary.port)
-        return any(
-            entry.place == canary.place and entry.original.source == end
-            for entry in self._entries.values()
-        )
+        for key, entry in self._entries.items():
+            if entry.place == canary.place and entry.original.source == end:
+                self._canaries.add(key)
+                return True
+        return False
 
     def events(self) -> list[Entry]:
         """All entries that were announced since :meth:`arm`, whosever they are."""
@@ -94,12 +101,27 @@ class Connections:
             entry = decode(place, payload)
             if entry:
                 self._entries[place, entry.id] = entry
+                self._originals[place, entry.id] = attributes(payload)[_ORIGINAL]
 
     def disarm(self) -> None:
+        self._forget_canaries()
         for listener in self._listeners.values():
             self._overrun |= listener.overrun
             listener.close()
         self._listeners.clear()
+
+    def _forget_canaries(self) -> None:
+        """Delete their entries, which would stay for half a minute."""
+        while self._canaries:
+            key = self._canaries.pop()
+            body = request_body(attribute(_ORIGINAL | NLA_F_NESTED, self._originals[key]))
+            # The namespace, or the entry, may be gone already.
+            with (
+                contextlib.suppress(OSError),
+                entered(key[0].namespace),
+                Netlink(_NETLINK_NETFILTER) as netlink,
+            ):
+                netlink.request([message(_MESSAGE_DELETE, 0, body)])
 
     @property
     def report(self) -> str:

@@ -2,7 +2,8 @@
 
 Bound to no device, the socket also sees devices that come later.  `sll_ifindex` and `sll_pkttype`
 name device and direction; the order of arrival on one socket is the kernel's order in that
-namespace.  Promiscuous mode is not needed and not set.
+namespace.  A socket filter keeps out what does not carry the probe's mark, so that the traffic of
+others neither fills the buffer nor is slowed down.  Promiscuous mode is not needed and not set.
 """
 
 from __future__ import annotations
@@ -26,14 +27,22 @@ from netlab.trace.witnesses import Canary
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33
 _SO_TIMESTAMPNS = 35
+_SO_ATTACH_FILTER = 26
 _SOL_PACKET = 263
 _PACKET_STATISTICS = 6
 _PACKET_OTHERHOST = 3
 _PACKET_OUTGOING = 4
 _TIMESPEC = struct.Struct("@qq")
 _ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size)
-# Room for bursts of others' traffic while a probe is on its way; the memory is used only if needed.
-_BUFFER = 16 << 20
+_MAC_HEADER = 14
+_CANARY_OFFSET = 20 + 8  # behind IPv4 and UDP headers
+
+# linux/filter.h
+_INSTRUCTION = struct.Struct("=HBBI")
+_LOAD_WORD, _SKIP_UNLESS_EQUAL, _RETURN = 0x20, 0x15, 0x06
+
+# A flood on a bridge of a thousand ports is a thousand copies; memory is used only as they come.
+_BUFFER = 4 << 20
 _LONGEST = 2048  # headers and cookies stand in front
 
 
@@ -61,9 +70,10 @@ class Packets:
 
     name = "packets"
 
-    def __init__(self, mark: Mark, vxlan_port: int) -> None:
+    def __init__(self, mark: Mark, vxlan_port: int, canary: bytes) -> None:
         self._mark = mark
         self._vxlan_port = vxlan_port
+        self._filter = _program([*mark.words(), (_CANARY_OFFSET, canary[:4])])
         self._sockets: dict[Place, socket.socket] = {}
         self._frames: dict[Place, list[_Frame]] = {}
         self._needles = mark.needles
@@ -84,6 +94,7 @@ class Packets:
             except OSError as error:
                 self._failed.append(f"{place}: {error.strerror}")
                 continue
+            _attach(tap, self._filter)
             tap.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             # Without CAP_NET_ADMIN outside the namespace the default size has to do.
             with contextlib.suppress(PermissionError):
@@ -102,7 +113,7 @@ class Packets:
 
     def saw(self, canary: Canary) -> bool:
         if canary.place not in self._sockets:
-            return True
+            return False  # without packets nothing can be said
         if canary.cookie not in self._canaries:
             self._read(canary.place, canary.cookie)
         return canary.cookie in self._canaries
@@ -166,9 +177,37 @@ class Packets:
         if self._failed and not self._frames:
             return f"unavailable: {self._failed[0]}"
         problems = list(self._failed)
+        if not self._stamped:
+            problems.append("arrivals were not stamped, so their order between namespaces may err")
         if self._lost:
             problems.append(f"{self._lost} frames of the traffic meanwhile did not fit the buffer")
         return f"partial: {'; '.join(problems)}" if problems else "ok"
+
+
+def _program(words: list[tuple[int, bytes]]) -> bytes:
+    """A classic BPF program that keeps frames with one of these words behind their MAC header.
+
+    A load from behind the end of a frame ends the program, so the offsets ascend.
+    """
+    code = b""
+    for offset, word in sorted(words):
+        code += _INSTRUCTION.pack(_LOAD_WORD, 0, 0, _MAC_HEADER + offset)
+        code += _INSTRUCTION.pack(_SKIP_UNLESS_EQUAL, 0, 1, int.from_bytes(word, "big"))
+        code += _INSTRUCTION.pack(_RETURN, 0, 0, _LONGEST)
+    return code + _INSTRUCTION.pack(_RETURN, 0, 0, 0)
+
+
+def _attach(tap: socket.socket, program: bytes) -> None:
+    """Have the kernel drop what the program does not keep, before it costs anybody time."""
+    import ctypes
+
+    code = ctypes.create_string_buffer(program, len(program))
+    count = len(program) // _INSTRUCTION.size
+    tap.setsockopt(
+        socket.SOL_SOCKET,
+        _SO_ATTACH_FILTER,
+        struct.pack("@HP", count, ctypes.addressof(code)),
+    )
 
 
 def _stamp(ancillary: list[tuple[int, int, bytes]]) -> int:

@@ -112,6 +112,7 @@ class Rules:
         self._canaries: set[tuple[Place, bytes]] = set()
         self._devices: dict[tuple[Place, int], str] = {}
         self._failed: list[str] = []
+        self._legacy: list[str] = []
         self._overrun = False
 
     def arm(self, places: Sequence[Place]) -> None:
@@ -129,9 +130,7 @@ class Rules:
 
         legacy = _legacy_tables()
         if legacy:
-            self._failed.append(
-                f"iptables-legacy rules ({', '.join(legacy)}) in {place.name} report nothing"
-            )
+            self._legacy.append(f"{place.name} ({', '.join(legacy)})")
         listener = Listener([_GROUP_NFTRACE])
         # The library's own netlink socket owns the table, so the object is kept until disarm.
         owner = nftables.Nftables()
@@ -248,11 +247,14 @@ class Rules:
     @property
     def report(self) -> str:
         problems = list(self._failed)
+        if self._legacy:
+            problems.append(f"iptables-legacy rules report nothing: {', '.join(self._legacy)}")
         if self._overrun or any(each.overrun for each in self._listeners.values()):
             problems.append("events came faster than they were read")
         if not problems:
             return "ok"
-        return f"{'partial' if self._runs else 'unavailable'}: {'; '.join(problems)}"
+        blind = not self._runs or len(self._legacy) == len(self._runs)
+        return f"{'unavailable' if blind else 'partial'}: {'; '.join(problems)}"
 
 
 def _legacy_tables() -> list[str]:
