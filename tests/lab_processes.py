@@ -27,6 +27,9 @@ class LabProcesses:
     def __init__(self) -> None:
         self.name = f"t{uuid.uuid4().hex[:10]}"
 
+    def make(self) -> None:
+        """What a kind of lab has from the beginning."""
+
     def start(self) -> control.Init:
         return control.start(self.name)
 
@@ -52,12 +55,16 @@ class LabProcesses:
         )
 
 
+L = TypeVar("L", bound=LabProcesses)
+
+
 @contextlib.contextmanager
-def lab_processes() -> Iterator[LabProcesses]:
+def lab_processes(kind: type[L]) -> Iterator[L]:
     """A lab with a name of its own; what was made of it is removed."""
-    lab = LabProcesses()
+    lab = kind()
     try:
         with namespaces.run_dir():
+            lab.make()
             yield lab
     finally:
         if (init := control.connect(lab.name)) is not None:

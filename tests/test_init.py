@@ -11,8 +11,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from lab_processes import LabProcesses, eventually, lab_processes, process, wait_for_end
 
+from lab_processes import LabProcesses, eventually, lab_processes, process, wait_for_end
 from netlab.datapath.state import Server
 from netlab.kernel import namespaces
 from netlab.lab import control
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture
 def lab() -> Iterator[LabProcesses]:
-    with lab_processes() as made:
+    with lab_processes(LabProcesses) as made:
         yield made
 
 
@@ -71,7 +71,7 @@ def test_connect_finds_none_before_and_after(lab: LabProcesses) -> None:
 
 
 def test_two_labs_do_not_meet(lab: LabProcesses) -> None:
-    with lab_processes() as other:
+    with lab_processes(LabProcesses) as other:
         one, two = lab.start(), other.start()
         one.declare(b"one")
         two.declare(b"two")

@@ -36,7 +36,7 @@ _LISTENER = 3  # LISTENER of netlab.lab.init, which is not imported for one numb
 _ANSWER_S = 120.0
 _HELLO_S = 5.0
 _SETTLE_S = 5.0  # how long an init of the same lab may take to go away
-_KILL_S = 5.0
+_KILL_S = 2.0
 
 
 class LabNotRunning(NetlabError):
@@ -190,12 +190,13 @@ class Init:
             return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        if not self.wait(_KILL_S):
+        if not self.wait(_KILL_S) and (living := _living(self.pid)):
             raise NetlabError(
                 Problem(
                     "processes-remain",
-                    f'process {self.pid}, init of lab "{self.lab}", does not end after SIGKILL',
-                    hint="see what it waits for: `ps -eo pid,ppid,stat,wchan,args`",
+                    f'processes of lab "{self.lab}" do not end after SIGKILL: '
+                    + ", ".join(map(str, living)),
+                    hint="see what they wait for: `ps -eo pid,ppid,stat,wchan,args`",
                 ),
                 Exit.MACHINE,
             )
@@ -417,6 +418,20 @@ def _all_unserved(server: Server, error: OSError) -> list[Unserved]:
         Unserved(server.namespace, server.identity, protocol, port, reason)
         for protocol, port in server.listen
     ]
+
+
+def _living(init: int) -> list[int]:
+    """Processes of a lab that are no zombies.
+
+    A zombie keeps init waiting until its parent reaps it.  The parent of what `exec` moved in is
+    outside, and if that was killed, then process 1 of the machine, which in containers may never.
+    """
+    found = []
+    for process in _processes(init):
+        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/stat", "rb") as stat:
+            if process.pid != init and stat.read().rpartition(b")")[2].split()[0] not in b"ZX":
+                found.append(process.pid)
+    return found
 
 
 def _processes(init: int) -> tuple[Process, ...]:

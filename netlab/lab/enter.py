@@ -41,6 +41,8 @@ from netlab.problems import Exit, NetlabError, Problem
 NOT_EXECUTABLE = 126  # as POSIX shells have it (XCU 2.8.2)
 NOT_FOUND = 127
 
+_FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)  # sent to all three processes
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP)  # sent to one
 _STATUS = struct.Struct("=i")  # as waitpid(2) gives it
 _HOST_NAME_MAX = 63  # what Kubernetes leaves of a pod's name
 
@@ -60,7 +62,14 @@ class _Entry(NamedTuple):
     init: int
     directory: str
     status: int  # where the supervisor writes how the command ended
-    ignored: tuple[signal.Signals, ...]  # which the caller ignored before
+    signals: _Signals
+
+
+class _Signals(NamedTuple):
+    """What the caller did with signals before: the command does the same."""
+
+    ignored: tuple[int, ...]
+    blocked: set[int | signal.Signals]
 
 
 def run(init: Init, place: Place, command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -78,14 +87,17 @@ def run(init: Init, place: Place, command: Sequence[str], environment: Mapping[s
         reader, writer = os.pipe()
         stack.callback(os.close, reader)
         stack.enter_context(_terminal_kept())
-        ignored = stack.enter_context(_signals_left_to_the_command())
-        entry = _Entry(place, network, init.pidfd, _directory(), writer, ignored)
+        signals = stack.enter_context(_signals_left_to_the_command())
+        entry = _Entry(place, network, init.pidfd, _directory(), writer, signals)
         try:
             supervisor = _fork_inside(init, entry, command, environment)
         finally:
             os.close(writer)
         _forward_signals(supervisor)
         status = os.read(reader, _STATUS.size)
+        # As long as SIGCHLD is ignored: whoever inherits a zombie may let it lie.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(supervisor, 0)
     if not status:
         _tell(Problem("lab-ended", f'lab "{init.lab}" went down, and "{command[0]}" with it'))
         return 128 + signal.SIGKILL
@@ -156,11 +168,12 @@ def _execute(
         die_with_parent(signal.SIGKILL)
         if os.getppid() != supervisor:
             os._exit(1)
-        # A handler ends with this program, but what is ignored stays so: undo what Python ignores
-        # (SIGPIPE, SIGXFSZ) and what this module does, not what `nohup` or a shell's & did.
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT):
-            if number not in entry.ignored:
+        # exec keeps what is ignored: undo what Python ignores (SIGPIPE, SIGXFSZ) and what this
+        # module does, not what `nohup` or a shell's & did.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, *_FROM_TERMINAL, *_FORWARDED):
+            if number not in entry.signals.ignored:
                 signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, entry.signals.blocked)
         os.execvpe(command[0], list(command), dict(environment))
     except (FileNotFoundError, NotADirectoryError):
         code = NOT_FOUND
@@ -192,30 +205,24 @@ def _directory() -> str:
 
 
 @contextlib.contextmanager
-def _signals_left_to_the_command() -> Iterator[tuple[signal.Signals, ...]]:
-    """Do not end by what the terminal sends; yields what of that was ignored before.
+def _signals_left_to_the_command() -> Iterator[_Signals]:
+    """Do not end by what the terminal sends; hold back what is sent to us until it can go on.
 
     SIGCHLD is ignored, so that the kernel reaps the supervisor itself: the end of a PID namespace
     waits for everything that was moved into it, and a stopped caller (^Z) would never wait.
     """
-    before = {
-        number: signal.getsignal(number)
-        for number in (
-            signal.SIGINT,
-            signal.SIGQUIT,
-            signal.SIGCHLD,
-            signal.SIGTERM,
-            signal.SIGHUP,
-        )
-    }
-    terminal = (signal.SIGINT, signal.SIGQUIT)
-    for number in (*terminal, signal.SIGCHLD):
+    changed = (*_FROM_TERMINAL, *_FORWARDED, signal.SIGCHLD)
+    before = {number: signal.getsignal(number) for number in changed}
+    ignored = tuple(number for number in changed if before[number] is signal.SIG_IGN)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    for number in (*_FROM_TERMINAL, signal.SIGCHLD):
         signal.signal(number, signal.SIG_IGN)
     try:
-        yield tuple(number for number in terminal if before[number] is signal.SIG_IGN)
+        yield _Signals(ignored, blocked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _forward_signals(process: int) -> None:
@@ -225,9 +232,10 @@ def _forward_signals(process: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _FORWARDED:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
 
 
 @contextlib.contextmanager

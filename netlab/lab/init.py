@@ -40,7 +40,7 @@ BACKLOG = 128
 LISTENER = 3  # descriptor under which the control socket is inherited
 _REQUEST_S = 10.0  # a client that stops in the middle of a request is left after this
 _WORKLOAD_S = 60.0  # a workload that does not answer within this is killed
-_GRACE_S = 0.5  # between SIGTERM to everything and the end
+_GRACE_S = 0.5  # after SIGTERM to everything, and once more after SIGHUP
 _RESTART_S = 1.0  # a workload that died sooner than this after its start has to wait as long
 _HANDLED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 
@@ -124,8 +124,8 @@ class _Init:
             self._reap()
             if self._until_restart_ms() == 0:
                 self._start_workload()
-                if self._servers:
-                    self._tell_workload()
+                if self._workload and self._servers:
+                    self._tell_workload(self._workload)
 
     def _until_restart_ms(self) -> int | None:
         if self._workload is not None:
@@ -134,7 +134,10 @@ class _Init:
 
     def _accept(self) -> None:
         """Serve one client: root's only, one request after the other until it closes."""
-        client, _ = self._listener.accept()
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return  # it has gone already
         with client:
             client.settimeout(_REQUEST_S)
             if messages.peer(client)[1] != os.geteuid():
@@ -142,10 +145,12 @@ class _Init:
             try:
                 while (request := messages.receive(client)) is not None:
                     self._answer(client, request)
-            except OSError:
+            except (ConnectionError, TimeoutError):
                 pass  # the client is gone, or stopped: nobody waits for an answer
-            except Exception:  # process 1 takes everything with it: it never ends by a mistake
+            except Exception as error:  # process 1 must not end by a mistake: all would end
                 _log_traceback()
+                with contextlib.suppress(OSError):
+                    messages.send(client, {"error": repr(error)})
 
     def _answer(self, client: socket.socket, request: messages.Message) -> None:
         do = request.body["do"]
@@ -190,38 +195,40 @@ class _Init:
         for _ in range(2):  # (if it just died, or dies of this, a new one has a try)
             if self._workload is None:
                 self._start_workload()
-            if (answer := self._tell_workload()) is not None:
+            if self._workload and (answer := self._tell_workload(self._workload)):
                 return answer
         return {"error": "the workload does not stay alive"}
 
-    def _tell_workload(self) -> dict[str, Any] | None:
+    def _tell_workload(self, workload: _Workload) -> dict[str, Any] | None:
         """Hand the servers and their namespaces over; None if the workload is no more."""
-        assert self._workload is not None
         try:
-            messages.send(
-                self._workload.channel,
-                {"servers": self._servers},
-                b"",
-                tuple(self._namespaces.values()),
-            )
-            answer = messages.receive(self._workload.channel)
+            descriptors = tuple(self._namespaces.values())
+            messages.send(workload.channel, {"servers": self._servers}, b"", descriptors)
+            answer = messages.receive(workload.channel)
         except OSError as error:
             _log(f"workload: {error}")
             answer = None
         if answer is None:
-            self._drop_workload()
+            self._drop_workload(workload)
             return None
         self._sockets = answer.body["sockets"]
         return answer.body
 
     def _start_workload(self) -> None:
+        """Fork it; if the machine has no room for a process, the loop tries again later."""
         ours, theirs = socket.socketpair()
         # A SIGTERM must not meet init's handlers in the child: it would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
-        pid = os.fork()
-        if pid == 0:
-            self._become_workload(ours, theirs)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_workload(ours, theirs)
+        except OSError as error:
+            _log(f"workload: {error}")
+            self._restart_at = time.monotonic() + _RESTART_S
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         theirs.close()
         ours.settimeout(_WORKLOAD_S)
         self._workload = _Workload(pid, ours, time.monotonic())
@@ -247,12 +254,11 @@ class _Init:
         finally:
             os._exit(status)
 
-    def _drop_workload(self) -> None:
-        assert self._workload is not None
+    def _drop_workload(self, workload: _Workload) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._workload.pid, signal.SIGKILL)
-        self._workload.channel.close()
-        self._restart_at = self._workload.started + _RESTART_S
+            os.kill(workload.pid, signal.SIGKILL)
+        workload.channel.close()
+        self._restart_at = workload.started + _RESTART_S
         self._workload = None
 
     def _reap(self) -> None:
@@ -261,24 +267,27 @@ class _Init:
                 pid, status = ended
                 if self._workload is not None and pid == self._workload.pid:
                     _log(f"workload ended with {os.waitstatus_to_exitcode(status)}")
-                    self._drop_workload()
+                    self._drop_workload(self._workload)
 
     def _end(self) -> NoReturn:
         """Ask everything to end, wait a little; the kernel kills what is left with process 1."""
         self._listener.close()
-        deadline = time.monotonic() + _GRACE_S
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        try:
-            os.kill(-1, signal.SIGTERM)
-            while (left := deadline - time.monotonic()) > 0:
-                while os.waitpid(-1, os.WNOHANG)[0] != 0:
-                    pass
-                if poll.poll(left * 1000):
-                    self._wake.recv(4096)
-        except (ChildProcessError, ProcessLookupError):
-            pass  # nothing is left
+        for number in (signal.SIGTERM, signal.SIGHUP):  # interactive shells heed the second only
+            with contextlib.suppress(ProcessLookupError):  # (there is nobody else)
+                os.kill(-1, number)
+                _wait_for_all(_GRACE_S)
         os._exit(0)
+
+
+def _wait_for_all(timeout: float) -> None:
+    """Wait for every other process here, not only children: `exec` moves some in from outside."""
+    deadline = time.monotonic() + timeout
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        if int(entry) != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                poll = select.poll()
+                poll.register(os.pidfd_open(int(entry)), select.POLLIN)
+                poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
 
 
 class _Workload(NamedTuple):
@@ -290,7 +299,8 @@ class _Workload(NamedTuple):
 
 
 def _log(line: str) -> None:
-    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # (a full disk ends nobody)
+        print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), line, file=sys.stderr, flush=True)
 
 
 def _log_traceback() -> None:
