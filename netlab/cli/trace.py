@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from netlab.cli.common import lab_option, namespace_option, output_option, running_lab
+from netlab.cli.common import (
+    complete_reference,
+    lab_option,
+    namespace_option,
+    output_option,
+    running_lab,
+)
 from netlab.problems import Exit
 
 if TYPE_CHECKING:
@@ -15,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", metavar="SRC")
-@click.argument("destination", metavar="DST")
+@click.argument("source", metavar="SRC", shell_complete=complete_reference)
+@click.argument("destination", metavar="DST", shell_complete=complete_reference)
 @click.option(
     "--protocol",
     type=click.Choice(("tcp", "udp", "icmp")),

@@ -120,7 +120,7 @@ class Narrator:
             reverse=back,
             before=first,
             after=last,
-            rule=str(rule) if rule else None,
+            rule=(rule.rule or str(rule)) if rule else None,
             conntrack=entry.id if entry else None,
         )
 
