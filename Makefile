@@ -19,8 +19,10 @@ AS_ROOT = status=0; $(ROOT) $(1) || status=$$?; \
 
 .PHONY: demo test lint bench lock clean environment
 
-DEMO := .venv/bin/netlab up two-node-vxlan
-DEMO_TRACE := .venv/bin/netlab trace --lab two-node-vxlan pod1 svc/myblog
+# NETLAB_LAB gives the demo's lab another name; sudo would drop it.
+DEMO := .venv/bin/netlab up two-node-vxlan$(NETLAB_LAB:%= --lab %)
+DEMO_LAB := $(or $(NETLAB_LAB),two-node-vxlan)
+DEMO_TRACE := .venv/bin/netlab trace --lab $(DEMO_LAB) pod1 svc/myblog
 demo:
 	@./bootstrap.sh use
 	@echo '$$ $(ROOT:%=% )$(DEMO)'
@@ -28,8 +30,8 @@ demo:
 	@echo '$$ $(ROOT:%=% )$(DEMO_TRACE)'
 	@$(call AS_ROOT,$(DEMO_TRACE))
 	@echo 'The lab stays up. Ask the Service yourself, then take the lab down:'
-	@echo '  $(ROOT:%=% ).venv/bin/netlab exec pod1 -- curl -s http://10.99.174.93/hostname'
-	@echo '  $(ROOT:%=% ).venv/bin/netlab down two-node-vxlan'
+	@echo '  $(ROOT:%=% ).venv/bin/netlab exec --lab $(DEMO_LAB) pod1 -- curl -s http://10.99.174.93/hostname'
+	@echo '  $(ROOT:%=% ).venv/bin/netlab down $(DEMO_LAB)'
 
 environment:
 	@./bootstrap.sh test

@@ -46,12 +46,13 @@ there() { # KIND NAME
     esac
 }
 
-# The first Python from 3.11 on, by preference one that can make an environment.
+# The first Python from 3.11 on, by preference one that can make an environment. Its own path, for a
+# version switcher in front of it costs more than all else here.
 find_python() {
-    newer='import sys; sys.exit(sys.version_info < (3, 11))'
+    newer='import sys; print(sys.executable) if sys.version_info >= (3, 11) else sys.exit(1)'
     python='' venv=''
     for candidate in ${PYTHON-} python3 python3.11 python3.12 python3.13 python3.14; do
-        "$candidate" -c "$newer" 2>/dev/null || continue
+        candidate=$("$candidate" -c "$newer" 2>/dev/null) || continue
         : "${python:=$candidate}"
         if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
             python=$candidate venv=yes
@@ -183,20 +184,28 @@ load_br_netfilter() {
     " || say "br_netfilter could not be loaded; netlab doctor tells more"
 }
 
+# Whatever changes what pip would install changes the stamp of a lock file.
+stamp() {
+    { "$python" -V; cat pyproject.toml "$1"; pwd; } | cksum
+}
+
+up_to_date() {
+    [ -x .venv/bin/netlab ] && [ "$(cat ".venv/$1.stamp" 2>/dev/null)" = "$(stamp "$1")" ]
+}
+
 python_environment() {
-    lock=requirements.lock
-    [ "$stage" = use ] || lock=requirements-dev.lock
-    # Whatever changes what pip would install changes the stamp.
-    stamp=$({ "$python" -V; cat pyproject.toml $lock; pwd; } | cksum)
-    if [ -x .venv/bin/netlab ] && [ "$(cat ".venv/$lock.stamp" 2>/dev/null)" = "$stamp" ]; then
-        return 0
+    lock=requirements-dev.lock
+    ! up_to_date $lock || return 0
+    if [ "$stage" = use ]; then
+        lock=requirements.lock # which the other one contains
+        ! up_to_date $lock || return 0
     fi
     say "installing the Python packages of $lock into .venv"
     [ ! -e .venv ] || [ -w .venv ] ||
         fail ".venv belongs to $(stat -c %U .venv): remove it, then run this again."
     clear=--clear
     # A second run with the same Python keeps what is there.
-    ! [ -e .venv/pyvenv.cfg ] || ! .venv/bin/python -c "$newer" 2>/dev/null || clear=
+    ! [ -e .venv/pyvenv.cfg ] || ! .venv/bin/python -c "$newer" >/dev/null 2>&1 || clear=
     "$python" -m venv $clear .venv || fail "$python could not make an environment in .venv."
     pip() {
         PIP_USER=0 .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input \
@@ -207,7 +216,7 @@ python_environment() {
             "Behind a proxy, set https_proxy; with a mirror of your own, PIP_INDEX_URL."
     pip --no-index --no-deps --no-build-isolation --editable .
     .venv/bin/python -m compileall -q netlab
-    echo "$stamp" >".venv/$lock.stamp"
+    stamp $lock >".venv/$lock.stamp"
 }
 
 stage=${1-}

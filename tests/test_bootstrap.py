@@ -22,6 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHON = """#!/bin/sh
 echo "$*" >>"$LOG"
 case "$*" in
+*sys.executable*) echo "$0" ;;
 "-V") echo Python 3.11.99 ;;
 "-m venv"*) mkdir -p .venv/bin && touch .venv/pyvenv.cfg && cp "$0" .venv/bin/python ;;
 *--editable*) touch .venv/bin/netlab && chmod +x .venv/bin/netlab ;;
@@ -143,6 +144,14 @@ def test_a_second_run_installs_nothing_and_a_changed_lock_does(project: Path) ->
         lock.write("# changed\n")
     assert run(project, "use").returncode == 0
     assert "--require-hashes" in asked(project)
+
+
+def test_what_tests_need_suffices_for_use(project: Path) -> None:
+    stand_in(project, "python", PYTHON)
+    assert run(project, "test").returncode == 0
+    assert "--requirement requirements-dev.lock" in asked(project)
+    assert run(project, "use").returncode == 0
+    assert "-m pip" not in asked(project)
 
 
 def test_failing_to_fetch_is_said_in_one_sentence(project: Path) -> None:

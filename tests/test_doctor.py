@@ -18,6 +18,9 @@ from netlab.cli.doctor import doctor as command
 from netlab.kernel import features, xtables
 from netlab.problems import Exit, NetlabError
 
+# Test runners have threads; netlab has none when it examines the machine.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
 REQUIRED = {
     "netns",
     "altname",
