@@ -361,6 +361,22 @@ def test_legacy_rules_are_said_to_be_unseen(lab: Lab) -> None:
     assert found.witnesses.rules.startswith("partial: ")
 
 
+def test_nodes_without_rules_track_nothing_and_that_is_no_blindness() -> None:
+    from netlab.lab import lifecycle
+    from trace_labs import trace_lab
+
+    bare = trace_lab()
+    bare = replace(bare, service_proxy=replace(bare.service_proxy, mode="none"))
+    try:
+        lifecycle.up(bare)
+        found = trace(bare, Request("p0", "p1:8002"))
+    finally:
+        lifecycle.down(bare.name)
+    assert found.disposition == "delivered"
+    assert found.witnesses.conntrack == "unavailable: no rule asks for tracking on n1, n2"
+    assert (found.witnesses.packets, found.witnesses.rules) == ("ok", "ok")
+
+
 def test_a_lab_with_a_namespace_missing_is_an_error(lab: Lab) -> None:
     run("ip", "netns", "del", namespace(lab, "demo", "p1"))
     with pytest.raises(NetlabError) as raised:

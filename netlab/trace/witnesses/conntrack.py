@@ -63,6 +63,7 @@ class Connections:
         self._entries: dict[tuple[Place, int], Entry] = {}
         self._originals: dict[tuple[Place, int], bytes] = {}
         self._canaries: set[tuple[Place, int]] = set()
+        self._untracked: list[str] = []
         self._failed: list[str] = []
         self._overrun = False
 
@@ -86,7 +87,11 @@ class Connections:
             if entry.place == canary.place and entry.original.source == end:
                 self._canaries.add(key)
                 return True
-        return False
+        if _tracks(canary.place):
+            return False
+        if canary.place.name not in self._untracked:
+            self._untracked.append(canary.place.name)
+        return True
 
     def events(self) -> list[Entry]:
         """All entries that were announced since :meth:`arm`, whosever they are."""
@@ -126,12 +131,23 @@ class Connections:
     @property
     def report(self) -> str:
         problems = list(self._failed)
+        if self._untracked:
+            problems.append(f"no rule asks for tracking on {', '.join(self._untracked)}")
         if self._overrun or any(each.overrun for each in self._listeners.values()):
             problems.append("events came faster than they were read")
         if not problems:
             return "ok"
-        watched = self._listeners or self._entries
-        return f"{'partial' if watched else 'unavailable'}: {'; '.join(problems)}"
+        return f"{'partial' if self._entries else 'unavailable'}: {'; '.join(problems)}"
+
+
+def _tracks(place: Place) -> bool:
+    """Whether anything is tracked in a namespace that has just sent a canary.
+
+    Tracking begins when a rule asks for it.  The table's size is known without events; if it is
+    empty, nobody tracked the canary.
+    """
+    with entered(place.namespace), open("/proc/sys/net/netfilter/nf_conntrack_count") as file:
+        return file.read().strip() != "0"
 
 
 def of_probe(
