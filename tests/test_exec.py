@@ -142,6 +142,19 @@ def test_options_after_the_dashes_are_the_commands(lab: LabWithPods) -> None:
     assert lab.run("echo", "-n", "--lab", "x").stdout == "--lab x"
 
 
+def test_an_option_of_the_command_before_the_dashes_gets_a_hint(lab: LabWithPods) -> None:
+    done = lab.netlab("exec", "demo/pod1", "curl", "-s", "http://x")
+    assert done.returncode == 2
+    assert '"-s"' in done.stderr
+    assert "-- COMMAND -s" in done.stderr
+
+
+def test_what_is_missing_is_told(lab: LabWithPods) -> None:
+    done = lab.netlab("exec", "demo/pod1")
+    assert done.returncode == 2
+    assert "COMMAND" in done.stderr
+
+
 # How it ends
 
 

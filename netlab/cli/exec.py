@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,21 +20,48 @@ if TYPE_CHECKING:
     from netlab.topology.model import Lab, Pod
     from netlab.topology.references import Reference
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-@click.command(name="exec")
+
+class _Exec(click.Command):
+    """Says what to do if an option of the command was taken for one of ours."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            option = error.option_name
+            raise NetlabError(
+                Problem(
+                    "usage",
+                    f'`netlab exec` has no option "{option}"',
+                    hint=f"is it the command's? `netlab exec TARGET -- COMMAND {option}`",
+                )
+            ) from None
+
+
+def _like_kubectl(short: str, long: str, what: str) -> Callable[[F], F]:
+    return click.option(
+        short,
+        long,
+        is_flag=True,
+        expose_value=False,
+        help=f"As kubectl's; {what} is passed anyway.",
+    )
+
+
+@click.command(name="exec", cls=_Exec)
 @click.argument("target", shell_complete=complete_reference)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @namespace_option
 @lab_option
-@click.option("-i", "--stdin", is_flag=True, help="As for kubectl; stdin is always passed on.")
-@click.option("-t", "--tty", is_flag=True, help="As for kubectl; a terminal is always passed on.")
+@_like_kubectl("-i", "--stdin", "stdin")
+@_like_kubectl("-t", "--tty", "a terminal")
 def exec_(
     target: str,
     command: tuple[str, ...],
     namespace: str | None,
     lab_name: str | None,
-    stdin: bool,
-    tty: bool,
 ) -> int:
     """Run COMMAND in a pod or on a node; `--` before it keeps its options its own.
 

@@ -10,29 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import netlab
 from netlab.kernel import namespaces
 from netlab.lab import messages
+from netlab.lab.launch import Launch, log_path
 from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
     from netlab.datapath.state import Server
 
-LOG_DIR = "/run/netlab"
 _PREFIX = "netlab:"
 _ADDRESS_BYTES = 107  # sun_path of unix(7), less the leading zero
-_LISTENER = 3  # LISTENER of netlab.lab.init, which is not imported for one number
 _ANSWER_S = 120.0
 _HELLO_S = 5.0
 _SETTLE_S = 5.0  # how long an init of the same lab may take to go away
@@ -82,7 +78,7 @@ class Init:
     came to be.
     """
 
-    def __init__(self, lab: str, launch: _Launch | None = None) -> None:
+    def __init__(self, lab: str, launch: Launch | None = None) -> None:
         self.lab = lab
         self._launch = launch
         self._pidfd: int | None = None
@@ -239,7 +235,7 @@ class Init:
                 Problem(
                     "init-refused",
                     f'init of lab "{self.lab}" answers: {error}',
-                    hint=f"see {_log_path(self.lab)}",
+                    hint=f"see {log_path(self.lab)}",
                 ),
                 Exit.MACHINE,
             )
@@ -257,7 +253,7 @@ class Init:
                 self._ask(connection, {"do": "hold"}, b"", descriptors)
 
     def _gone(self) -> NetlabError:
-        said = self._launch.said() if self._launch is not None else ""
+        said = self._launch.said() if self._launch is not None and self._pidfd is None else ""
         if not said:
             return LabNotRunning(self.lab)
         return NetlabError(
@@ -266,46 +262,6 @@ class Init:
             ),
             Exit.MACHINE,
         )
-
-
-class _Launch:
-    """The short-lived process that becomes, after a fork into new namespaces, a lab's init."""
-
-    def __init__(self, lab: str, listener: socket.socket) -> None:
-        root = os.path.dirname(next(iter(netlab.__path__)))
-        code = (
-            f"import sys; sys.path.append({root!r}); "
-            f"from netlab.lab.init import main; main({lab!r})"
-        )
-        self._log = _open_log(lab)
-        self._start = os.lseek(self._log, 0, os.SEEK_END)
-        inherited = _above_the_standard_ones(listener.fileno())
-        try:
-            self._pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-I", "-S", "-c", code],
-                {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
-                file_actions=(
-                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, self._log, 1),
-                    (os.POSIX_SPAWN_DUP2, self._log, 2),
-                    (os.POSIX_SPAWN_DUP2, inherited, _LISTENER),
-                ),
-                setsid=True,
-                setsigmask=(),
-                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
-            )
-        finally:
-            os.close(inherited)
-
-    def said(self) -> str:
-        """What it and init have written to their log."""
-        return os.pread(self._log, 1 << 16, self._start).decode(errors="replace").strip()
-
-    def close(self) -> None:
-        with contextlib.suppress(ChildProcessError):  # (the caller ignores SIGCHLD)
-            os.waitpid(self._pid, 0)
-        os.close(self._log)
 
 
 def start(lab: str) -> Init:
@@ -319,7 +275,7 @@ def start(lab: str) -> Init:
             try:
                 listener.bind(_address(lab))
                 listener.listen(128)
-                return Init(lab, _Launch(lab, listener))
+                return Init(lab, Launch(lab, listener))
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
                     raise
@@ -391,27 +347,6 @@ def _address(lab: str) -> str:
     return "\0" + name
 
 
-def _log_path(lab: str) -> str:
-    return f"{LOG_DIR}/{lab}/init.log"
-
-
-def _open_log(lab: str) -> int:
-    """Init's log: a file if the lab has a directory, else memory, for as long as it runs."""
-    try:
-        log = os.open(_log_path(lab), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        log = os.memfd_create("netlab-init-log")
-    try:
-        return _above_the_standard_ones(log)
-    finally:
-        os.close(log)
-
-
-def _above_the_standard_ones(descriptor: int) -> int:
-    """A copy out of the way of 0 to 3, which a caller may have left closed."""
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LISTENER + 1)
-
-
 def _all_unserved(server: Server, error: OSError) -> list[Unserved]:
     reason = f"{namespaces.path(server.namespace)}: {error.strerror}"
     return [
@@ -437,7 +372,10 @@ def _living(init: int) -> list[int]:
 def _processes(init: int) -> tuple[Process, ...]:
     """All processes in the PID namespace of `init`."""
     found = []
-    inside = os.readlink(f"/proc/{init}/ns/pid")
+    try:
+        inside = os.readlink(f"/proc/{init}/ns/pid")
+    except FileNotFoundError:  # it ended meanwhile
+        return ()
     for entry in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # (it ended meanwhile)
             if os.readlink(f"/proc/{entry}/ns/pid") != inside:
