@@ -116,6 +116,34 @@ def test_node_to_a_service_is_masqueraded_with_a_port_of_the_kernels_choice(lab:
     assert any(isinstance(s, Rule) for hop in found.forward[-4:] for s in hop.steps)
 
 
+def test_a_node_port_of_another_node_leads_back_masqueraded() -> None:
+    """The way crosses the first node twice."""
+    from netlab.lab import lifecycle
+    from trace_labs import trace_lab
+
+    made = trace_lab()
+    services = tuple(
+        replace(service, type="NodePort", ports=(replace(service.ports[0], node_port=30080),))
+        if service.name == "local"
+        else service
+        for service in made.services
+    )
+    made = replace(made, services=services)
+    try:
+        lifecycle.up(made)
+        found = trace(made, Request("p0", "node/n2:30080"))
+    finally:
+        lifecycle.down(made.name)
+    assert found.disposition == "delivered"
+    assert places(found.forward) == ["demo:p0", "n1", "_switch", "n2", "_switch", "n1", "demo:p2"]
+    assert [(step.kind, step.node) for step in found.translations] == [
+        ("dnat", "n2"),
+        ("masquerade", "n2"),
+    ]
+    assert found.seen_source is not None
+    assert found.seen_source.ip == "10.244.2.0"
+
+
 @pytest.mark.parametrize(
     ("destination", "protocol"), [("svc/datagrams", "udp"), ("p1:8002", "udp"), ("p1", "icmp")]
 )

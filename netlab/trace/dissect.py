@@ -103,7 +103,7 @@ def _role(ip: Any, mark: Mark, inet: Any) -> Role | None:
         flags = str(body.flags)
         if body.seq == mark.sequence and "S" in flags and "A" not in flags:
             return "probe"
-        if body.ack == (mark.sequence + 1) & 0xFFFFFFFF:
+        if body.ack == mark.sequence + 1:
             return "refusal" if "R" in flags else "answer" if "S" in flags else None
     return None
 

@@ -34,7 +34,7 @@ class Mark(msgspec.Struct, frozen=True):
 
     @classmethod
     def random(cls, protocol: ProbeProtocol) -> Mark:
-        """A new one; a TCP sequence number has no zero or all-ones word, so that +1 is plain."""
+        """A new one.  TCP: neither 0, which asks the kernel to choose, nor the last number."""
         if protocol == "tcp":
             return cls(
                 protocol, (1 + int.from_bytes(os.urandom(4), "big") % 0xFFFFFFFE).to_bytes(4, "big")
@@ -76,17 +76,17 @@ class Mark(msgspec.Struct, frozen=True):
             inner = [
                 f"@th,{8 * (_TUNNELLED + _SEQUENCE)},32 {self.sequence}",
                 f"@th,{8 * (_TUNNELLED + _SEQUENCE + 4)},32 {self.sequence + 1}",
-                self._in_error(_TUNNELLED + _QUOTED + _SEQUENCE),
+                self._cookie_at(_TUNNELLED + _QUOTED + _SEQUENCE),
             ]
-            quoted = self._in_error(_QUOTED + _SEQUENCE)
+            quoted = self._cookie_at(_QUOTED + _SEQUENCE)
             plain = [first, answer]
         else:
-            plain = [f"meta l4proto {self.protocol} {self._in_error(_PAYLOAD)}"]
+            plain = [f"meta l4proto {self.protocol} {self._cookie_at(_PAYLOAD)}"]
             inner = [
-                self._in_error(_TUNNELLED + _PAYLOAD),
-                self._in_error(_TUNNELLED + _QUOTED + _PAYLOAD),
+                self._cookie_at(_TUNNELLED + _PAYLOAD),
+                self._cookie_at(_TUNNELLED + _QUOTED + _PAYLOAD),
             ]
-            quoted = self._in_error(_QUOTED + _PAYLOAD)
+            quoted = self._cookie_at(_QUOTED + _PAYLOAD)
         errors = "destination-unreachable, time-exceeded, parameter-problem, redirect"
         return [
             *plain,
@@ -94,7 +94,7 @@ class Mark(msgspec.Struct, frozen=True):
             *(f"udp dport {vxlan_port} {match}" for match in inner),
         ]
 
-    def _in_error(self, offset: int) -> str:
+    def _cookie_at(self, offset: int) -> str:
         return f"@th,{8 * offset},{8 * len(self.cookie)} 0x{self.cookie.hex()}"
 
     def in_transport(self, header: bytes, protocol: int) -> bool:
@@ -104,7 +104,6 @@ class Mark(msgspec.Struct, frozen=True):
         """
         if protocol == 6:
             return self.protocol == "tcp" and (
-                header[4:8] == self.cookie
-                or header[8:12] == struct.pack("!I", (self.sequence + 1) & 0xFFFFFFFF)
+                header[4:8] == self.cookie or header[8:12] == self.needles[1]
             )
         return protocol in (1, 17) and header[8:16] == self.cookie

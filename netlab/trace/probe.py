@@ -58,7 +58,13 @@ class Answer(msgspec.Struct, frozen=True):
 def send(aim: Aim, mark: Mark, timeout_s: float) -> Answer:
     """Send the probe and wait for the answer, an error, or the end of `timeout_s`."""
     probe = _tcp if aim.protocol == "tcp" else _datagram
-    return probe(aim, mark, timeout_s)
+    begin = time.monotonic()
+    try:
+        return probe(aim, mark, timeout_s)
+    except OSError as error:
+        # The address to send from is not there, or no port is free.
+        source = Socket(ip=aim.source_address or (*aim.source.addresses, "0.0.0.0")[0])
+        return _answer(source, begin, error.errno, unsent=True)
 
 
 def _tcp(aim: Aim, mark: Mark, timeout_s: float) -> Answer:
@@ -163,7 +169,7 @@ def _source(aim: Aim, used: socket.socket) -> Socket:
     """Where a socket sends from; before a route was found, the source's own address."""
     address, port = used.getsockname()
     if address == "0.0.0.0":
-        address = aim.source_address or (aim.source.addresses or (address,))[0]
+        address = aim.source_address or (*aim.source.addresses, address)[0]
     return Socket(ip=address, port=None if aim.protocol == "icmp" else port)
 
 

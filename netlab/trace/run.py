@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import msgspec
@@ -58,9 +57,7 @@ def trace(lab: Lab, request: Request) -> Trace:
 
 
 def _require_namespaces(lab: Lab, decided: Aim) -> None:
-    missing = [
-        place for place in decided.places if not os.path.ismount(namespaces.path(place.namespace))
-    ]
+    missing = [place for place in decided.places if not namespaces.is_mounted(place.namespace)]
     if missing:
         raise NetlabError(
             [

@@ -183,9 +183,9 @@ def _route(chapter: Chapter, tables: Tables) -> Route | None:
         iif = bridge or before.device
         if after is None and any(chapter.end.destination.ip == own for own in place.addresses):
             return None
-    destination = chapter.end.destination.ip
-    source = chapter.begin.source.ip
-    return tables.route(place, destination, source, iif)
+    # The first chain behind the routing decision saw the mark that it was taken with.
+    mark = next((run.mark for run in chapter.runs if run.oif and not run.outer), 0)
+    return tables.route(place, chapter.end.destination.ip, chapter.begin.source.ip, iif, mark)
 
 
 def _neighbour(place: Place, route: Route, tables: Tables) -> Iterable[Neighbour]:

@@ -8,6 +8,7 @@ while rules are looked up.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from netlab.topology.model import Lab
@@ -115,8 +116,8 @@ class Watch:
     def _fly(self, number: int) -> list[Blind]:
         return canary.fly(self._aim.places, self._witnesses, self._cookie, number)
 
-    def _beside(self, work: object) -> None:
-        thread = threading.Thread(target=work)  # type: ignore[arg-type]
+    def _beside(self, work: Callable[[], object]) -> None:
+        thread = threading.Thread(target=work)
         thread.start()
         self._threads.append(thread)
 

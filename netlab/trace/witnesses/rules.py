@@ -35,7 +35,7 @@ _MESSAGE_TRACE = SUBSYSTEM_NFTABLES << 8 | 17
 
 # enum nft_trace_attributes
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
-_NETWORK, _TRANSPORT, _IIF, _OIF, _POLICY = 8, 9, 10, 12, 16
+_NETWORK, _TRANSPORT, _IIF, _OIF, _MARK, _POLICY = 8, 9, 10, 12, 13, 16
 _TYPE_POLICY, _TYPE_RULE = 1, 3
 
 _VERDICTS = {0: "drop", 1: "accept", 2: "stolen", 3: "queue", 4: "repeat"} | {
@@ -86,6 +86,7 @@ class Run(msgspec.Struct):
     quoted: bytes  # of an ICMP error what its header and the quoted one begin with, else empty
     outer: bool  # whether this is the outer packet of a tunnel
     ours: bool  # known by its transport header
+    mark: int = 0  # when it entered the chain
     matches: list[Match] = []
     policy: str | None = None
 
@@ -220,6 +221,7 @@ class Rules:
             quoted=transport[:2] + transport[8:14] if protocol == 1 and not ours else b"",
             outer=protocol == 17 and not ours and dport == self._vxlan_port,
             ours=ours,
+            mark=int.from_bytes(event.get(_MARK, b""), "big"),
         )
 
     def _device(self, place: Place, index: bytes | None) -> str | None:
