@@ -17,6 +17,7 @@ from netlab.topology.model import (
     Endpoint,
     IPTablesProxy,
     Lab,
+    NFTablesProxy,
     Node,
     Overlay,
     Service,
@@ -28,6 +29,7 @@ from netlab.topology.model import (
 
 GOLDEN = Path(__file__).parent / "golden"
 STATES = sorted(path.parent.name for path in GOLDEN.glob("*/iptables.txt"))
+NFTABLES_STATES = sorted(path.parent.name for path in GOLDEN.glob("*/nftables.txt"))
 
 # Recorded on a node with a second link, which the objects do not tell.
 _SECOND_ADDRESS = {"nodeport", "nodeport-primary", "nodeport-all", "nodeport-cidrs"}
@@ -51,7 +53,9 @@ def golden_lab(state: str) -> tuple[Lab, Node]:
     lab = Lab(
         name=state,
         pod_cidr="10.42.0.0/16",
-        service_cidrs=("10.43.0.0/16",),
+        service_cidrs=tuple(
+            cidr for item in by_kind.get("ServiceCIDR", []) for cidr in item["spec"]["cidrs"]
+        ),
         underlay=Underlay(cidr="192.168.77.0/24", gateway="192.168.77.1"),
         overlay=Overlay(),
         service_proxy=_proxy(config),
@@ -72,6 +76,7 @@ def _proxy(config: dict[str, Any]) -> ServiceProxy:
         clusterCIDR=config.get("clusterCIDR", ""),
         nodePortAddresses=tuple(config.get("nodePortAddresses", ())),
         iptables=IPTablesProxy(**config.get("iptables", {})),
+        nftables=NFTablesProxy(**config.get("nftables", {})),
         conntrack=ConntrackProxy(tcpBeLiberal=config["conntrack"].get("tcpBeLiberal", False)),
         featureGates=config.get("featureGates", {}),
     )

@@ -110,6 +110,20 @@ class Ruleset(State, frozen=True):
     nfacct: tuple[str, ...] = ()  # accounting objects that must exist before
 
 
+class Table(State, frozen=True):
+    """One nftables table: `table FAMILY NAME { ... }`, as nft prints it."""
+
+    family: str
+    name: str
+    text: str
+
+
+class Tables(State, frozen=True):
+    """Rules of one namespace: nftables tables that are wholly ours."""
+
+    tables: tuple[Table, ...]
+
+
 class NodeState(State, frozen=True):
     """A node with its pods: what is shipped to wherever the node lives."""
 

@@ -49,6 +49,13 @@ class IPTablesProxy(Frozen, frozen=True):
     localhostNodePorts: bool = True
 
 
+class NFTablesProxy(Frozen, frozen=True):
+    """`nftables` of KubeProxyConfiguration."""
+
+    masqueradeAll: bool = False
+    masqueradeBit: int = 14
+
+
 class DetectLocal(Frozen, frozen=True):
     """`detectLocal` of KubeProxyConfiguration."""
 
@@ -71,6 +78,7 @@ class ServiceProxy(Frozen, frozen=True):
     clusterCIDR: str = ""  # (load.py puts the lab's podCIDR here if it is left out)
     nodePortAddresses: tuple[str, ...] = ()
     iptables: IPTablesProxy = IPTablesProxy()
+    nftables: NFTablesProxy = NFTablesProxy()
     conntrack: ConntrackProxy = ConntrackProxy()
     featureGates: dict[str, bool] = {}  # known: AllowServiceExternalIPs
 

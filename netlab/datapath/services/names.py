@@ -1,7 +1,7 @@
-"""Names that kube-proxy gives: service ports, endpoints, and chains hashed from both.
+"""Names that kube-proxy gives: service ports, endpoints, chains and sets made of both.
 
-Sources: kube-proxy pkg/proxy/types.go (ServicePortName) and pkg/proxy/iptables/proxier.go
-(portProtoHash).
+Sources: kube-proxy pkg/proxy/types.go (ServicePortName), pkg/proxy/iptables/proxier.go
+(portProtoHash) and pkg/proxy/nftables/proxier.go (hashAndTruncate).
 """
 
 from __future__ import annotations
@@ -36,3 +36,23 @@ def chain_hash(port_name: str, protocol: str, endpoint: str = "") -> str:
     digest = sha256(f"{port_name}{protocol}{endpoint}".encode()).digest()
     # 16 characters of base32 are exactly the first 10 bytes
     return b32encode(digest[:10]).decode()
+
+
+_LONGEST = 240  # nftables allows 255 characters, prefix included
+
+
+@lru_cache(maxsize=1 << 16)
+def nftables_name(port_name: str, protocol: str, endpoint: str = "") -> str:
+    """What follows `service-`, `endpoint-` and their like in the name of a chain or set.
+
+    `ILDV4B5I-demo/myblog/tcp/`, or `VFQRO7DV-shop/login/tcp/http__10.42.1.90/8080` with an
+    endpoint.  Arguments as in :func:`chain_hash`.  The hash keeps apart what is cut to one text.
+    """
+    service, _, port = port_name.partition(":")
+    name = f"{service}/{protocol}/{port}"
+    if endpoint:
+        address, _, number = endpoint.rpartition(":")
+        # a colon is no part of a name for nft
+        name += f"__{address.strip('[]').replace(':', '.')}/{number}"
+    full = f"{b32encode(sha256(name.encode()).digest()[:5]).decode()}-{name}"
+    return full if len(full) <= _LONGEST else f"{full[: _LONGEST - 3]}..."

@@ -1,0 +1,226 @@
+"""Service rules of one node as kube-proxy writes them in nftables mode.
+
+Two tables of one layout, `ip kube-proxy` and `ip6 kube-proxy`.  The text of each is what `nft list
+table` of nftables 1.0.6 prints for the rules of kube-proxy v1.37.2, and is valid input for nft.
+
+Source: kube-proxy pkg/proxy/nftables/proxier.go (setupNFTables, syncProxyRules);
+docs/services-nftables.md explains it.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+from msgspec.structs import replace
+
+from netlab.datapath.services.endpoints import service_ports
+from netlab.datapath.services.local import (
+    NodePortAddresses,
+    local_detector,
+    node_ip,
+    node_port_addresses,
+    own_addresses,
+)
+from netlab.datapath.services.nftables_list import TableText, addresses
+from netlab.datapath.services.nftables_service import Proxier, add_service, from_pods
+from netlab.datapath.state import Sysctl, Table, Tables
+from netlab.topology.model import Lab, Node, ServiceProxy
+
+LOCALHOST_GATE = "KubeProxyNFTablesLocalhostNodePorts"
+
+
+def render(lab: Lab, node: Node) -> Tables:
+    """All rules of a node: a table for each family, written whether the lab uses it or not."""
+    return Tables(tables=(_table(lab, node, 4), _table(lab, node, 6)))
+
+
+def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
+    """Sysctls that kube-proxy sets on the node; conntrack's sizes and timeouts are left alone."""
+    if lab.service_proxy.conntrack.tcpBeLiberal:
+        return (Sysctl(path="net/netfilter/nf_conntrack_tcp_be_liberal", value="1"),)
+    return ()
+
+
+def _table(lab: Lab, node: Node, family: int) -> Table:
+    proxy = lab.service_proxy
+    ip = "ip" if family == 4 else "ip6"
+    node_ports = _node_port_addresses(proxy, node, family)
+    rejected = _rejected_on_localhost(proxy, node_ports)
+    proxier = Proxier(
+        ip=ip,
+        node=node.name,
+        node_ip=node_ip(node, family),
+        detector=local_detector(proxy, node, family),
+        masquerade=f"meta mark set meta mark | {_mark(proxy)}",
+        rejected_on_localhost=rejected or (),
+    )
+    table = TableText(ip, "kube-proxy", "rules for kube-proxy")
+    _add_sets(table, ip, match_all=node_ports.match_all, localhost=rejected)
+    if not node_ports.match_all:
+        for address in node_ports.of(own_addresses(lab, node, family)):
+            if not ip_address(address).is_loopback:
+                table.element("nodeport-ips", address)
+    _add_base_chains(table)
+    _add_chains(table, lab, proxier, node_ports.match_all, localhost=rejected is not None)
+    for protocol in rejected or ():
+        counter = f"localhost-nodeport-rejected-{protocol}"
+        table.counter(counter)
+        table.chain(f"localhost-nodeport-reject-{protocol}", f'counter name "{counter}" reject')
+    for info in service_ports(lab, node, family):
+        add_service(table, proxier, info)
+    return table.table()
+
+
+def _mark(proxy: ServiceProxy) -> str:
+    return f"{1 << proxy.nftables.masqueradeBit:#010x}"
+
+
+def _node_port_addresses(proxy: ServiceProxy, node: Node, family: int) -> NodePortAddresses:
+    """Unlike in iptables mode the default is the node's primary address, not every one."""
+    if not proxy.nodePortAddresses:
+        proxy = replace(proxy, nodePortAddresses=("primary",))
+    return node_port_addresses(proxy, node, family)
+
+
+def _rejected_on_localhost(
+    proxy: ServiceProxy, node_ports: NodePortAddresses
+) -> tuple[str, ...] | None:
+    """Protocols whose NodePorts are refused on loopback; None without the feature gate.
+
+    Where loopback is among the addresses, kube-proxy itself listens on the TCP ports.
+    """
+    if not proxy.featureGates.get(LOCALHOST_GATE, False):
+        return None
+    listens = any(network.is_loopback for network in node_ports.networks)
+    return ("udp", "sctp") if listens else ("tcp", "udp", "sctp")
+
+
+def _add_sets(
+    table: TableText, ip: str, *, match_all: bool, localhost: tuple[str, ...] | None
+) -> None:
+    address = "ipv4_addr" if ip == "ip" else "ipv6_addr"
+    by_address = f"{address} . inet_proto . inet_service : verdict"
+    by_port = "inet_proto . inet_service : verdict"
+    for name, type_, comment in (
+        (
+            "hairpin-connections",
+            f"{address} . {address} . inet_proto . inet_service",
+            "service hairpin connections",
+        ),
+        ("cluster-ips", address, "Active ClusterIPs"),
+        ("nodeport-ips", address, "IPs that accept NodePort traffic"),
+        (
+            "no-endpoint-services",
+            by_address,
+            "vmap to drop or reject packets to services with no endpoints",
+        ),
+        (
+            "no-endpoint-nodeports",
+            by_port,
+            "vmap to drop or reject packets to service nodeports with no endpoints",
+        ),
+        ("localhost-nodeport-reject-ports", by_port, "localhost NodePorts rejected by kube-proxy"),
+        (
+            "firewall-ips",
+            by_address,
+            "destinations that are subject to LoadBalancerSourceRanges",
+        ),
+        ("service-ips", by_address, "ClusterIP, ExternalIP and LoadBalancer IP traffic"),
+        ("service-nodeports", by_port, "NodePort traffic"),
+    ):
+        if name == "nodeport-ips" and match_all:
+            continue
+        if name == "localhost-nodeport-reject-ports" and localhost is None:
+            continue
+        table.set(name, type_, f'comment "{comment}"')
+
+
+def _add_base_chains(table: TableText) -> None:
+    new = "ct state new jump "
+    for chain, hook, rules in (
+        (
+            "filter-prerouting-pre-dnat",
+            "filter hook prerouting priority dstnat - 10",
+            [f"{new}firewall-check"],
+        ),
+        (
+            "filter-output-pre-dnat",
+            "filter hook output priority -110",
+            [f"{new}firewall-check"],
+        ),
+        (
+            "filter-input",
+            "filter hook input priority filter",
+            [f"{new}nodeport-endpoints-check", f"{new}service-endpoints-check"],
+        ),
+        (
+            "filter-forward",
+            "filter hook forward priority filter",
+            [f"{new}service-endpoints-check", f"{new}cluster-ips-check"],
+        ),
+        (
+            "filter-output",
+            "filter hook output priority filter",
+            [f"{new}service-endpoints-check", f"{new}cluster-ips-check"],
+        ),
+        ("nat-prerouting", "nat hook prerouting priority dstnat", ["jump services"]),
+        ("nat-output", "nat hook output priority -100", ["jump services"]),
+        ("nat-postrouting", "nat hook postrouting priority srcnat", ["jump masquerading"]),
+    ):
+        table.chain(chain, f"type {hook}; policy accept;", *rules)
+
+
+def _add_chains(
+    table: TableText, lab: Lab, proxier: Proxier, match_all: bool, *, localhost: bool
+) -> None:
+    """The chains that all Services share."""
+    ip = proxier.ip
+    service = f"{ip} daddr . meta l4proto . th dport vmap"
+    port = "meta l4proto . th dport vmap"
+    loopback = "127.0.0.0/8" if ip == "ip" else "::1"
+    # filter-input sees packets to the node alone: no need to ask the routes again
+    to_node = f"{ip} daddr != {loopback}" if match_all else f"{ip} daddr @nodeport-ips"
+    table.chain("nodeport-endpoints-check", f"{to_node} {port} @no-endpoint-nodeports")
+    if localhost:
+        refuse = f"{ip} daddr {loopback} {port} @localhost-nodeport-reject-ports"
+        table.chain("nodeport-endpoints-check", refuse)
+    table.chain("service-endpoints-check", f"{service} @no-endpoint-services")
+    table.chain("firewall-check", f"{service} @firewall-ips")
+    table.chain(
+        "services",
+        *_masquerade_cluster_ips(lab.service_proxy, proxier),
+        f"{service} @service-ips",
+        f"{'fib daddr type local ' if match_all else ''}{to_node} {port} @service-nodeports",
+    )
+    mark = _mark(lab.service_proxy)
+    table.chain(
+        "masquerading",
+        # the mark goes first: the outer packet of an overlay would inherit it
+        f"meta mark & {mark} != 0x00000000 meta mark set meta mark ^ {mark} "
+        "masquerade fully-random",
+        f"ct status dnat {ip} saddr . {ip} daddr . meta l4proto . th dport @hairpin-connections "
+        "masquerade fully-random",
+    )
+    table.chain(
+        "cluster-ips-check",
+        f'{ip} daddr @cluster-ips reject comment "Reject traffic to invalid ports of ClusterIPs"',
+    )
+    version = 4 if ip == "ip" else 6
+    if cidrs := [cidr for cidr in lab.service_cidrs if ip_network(cidr).version == version]:
+        what = "Drop traffic to unallocated ClusterIPs"
+        rule = f'{ip} daddr {addresses(cidrs)} drop comment "{what}"'
+        table.chain("cluster-ips-check", rule)
+    helps = "helper for @no-endpoint-services / @no-endpoint-nodeports"
+    table.chain("reject-chain", f'comment "{helps}"', "reject")
+
+
+def _masquerade_cluster_ips(proxy: ServiceProxy, proxier: Proxier) -> list[str]:
+    """Mark what comes to a ClusterIP from elsewhere than a pod: its reply must come back here."""
+    to = f"{proxier.ip} daddr @cluster-ips"
+    if proxy.nftables.masqueradeAll:
+        return [f'{to} {proxier.masquerade} comment "masquerade all clusterIP traffic"']
+    if proxier.detector is None:
+        return []
+    outside = from_pods(proxier.detector, proxier.ip, "!= ")
+    what = "masquerade clusterIP traffic from outside cluster"
+    return [f'{to} {outside} {proxier.masquerade} comment "{what}"']

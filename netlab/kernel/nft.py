@@ -1,0 +1,204 @@
+"""nftables tables of a namespace, loaded and read through libnftables.
+
+libnftables runs in a forked child each time: it may abort the process that calls it (nft 1.0.6 does
+for some maps), and what it takes for thousands of rules, hundreds of megabytes, goes back to the
+system with the child.  The child only runs commands; whatever may load a library or take a lock of
+Python happens before, so that a process with threads can fork it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from netlab.datapath.state import Tables
+from netlab.kernel.namespaces import entered, open_current
+from netlab.kernel.netlink import Socket, attributes
+from netlab.kernel.syscalls import CLONE_NEWNET, unshare
+from netlab.problems import Exit, NetlabError, Problem
+
+_NETLINK_NETFILTER = 12
+_NFT_MSG_GETTABLE = 10 << 8 | 1
+_NFTA_TABLE_NAME = 1
+_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+
+# How nft begins a complaint about an included file: name, line, columns.
+_POSITION = re.compile(r"/proc/self/fd/\d+:(\d+):[\d-]+: ")
+
+
+def load(namespace: str | int, tables: Tables) -> None:
+    """Replace tables in a namespace (a name under /run/netns or a descriptor), in one transaction.
+
+    What was in tables of these names before is gone; if the load fails, all is as it was.
+    Raises NetlabError (exit 3) with nft's own words.
+    """
+    with entered(namespace):
+        _run([_transaction(tables)])
+
+
+def delete(namespace: str | int, tables: Sequence[str]) -> None:
+    """Delete tables, named as :func:`names` does; one that is not there is fine."""
+    with entered(namespace):
+        _run(["".join(f"add table {table}\ndelete table {table}\n" for table in tables)])
+
+
+def names(namespace: str | int) -> frozenset[str]:
+    """Every table of a namespace, as "ip kube-proxy"; asks the kernel, not libnftables."""
+    with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
+        found = netlink.dump(_NFT_MSG_GETTABLE, struct.pack("=BBH", socket.AF_UNSPEC, 0, 0))
+    return frozenset(
+        f"{_FAMILIES.get(body[0], body[0])} "
+        + attributes(body, 4)[_NFTA_TABLE_NAME].rstrip(b"\0").decode()
+        for body in found
+    )
+
+
+def listing(namespace: str | int, tables: Sequence[str]) -> str:
+    """What `nft list table` prints for tables, without counters; "" for those not there."""
+    there = names(namespace)
+    with entered(namespace):
+        return _run([f"list table {table}\n" for table in tables if table in there])
+
+
+def relisted(tables: Tables) -> str:
+    """What :func:`listing` prints where these tables are loaded.
+
+    Versions of nft spell the same rule differently: this is how the one on this machine does.
+    """
+    lists = [f"list table {table.family} {table.name}\n" for table in tables.tables]
+    with _scratch():
+        return _run([_transaction(tables), *lists])
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[None]:
+    """Run the body in a namespace that ends with it."""
+    home = open_current()
+    try:
+        with entered(home):
+            unshare(CLONE_NEWNET)
+            yield
+    finally:
+        os.close(home)
+
+
+def _transaction(tables: Tables) -> str:
+    return "".join(
+        # `add` makes `delete` succeed where there is no such table
+        f"add table {table.family} {table.name}\ndelete table {table.family} {table.name}\n"
+        + table.text
+        for table in tables.tables
+    )
+
+
+def _run(commands: Sequence[str]) -> str:
+    """Run inputs of nft one after the other in the calling thread's namespace; their output.
+
+    Raises NetlabError (exit 3) if one is refused, or if the library is missing or dies.
+    """
+    if not commands:
+        return ""
+    with contextlib.ExitStack() as files:
+        nft = _context()
+        # Each input is a file: nft tells the lines of files only.
+        inputs = [files.enter_context(_memory(text)) for text in commands]
+        answer, complaint = files.enter_context(_memory()), files.enter_context(_memory())
+        child = os.fork()
+        if child == 0:
+            _serve(nft, inputs, answer, complaint)
+        _, status = os.waitpid(child, 0)
+        if status:
+            died = os.waitstatus_to_exitcode(status)
+            raise _refused(_last_words(died, _contents(complaint)))
+        output, done, said = json.loads(_contents(answer))
+    if done < len(commands):
+        raise _refused(_explained(said, commands[done]))
+    return str(output)
+
+
+def _serve(nft: Any, inputs: Sequence[int], answer: int, complaint: int) -> None:
+    """The child: never returns."""
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+        os.dup2(complaint, 2)
+        outputs, said = [], ""
+        for descriptor in inputs:
+            code, output, said = nft.cmd(f'include "/proc/self/fd/{descriptor}"')
+            if code:
+                break
+            outputs.append(output)
+        os.write(answer, json.dumps(("".join(outputs), len(outputs), said)).encode())
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _context() -> Any:
+    try:
+        import nftables
+
+        nft = nftables.Nftables()
+    except (ImportError, OSError) as error:
+        raise NetlabError(
+            Problem(
+                "missing-library",
+                f"libnftables cannot be used: {error}",
+                hint="`apt-get install libnftables1` on Debian and Ubuntu",
+            ),
+            Exit.MACHINE,
+        ) from None
+    nft.set_stateless_output(True)
+    return nft
+
+
+@contextlib.contextmanager
+def _memory(text: str = "") -> Iterator[int]:
+    """A file in memory, with that content."""
+    descriptor = os.memfd_create("nft")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(text.encode())
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _contents(descriptor: int) -> str:
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(0)
+        return file.read().decode(errors="replace")
+
+
+def _last_words(status: int, complaint: str) -> str:
+    how = signal.Signals(-status).name if status < 0 else f"status {status}"
+    said = f": {complaint.strip()}" if complaint.strip() else ""
+    return f"libnftables ended its process ({how}){said}"
+
+
+def _explained(said: str, command: str) -> str:
+    """The first complaint with the line that it is about."""
+    found = _POSITION.search(said)
+    if found is None:
+        return said.strip() or "no message"
+    words = said[found.end() :].partition("\n")[0].removeprefix("Error: ")
+    line = int(found[1])
+    return f'line {line}, "{command.splitlines()[line - 1].strip()}": {words}'
+
+
+def _refused(what: str) -> NetlabError:
+    return NetlabError(
+        Problem(
+            "rules-refused",
+            f"nft refused rules: {what}",
+            hint="`netlab doctor` tells what the kernel lacks",
+        ),
+        Exit.MACHINE,
+    )
