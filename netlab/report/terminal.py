@@ -85,6 +85,10 @@ def summary(trace: Trace) -> str:
     return f"{who} received it{answer}; it saw {seen}."
 
 
+# The flags of a handshake as people say them.
+_FLAGS = {"S": "SYN", "SA": "SYN-ACK", "R": "RST", "RA": "RST"}
+
+
 def _headline(trace: Trace) -> Text:
     from rich.text import Text
 
@@ -97,8 +101,8 @@ def _leg(title: str, ends: str, hops: Sequence[Hop]) -> Tree:
     from rich.tree import Tree
 
     first = hops[0].packet
-    kind = first.flags or first.icmp
-    word = f"{first.protocol} {kind}" if kind else first.protocol
+    kind = _FLAGS.get(first.flags or "", first.flags) or first.icmp
+    word = f"{first.protocol.upper()} {kind}" if kind else first.protocol.upper()
     tree = Tree(Text.assemble((title, "bold"), f"  {word}  {ends}"), guide_style="dim")
     before = None
     for _, group in groupby(enumerate(hops, 1), key=lambda pair: pair[1].namespace):
