@@ -475,6 +475,7 @@ def test_spec_of_the_lab(tmp_path: Path) -> None:
         "    detectLocal: {interfaceNamePrefix: veth}\n    clusterCIDR: ''\n"
         "    nodePortAddresses: [192.0.2.0/24]\n"
         "    iptables: {masqueradeAll: true, masqueradeBit: 0, localhostNodePorts: false}\n"
+        "    nftables: {masqueradeAll: true, masqueradeBit: 20}\n"
         "    conntrack: {tcpBeLiberal: true}\n"
         "    featureGates: {AllowServiceExternalIPs: false}\n",
     )
@@ -494,6 +495,8 @@ def test_spec_of_the_lab(tmp_path: Path) -> None:
     assert proxy.iptables.masqueradeAll
     assert proxy.iptables.masqueradeBit == 0
     assert not proxy.iptables.localhostNodePorts
+    assert proxy.nftables.masqueradeAll
+    assert proxy.nftables.masqueradeBit == 20
     assert proxy.conntrack.tcpBeLiberal
     assert proxy.featureGates == {"AllowServiceExternalIPs": False}
 

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 
 from netlab.datapath import podnet
 from netlab.datapath.overlay import PodsByNode, overlay
-from netlab.datapath.services import iptables
+from netlab.datapath.services.modes import mode_of
 from netlab.datapath.state import (
     Address,
     LabState,
@@ -112,9 +112,7 @@ def _node(lab: Lab, node: Node, pods: PodsByNode) -> NodeState:
         peer=Peer(namespace=namespace_name(lab.name, SWITCH), link=_port(node)),
     )
     length = ip_network(lab.underlay.cidr).prefixlen
-    rules = sysctls = None
-    if lab.service_proxy.mode == "iptables":
-        rules, sysctls = iptables.render(lab, node), iptables.sysctls(lab, node)
+    mode = mode_of(lab)
     return NodeState(
         name=node.name,
         namespace=Namespace(
@@ -132,8 +130,8 @@ def _node(lab: Lab, node: Node, pods: PodsByNode) -> NodeState:
             ),
             neighbours=part.neighbours,
             fdb=part.fdb,
-            sysctls=(*podnet.NODE_SYSCTLS, *(sysctls or ())),
+            sysctls=(*podnet.NODE_SYSCTLS, *mode.sysctls(lab, node)),
         ),
         pods=tuple(podnet.pod_namespace(lab, node, pod, part.mtu) for pod in own),
-        rules=rules,
+        rules=mode.render(lab, node),
     )

@@ -10,6 +10,7 @@ from netlab.datapath.state import (
     Change,
     FdbEntry,
     Item,
+    Leftovers,
     Link,
     Namespace,
     Neighbour,
@@ -17,6 +18,7 @@ from netlab.datapath.state import (
     Route,
     Ruleset,
     Sysctl,
+    Tables,
 )
 
 _SIGNS = {"add": "+", "set": "~", "delete": "-"}
@@ -44,6 +46,17 @@ def describe(item: Item) -> str:
             return f"sysctl {path.replace('/', '.')}={value}"
         case Ruleset():
             return f"rules ({item.ipv4.count(chr(10) + '-A ')} for IPv4)"
+        case Tables():
+            return f"rules in table {' and '.join(_names(item))}"
+        case Leftovers():
+            chains = (item.ipv4 + item.ipv6).count("\n-X ")
+            parts = [f"{chains} chains of iptables"] if chains else []
+            parts += (f"table {table}" for table in item.tables)
+            return f"rules of another mode: {', '.join(parts)}"
+
+
+def _names(rules: Tables) -> list[str]:
+    return [f"{table.family} {table.name}" for table in rules.tables]
 
 
 def summary(change: Change) -> str:
@@ -53,7 +66,7 @@ def summary(change: Change) -> str:
 
 
 def shell(changes: Iterable[Change], desired: Iterable[Namespace]) -> Iterator[str]:
-    """The changes as commands of iproute2, sysctl and iptables-restore, ready for `sh`.
+    """The changes as commands of iproute2, sysctl, iptables-restore and nft, ready for `sh`.
 
     They leave the same datapath, without our marks of ownership and without what answers in pods.
     """
@@ -77,8 +90,10 @@ def _stage(change: Change) -> int:
             return 2
         case Link():
             return 3
-        case Ruleset():
+        case Ruleset() | Tables():
             return 5
+        case Leftovers():
+            return 6
     return 4
 
 
@@ -111,6 +126,10 @@ def _commands(change: Change, ends: dict[Peer, Link]) -> Iterator[str]:
             yield f"{inside} sysctl -q -w {path}={value}"
         case Ruleset():
             yield from _rules_commands(inside, change.item)
+        case Tables():
+            yield f"{inside} nft -f - <<'EOF'\n{change.item.transaction}EOF"
+        case Leftovers():
+            yield from _removal_commands(inside, change.item)
 
 
 def _link_commands(ip: str, verb: str, link: Link, ends: dict[Peer, Link]) -> Iterator[str]:
@@ -144,3 +163,11 @@ def _rules_commands(inside: str, rules: Ruleset) -> Iterator[str]:
         yield f"{inside} nfacct add {name}"
     for program, text in (("iptables-restore", rules.ipv4), ("ip6tables-restore", rules.ipv6)):
         yield f"{inside} {program} <<'EOF'\n{text.rstrip()}\nEOF"
+
+
+def _removal_commands(inside: str, old: Leftovers) -> Iterator[str]:
+    for program, text in (("iptables-restore", old.ipv4), ("ip6tables-restore", old.ipv6)):
+        if text:
+            yield f"{inside} {program} --noflush <<'EOF'\n{text.rstrip()}\nEOF"
+    for table in old.tables:
+        yield f"{inside} nft delete table {table}"

@@ -123,6 +123,28 @@ class Tables(State, frozen=True):
 
     tables: tuple[Table, ...]
 
+    @property
+    def transaction(self) -> str:
+        """Input for nft that puts them in place of what was in tables of these names."""
+        return "".join(
+            # `add` makes `delete` succeed where there is no such table
+            f"add table {table.family} {table.name}\n"
+            f"delete table {table.family} {table.name}\n"
+            f"{table.text}"
+            for table in self.tables
+        )
+
+
+class Leftovers(State, frozen=True):
+    """Rules that were ours and are no longer wanted, as what removes them from a namespace."""
+
+    ipv4: str = ""  # input for `iptables-restore --noflush`
+    ipv6: str = ""  # and for `ip6tables-restore --noflush`
+    tables: tuple[str, ...] = ()  # nftables tables, "ip kube-proxy"
+
+
+Rules = Ruleset | Tables
+
 
 class NodeState(State, frozen=True):
     """A node with its pods: what is shipped to wherever the node lives."""
@@ -130,7 +152,7 @@ class NodeState(State, frozen=True):
     name: str
     namespace: Namespace
     pods: tuple[Namespace, ...] = ()
-    rules: Ruleset | None = None
+    rules: Rules | None = None
 
 
 class Server(State, frozen=True):
@@ -167,7 +189,7 @@ class Found(State, frozen=True):
     marked: frozenset[str]  # links that carry our mark
 
 
-Item = Namespace | Link | Address | Route | Neighbour | FdbEntry | Sysctl | Ruleset
+Item = Namespace | Link | Address | Route | Neighbour | FdbEntry | Sysctl | Rules | Leftovers
 
 
 class Change(State, frozen=True):

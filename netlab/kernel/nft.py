@@ -20,7 +20,7 @@ from typing import Any
 
 from netlab.datapath.state import Tables
 from netlab.kernel.namespaces import entered, open_current
-from netlab.kernel.netlink import Socket, attributes
+from netlab.kernel.netlink import NetlinkError, Socket, attributes
 from netlab.kernel.syscalls import CLONE_NEWNET, unshare
 from netlab.problems import Exit, NetlabError, Problem
 
@@ -40,7 +40,7 @@ def load(namespace: str | int, tables: Tables) -> None:
     Raises NetlabError (exit 3) with nft's own words.
     """
     with entered(namespace):
-        _run([_transaction(tables)])
+        _run([tables.transaction])
 
 
 def delete(namespace: str | int, tables: Sequence[str]) -> None:
@@ -51,8 +51,12 @@ def delete(namespace: str | int, tables: Sequence[str]) -> None:
 
 def names(namespace: str | int) -> frozenset[str]:
     """Every table of a namespace, as "ip kube-proxy"; asks the kernel, not libnftables."""
+    request = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
     with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
-        found = netlink.dump(_NFT_MSG_GETTABLE, struct.pack("=BBH", socket.AF_UNSPEC, 0, 0))
+        try:
+            found = netlink.dump(_NFT_MSG_GETTABLE, request)
+        except NetlinkError:  # a kernel without nf_tables
+            found = []
     return frozenset(
         f"{_FAMILIES.get(body[0], body[0])} "
         + attributes(body, 4)[_NFTA_TABLE_NAME].rstrip(b"\0").decode()
@@ -74,7 +78,7 @@ def relisted(tables: Tables) -> str:
     """
     lists = [f"list table {table.family} {table.name}\n" for table in tables.tables]
     with _scratch():
-        return _run([_transaction(tables), *lists])
+        return _run([tables.transaction, *lists])
 
 
 @contextlib.contextmanager
@@ -87,15 +91,6 @@ def _scratch() -> Iterator[None]:
             yield
     finally:
         os.close(home)
-
-
-def _transaction(tables: Tables) -> str:
-    return "".join(
-        # `add` makes `delete` succeed where there is no such table
-        f"add table {table.family} {table.name}\ndelete table {table.family} {table.name}\n"
-        + table.text
-        for table in tables.tables
-    )
 
 
 def _run(commands: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ legacy ones share one lock, /run/xtables.lock, between all namespaces of the mac
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from netlab.datapath.state import Ruleset
 from netlab.kernel.namespaces import entered
+from netlab.kernel.nft import names
 from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
@@ -28,21 +30,26 @@ _NFACCT_NAME = 1
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
 _NLMSG_ERROR = 2
 
+# How the nftables backend keeps the tables that we know.
+_TABLES = {f"{family} {table}" for family in ("ip", "ip6") for table in ("mangle", "filter", "nat")}
 
-def restore(namespace: str | int, ruleset: Ruleset) -> None:
+
+def restore(namespace: str | int, ruleset: Ruleset, flush: bool = True) -> None:
     """Load a ruleset into a namespace (a name under /run/netns or a descriptor).
 
     Each table named in the ruleset is replaced as a whole, in one transaction a table: chains and
     rules that somebody else put there are gone afterwards, connections and policies of other
-    tables stay.  Accounting objects that the rules name are created first.
+    tables stay.  Without `flush` only what the ruleset says is changed.  Accounting objects that
+    the rules name are created first.
 
     Raises NetlabError (exit 3) if a tool is missing or refuses its input.
     """
+    keep = [] if flush else ["--noflush"]
     with entered(namespace):
         for name in ruleset.nfacct:
             create_nfacct(name)
         loads = [
-            (program, _run([program, "-w", "5"], text))
+            (program, _run([program, "-w", "5", *keep], text))
             for program, text in (
                 (program("iptables", "restore"), ruleset.ipv4),
                 (program("ip6tables", "restore"), ruleset.ipv6),
@@ -63,6 +70,18 @@ def save(namespace: str | int) -> tuple[str, str]:
         ]
     ipv4, ipv6 = _wait(saves, "rules-unreadable")
     return ipv4, ipv6
+
+
+def in_use(namespace: str | int) -> bool:
+    """Whether a namespace has tables of iptables at all, of either backend; cheap to ask."""
+    if names(namespace) & _TABLES:
+        return True
+    with entered(namespace):
+        for file in ("ip_tables_names", "ip6_tables_names"):
+            with contextlib.suppress(FileNotFoundError), open(f"/proc/thread-self/net/{file}") as f:
+                if f.read():
+                    return True
+    return False
 
 
 def create_nfacct(name: str) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from netlab.datapath.build import build
 from netlab.datapath.plan import plan
-from netlab.datapath.services.iptables_save import same
-from netlab.datapath.state import Change, Found, LabState, NodeState, Ruleset
-from netlab.kernel import converge, namespaces, observe, xtables
-from netlab.lab import control, record
+from netlab.datapath.state import Change, Found, LabState
+from netlab.kernel import converge, namespaces, observe
+from netlab.lab import control, record, rules
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab
 
@@ -86,11 +84,12 @@ def _converge(
     record.write(lab.name, data)
     init = control.start(lab.name)
     changes = _changes(state, found)
-    loads = _RuleLoads(state, changes)
+    loads = rules.Loads(changes)
     try:
-        loads.begin(name for name in found)
-        links = [change for change in changes if not isinstance(change.item, Ruleset)]
-        converge.carry_out(lab.name, links, state.namespaces(), found, loads.begin_one)
+        for name in found:
+            loads.begin(name)
+        links = [change for change in changes if not rules.concerns(change)]
+        converge.carry_out(lab.name, links, state.namespaces(), found, loads.begin)
     finally:
         problems = loads.finish()
     if problems:
@@ -123,72 +122,7 @@ def _found(state: LabState) -> dict[str, Found]:
 
 
 def _changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
-    rules = [
-        Change(verb="set" if node.namespace.name in found else "add", namespace=name, item=wanted)
-        for node in _stale_rules(state.nodes, found)
-        if (name := node.namespace.name) and (wanted := node.rules)
-    ]
-    return [*plan(state, found), *rules]
-
-
-def _stale_rules(nodes: Sequence[NodeState], found: Mapping[str, Found]) -> list[NodeState]:
-    """Nodes whose rules are not what they should be."""
-    with_rules = [node for node in nodes if node.rules]
-    old = [node for node in with_rules if node.namespace.name in found]
-    saved: dict[str, tuple[str, str]] = {}
-
-    def read(node: NodeState) -> None:
-        with contextlib.suppress(NetlabError):
-            saved[node.name] = xtables.save(node.namespace.name)
-
-    threads = [threading.Thread(target=read, args=(node,)) for node in old]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [
-        node
-        for node in with_rules
-        if node.rules
-        and not (
-            node.name in saved
-            and same(node.rules.ipv4, saved[node.name][0])
-            and same(node.rules.ipv6, saved[node.name][1])
-        )
-    ]
-
-
-class _RuleLoads:
-    """Loads of rules, each in a thread of its own: the kernel makes them wait, not the CPU."""
-
-    def __init__(self, state: LabState, changes: Iterable[Change]) -> None:
-        self._rules = {c.namespace: c.item for c in changes if isinstance(c.item, Ruleset)}
-        self._threads: list[threading.Thread] = []
-        self._problems: list[Problem] = []
-
-    def begin_one(self, namespace: str) -> None:
-        rules = self._rules.pop(namespace, None)
-        if rules is None:
-            return
-
-        def load() -> None:
-            try:
-                xtables.restore(namespace, rules)
-            except NetlabError as error:
-                self._problems += error.problems
-
-        thread = threading.Thread(target=load, name=f"rules of {namespace}")
-        thread.start()
-        self._threads.append(thread)
-
-    def begin(self, names: Iterable[str]) -> None:
-        for name in names:
-            self.begin_one(name)
-
-    def finish(self) -> list[Problem]:
-        for thread in self._threads:
-            thread.join()
-        return self._problems
+    return [*plan(state, found), *rules.changes(state, found)]
 
 
 def _has_processes(name: str) -> bool:

@@ -14,7 +14,7 @@ from netlab.topology.places import Complaints
 from netlab.topology.pods import DraftPod
 
 OVERLAYS = ("vxlan", "host-gw")
-PROXY_MODES = ("iptables", "none")
+PROXY_MODES = ("iptables", "nftables", "none")
 FEATURE_GATES = ("AllowServiceExternalIPs",)
 
 
@@ -123,6 +123,8 @@ def _service_proxy(
     local = spec.detectLocal or lab_document.DetectLocalSpec()
     iptables = spec.iptables or lab_document.IPTablesSpec()
     bit, localhost = iptables.masqueradeBit, iptables.localhostNodePorts
+    nftables = spec.nftables or lab_document.NFTablesSpec()
+    nftables_bit = nftables.masqueradeBit
     return model.ServiceProxy(
         mode=spec.mode or usual.mode,
         detectLocalMode=spec.detectLocalMode or usual.detectLocalMode,
@@ -137,6 +139,10 @@ def _service_proxy(
             masqueradeBit=usual.iptables.masqueradeBit if bit is None else bit,
             localhostNodePorts=localhost is not False,
         ),
+        nftables=model.NFTablesProxy(
+            masqueradeAll=bool(nftables.masqueradeAll),
+            masqueradeBit=usual.nftables.masqueradeBit if nftables_bit is None else nftables_bit,
+        ),
         conntrack=model.ConntrackProxy(
             tcpBeLiberal=bool(spec.conntrack and spec.conntrack.tcpBeLiberal)
         ),
@@ -150,7 +156,7 @@ def _check_service_proxy(
     title, origin, path = _title(lab), lab.origin, ("spec", "serviceProxy")
     if spec.mode is not None and spec.mode not in PROXY_MODES:
         message = f'{title}: serviceProxy mode "{spec.mode}" is not built by this version'
-        hint = f"it builds {' and '.join(PROXY_MODES)}"
+        hint = f"it builds {', '.join(PROXY_MODES)}"
         found.error("unsupported", message, origin, *path, "mode", hint=hint)
     if spec.clusterCIDR:
         network(spec.clusterCIDR, title, found, origin, (*path, "clusterCIDR"))

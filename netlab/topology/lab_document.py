@@ -44,6 +44,11 @@ class IPTablesSpec(Strict, frozen=True):
     localhostNodePorts: bool | None = None
 
 
+class NFTablesSpec(Strict, frozen=True):
+    masqueradeAll: bool | None = None
+    masqueradeBit: Annotated[int, Meta(ge=0, le=31)] | None = None
+
+
 class ConntrackSpec(Strict, frozen=True):
     tcpBeLiberal: bool | None = None
 
@@ -59,6 +64,7 @@ class ServiceProxySpec(Strict, frozen=True):
     clusterCIDR: str | None = None
     nodePortAddresses: list[str] | None = None
     iptables: IPTablesSpec | None = None
+    nftables: NFTablesSpec | None = None
     conntrack: ConntrackSpec | None = None
     featureGates: dict[str, bool] | None = None
 

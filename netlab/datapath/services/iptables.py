@@ -32,6 +32,7 @@ from netlab.datapath.state import Ruleset, Sysctl
 from netlab.topology.model import Lab, Node
 
 INVALID_DROPPED = "ct_state_invalid_dropped_pkts"
+ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 LARGE_CLUSTER = 1000  # endpoints
 
 
@@ -53,7 +54,7 @@ def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
     settings = []
     if _localhost_node_ports(lab, node, 4):
         # without it the kernel calls packets from 127.0.0.1 to a pod martian
-        settings.append(Sysctl(path="net/ipv4/conf/all/route_localnet", value="1"))
+        settings.append(Sysctl(path=ROUTE_LOCALNET, value="1"))
     if lab.service_proxy.conntrack.tcpBeLiberal:
         settings.append(Sysctl(path="net/netfilter/nf_conntrack_tcp_be_liberal", value="1"))
     return tuple(settings)

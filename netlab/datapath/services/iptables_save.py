@@ -79,6 +79,26 @@ def recent(action: str, name: str, family: int) -> str:
     return f"-m recent {action} --name {name} --mask {mask} --rsource"
 
 
+def removal(saved: str, keep: frozenset[str] = frozenset()) -> str:
+    """Input for `iptables-restore --noflush` that removes all KUBE-* chains but some.
+
+    `saved` is what a namespace prints.  Rules of other chains go if they jump to one that goes.
+    "" if there is nothing to remove.
+    """
+    lines = []
+    for name, table in _parse(saved).items():
+        gone = [chain for chain in table.policies if chain.startswith(_OWN) and chain not in keep]
+        if not gone:
+            continue
+        targets = {f" {option} {chain}" for option in ("-j", "-g") for chain in gone}
+        lines += [f"*{name}", *(f":{chain} - [0:0]" for chain in gone)]
+        for chain, rules in table.rules.items():
+            if chain not in gone:
+                lines += [f"-D{rule[2:]}" for rule in rules if rule.endswith(tuple(targets))]
+        lines += [*(f"-X {chain}" for chain in gone), "COMMIT"]
+    return "\n".join([*lines, ""])
+
+
 def same(rendered: str, saved: str) -> bool:
     """Whether a namespace that prints `saved` holds the rules of `rendered`."""
     return not differences(rendered, saved)

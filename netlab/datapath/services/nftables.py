@@ -26,6 +26,7 @@ from netlab.datapath.services.nftables_service import Proxier, add_service, from
 from netlab.datapath.state import Sysctl, Table, Tables
 from netlab.topology.model import Lab, Node, ServiceProxy
 
+TABLES = ("ip kube-proxy", "ip6 kube-proxy")
 LOCALHOST_GATE = "KubeProxyNFTablesLocalhostNodePorts"
 
 

@@ -1,0 +1,73 @@
+"""Service proxy modes: what each puts on a node, and what a node keeps of another mode.
+
+A mode is a pure rendering, one file each; a new one is a line in `MODES`.  How a rendering gets
+into a namespace, and how what is there is read, depends on what it is made of (`Ruleset`,
+`Tables`), not on the mode: that is `netlab.lab.rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from netlab.datapath.services import iptables, iptables_save, nftables
+from netlab.datapath.state import Change, Leftovers, Rules, Ruleset, Sysctl, Tables
+from netlab.problems import NetlabError, Problem
+from netlab.topology.model import Lab, Node, ProxyMode
+
+# Made for kubelet, not for the proxy: kube-proxy in nftables mode leaves it where it is.
+_KUBELETS = frozenset({"KUBE-FIREWALL"})
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What a service proxy mode gives a node; without rules Services are left to somebody else."""
+
+    render: Callable[[Lab, Node], Rules | None]
+    sysctls: Callable[[Lab, Node], tuple[Sysctl, ...]]
+
+
+MODES: Mapping[ProxyMode, Mode] = {
+    "iptables": Mode(iptables.render, iptables.sysctls),
+    "nftables": Mode(nftables.render, nftables.sysctls),
+    "none": Mode(lambda lab, node: None, lambda lab, node: ()),
+}
+
+
+def mode_of(lab: Lab) -> Mode:
+    """The mode of a lab's nodes; NetlabError if it is not built."""
+    mode = MODES.get(lab.service_proxy.mode)
+    if mode is None:
+        raise NetlabError(
+            Problem(
+                "unsupported",
+                f'Lab {lab.name}: serviceProxy mode "{lab.service_proxy.mode}" is not built by '
+                "this version",
+                hint=f"it builds {', '.join(MODES)}",
+            )
+        )
+    return mode
+
+
+def leftovers(
+    namespace: str, wanted: Rules | None, saved: tuple[str, str], tables: frozenset[str]
+) -> list[Change]:
+    """Removals of what a node still has of modes other than the one whose rules are wanted.
+
+    `saved` is what `iptables-save` and `ip6tables-save` print there, `tables` its nftables tables.
+    kube-proxy leaves kubelet's chain and `route_localnet`, which that chain makes harmless; where
+    no mode follows, both go.
+    """
+    changes = []
+    ipv4 = ipv6 = ""
+    if not isinstance(wanted, Ruleset):
+        keep = _KUBELETS if wanted else frozenset()
+        ipv4, ipv6 = (iptables_save.removal(text, keep) for text in saved)
+    own = () if isinstance(wanted, Tables) else nftables.TABLES
+    found = Leftovers(ipv4=ipv4, ipv6=ipv6, tables=tuple(name for name in own if name in tables))
+    if found != Leftovers():
+        changes.append(Change(verb="delete", namespace=namespace, item=found))
+    if wanted is None and any(chain in ipv4 for chain in _KUBELETS):
+        closed = Sysctl(path=iptables.ROUTE_LOCALNET, value="0")
+        changes.append(Change(verb="set", namespace=namespace, item=closed))
+    return changes

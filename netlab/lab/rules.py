@@ -1,0 +1,142 @@
+"""Rules of a lab's nodes: what must change, and the loads, which run beside the other work.
+
+Each load is in a thread of its own: the kernel makes it wait, not the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from netlab.datapath.services import iptables_save, nftables_list
+from netlab.datapath.services.modes import leftovers
+from netlab.datapath.state import (
+    Change,
+    Found,
+    LabState,
+    Leftovers,
+    NodeState,
+    Rules,
+    Ruleset,
+    Tables,
+)
+from netlab.kernel import nft, xtables
+from netlab.lab import control
+from netlab.problems import NetlabError, Problem
+from netlab.topology.model import Lab
+
+
+def concerns(change: Change) -> bool:
+    """Whether a change is one of rules, so that `Loads` makes it."""
+    return isinstance(change.item, Ruleset | Tables | Leftovers)
+
+
+def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
+    """Loads and removals that give every node the rules it should have, and no others of ours."""
+    old = [node for node in state.nodes if node.namespace.name in found]
+    # A lab without a proxy of ours may have one of its user's, with the same names.
+    foreign = any(node.rules is None for node in old) and not _had_rules(state.lab)
+    made: dict[str, list[Change]] = {}
+
+    def compare(node: NodeState) -> None:
+        if node.rules is not None or not foreign:
+            made[node.name] = list(_differences(node.namespace.name, node.rules))
+
+    threads = [threading.Thread(target=compare, args=(node,)) for node in old]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for node in state.nodes:
+        if node.rules is not None and node.namespace.name not in found:
+            change = Change(verb="add", namespace=node.namespace.name, item=node.rules)
+            made[node.name] = [change]
+    return [change for node in state.nodes for change in made.get(node.name, ())]
+
+
+def _had_rules(lab: str) -> bool:
+    """Whether the lab that is up had a mode of ours; also if nobody knows.
+
+    Then its init has ended, and every process of the lab with it, a proxy too.
+    """
+    init = control.connect(lab)
+    declared = init.declared() if init else None
+    return not declared or msgspec.json.decode(declared, type=Lab).service_proxy.mode != "none"
+
+
+def _differences(namespace: str, wanted: Rules | None) -> Iterable[Change]:
+    """Changes for one node; what replaces rules comes before what removes others."""
+    saved = ("", "")
+    with contextlib.suppress(NetlabError):  # not to be read: load them again
+        if isinstance(wanted, Ruleset) or xtables.in_use(namespace):
+            saved = xtables.save(namespace)
+    if wanted and not _is_there(namespace, wanted, saved):
+        yield Change(verb="set", namespace=namespace, item=wanted)
+    yield from leftovers(namespace, wanted, saved, nft.names(namespace))
+
+
+def _is_there(namespace: str, wanted: Rules, saved: tuple[str, str]) -> bool:
+    if isinstance(wanted, Ruleset):
+        texts = zip((wanted.ipv4, wanted.ipv6), saved, strict=True)
+        return all(iptables_save.same(rendered, printed) for rendered, printed in texts)
+    tables = [f"{table.family} {table.name}" for table in wanted.tables]
+    with contextlib.suppress(NetlabError):
+        printed = nft.listing(namespace, tables)
+        rendered = "".join(table.text for table in wanted.tables)
+        return not (
+            nftables_list.differences(rendered, printed)
+            # or this machine's nft has another spelling
+            and nftables_list.differences(nft.relisted(wanted), printed)
+        )
+    return False
+
+
+class Loads:
+    """The changes of rules, by namespace."""
+
+    def __init__(self, changes: Iterable[Change]) -> None:
+        self._changes: dict[str, list[Change]] = {}
+        for change in changes:
+            if concerns(change):
+                self._changes.setdefault(change.namespace, []).append(change)
+        self._threads: list[threading.Thread] = []
+        self._problems: list[Problem] = []
+
+    def begin(self, namespace: str) -> None:
+        """Start what is to be done in a namespace that exists, if there is something."""
+        changes = self._changes.pop(namespace, None)
+        if changes:
+            thread = threading.Thread(
+                target=self._make, args=(changes,), name=f"rules of {namespace}"
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def finish(self) -> list[Problem]:
+        """Wait for all that was started; what went wrong."""
+        for thread in self._threads:
+            thread.join()
+        return self._problems
+
+    def _make(self, changes: Iterable[Change]) -> None:
+        try:
+            for change in changes:
+                _make(change)
+        except NetlabError as error:
+            self._problems += error.problems
+
+
+def _make(change: Change) -> None:
+    match change.item:
+        case Ruleset():
+            xtables.restore(change.namespace, change.item)
+        case Tables():
+            nft.load(change.namespace, change.item)
+        case Leftovers(ipv4=ipv4, ipv6=ipv6, tables=tables):
+            if ipv4 or ipv6:
+                xtables.restore(change.namespace, Ruleset(ipv4=ipv4, ipv6=ipv6), flush=False)
+            if tables:
+                nft.delete(change.namespace, tables)
