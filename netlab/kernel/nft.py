@@ -9,7 +9,6 @@ Python happens before, so that a process with threads can fork it.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -17,6 +16,8 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import msgspec
 
 from netlab.datapath.state import Tables
 from netlab.kernel.namespaces import entered, open_current
@@ -112,7 +113,7 @@ def _run(commands: Sequence[str]) -> str:
         if status:
             died = os.waitstatus_to_exitcode(status)
             raise _refused(_last_words(died, _contents(complaint)))
-        output, done, said = json.loads(_contents(answer))
+        output, done, said = msgspec.json.decode(_contents(answer))
     if done < len(commands):
         raise _refused(_explained(said, commands[done]))
     return str(output)
@@ -123,6 +124,7 @@ def _serve(nft: Any, inputs: Sequence[int], answer: int, complaint: int) -> None
     status = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)  # a traceback of Python would tell nothing
         os.dup2(complaint, 2)
         outputs, said = [], ""
         for descriptor in inputs:
@@ -130,7 +132,7 @@ def _serve(nft: Any, inputs: Sequence[int], answer: int, complaint: int) -> None
             if code:
                 break
             outputs.append(output)
-        os.write(answer, json.dumps(("".join(outputs), len(outputs), said)).encode())
+        os.write(answer, msgspec.json.encode(("".join(outputs), len(outputs), said)))
         status = 0
     finally:
         os._exit(status)
@@ -185,7 +187,8 @@ def _explained(said: str, command: str) -> str:
         return said.strip() or "no message"
     words = said[found.end() :].partition("\n")[0].removeprefix("Error: ")
     line = int(found[1])
-    return f'line {line}, "{command.splitlines()[line - 1].strip()}": {words}'
+    text = "".join(command.splitlines()[line - 1 : line]).strip()  # none at the end of the file
+    return f'line {line}, "{text}": {words}'
 
 
 def _refused(what: str) -> NetlabError:
