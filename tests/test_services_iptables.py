@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from services_golden import STATES, golden_lab, read
 
 from netlab.datapath.services.iptables import purpose, render, sysctls
 from netlab.datapath.services.iptables_save import probability
+from services_golden import STATES, golden_lab, read
 
 
 def _without_counters(text: str) -> str:
@@ -77,6 +77,7 @@ def test_node_ports_on_chosen_networks_include_the_bridge_and_the_overlay() -> N
     assert jumps == ["10.42.1.0/32", "10.42.1.1/32"]
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=1, max_value=2000))
 def test_every_endpoint_gets_the_same_share(ways: int) -> None:
     left = 1.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from services_golden import STATES, golden_lab, read
 
 from netlab.datapath.services.iptables import render
 from netlab.datapath.services.iptables_save import differences, same
+from services_golden import STATES, golden_lab, read
 
 RENDERED = render(*golden_lab("lb-local")).ipv4
 MYBLOG = render(*golden_lab("seed-slave1")).ipv4

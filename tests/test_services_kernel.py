@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from services_golden import STATES, golden_lab
 
 from netlab.datapath.services.iptables import render
 from netlab.datapath.services.iptables_save import differences, same
@@ -19,6 +18,7 @@ from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
 from netlab.kernel.xtables import create_nfacct, restore, save
 from netlab.problems import Exit, NetlabError
 from netlab.topology.model import Endpoint, ServiceEndpoints
+from services_golden import STATES, golden_lab
 
 pytestmark = pytest.mark.kernel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netlab.datapath.services.names import (
@@ -29,6 +29,7 @@ def test_hashes_are_those_of_kube_proxy(vector: dict[str, str | None]) -> None:
     assert chain_hash(name, protocol, vector["endpoint"] or "") == vector["hash"]
 
 
+@settings(deadline=None)
 @given(st.text(), st.sampled_from(["tcp", "udp", "sctp"]), st.text())
 def test_a_chain_name_fits_the_28_characters_of_the_kernel(
     name: str, protocol: str, endpoint: str
@@ -57,6 +58,7 @@ def test_names_in_nftables_are_those_of_kube_proxy(vector: dict[str, str]) -> No
     assert named == f"{vector['hash']}-{vector['name']}"
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=1, max_value=300), st.sampled_from(["", "10.42.1.90:8080"]))
 def test_a_name_in_nftables_is_cut_where_kube_proxy_cuts_it(length: int, endpoint: str) -> None:
     name = nftables_name(f"shop/{'x' * length}:http", "tcp", endpoint)

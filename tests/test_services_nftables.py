@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netlab.datapath.services.nftables import TABLES, render, sysctls
@@ -103,6 +103,7 @@ def _networks(version: int) -> st.SearchStrategy[str]:
     )
 
 
+@settings(deadline=None)
 @given(st.sampled_from([4, 6]).flatmap(lambda v: st.lists(_networks(v), min_size=1, max_size=8)))
 def test_a_match_holds_the_networks_and_nothing_else(networks: list[str]) -> None:
     text = addresses(networks)
