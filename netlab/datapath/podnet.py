@@ -5,8 +5,10 @@ What kubelet and the CNI plugin `bridge` (flannel's, kubenet's) leave behind.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from ipaddress import IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Network
+from socket import inet_aton
 
 from netlab.datapath.state import (
     Address,
@@ -38,7 +40,7 @@ NODE_SYSCTLS = (
 
 def mac_of(address: str) -> str:
     """The MAC that the CNI plugin bridge gives an IPv4 address: 0a:58 and its four bytes."""
-    return (b"\x0a\x58" + ip_address(address).packed).hex(":")
+    return (b"\x0a\x58" + inet_aton(address)).hex(":")
 
 
 def outer_link(pod: Pod) -> str:
@@ -48,7 +50,15 @@ def outer_link(pod: Pod) -> str:
 
 def in_cidr(pod: Pod, node: Node) -> bool:
     """Whether a pod's address is one of its node's CIDR; one that is not is routed by itself."""
-    return ip_address(pod.address) in ip_network(node.pod_cidr)
+    base, mask, _ = _cidr(node.pod_cidr)
+    return int.from_bytes(inet_aton(pod.address), "big") & mask == base
+
+
+@functools.cache
+def _cidr(text: str) -> tuple[int, int, int]:
+    """Network address, mask and prefix length; asked for once for each pod."""
+    network = IPv4Network(text)
+    return int(network.network_address), int(network.netmask), network.prefixlen
 
 
 def bridge_links(lab: Lab, node: Node, pods: tuple[Pod, ...], mtu: int) -> tuple[Link, ...]:
@@ -70,7 +80,7 @@ def bridge_links(lab: Lab, node: Node, pods: tuple[Pod, ...], mtu: int) -> tuple
 
 def bridge_addresses(node: Node) -> tuple[Address, ...]:
     """The pods' gateway."""
-    length = ip_network(node.pod_cidr).prefixlen
+    length = _cidr(node.pod_cidr)[2]
     return (Address(link="cbr0", address=f"{node.bridge_address}/{length}"),)
 
 
@@ -85,10 +95,8 @@ def bridge_routes(node: Node, pods: tuple[Pod, ...]) -> tuple[Route, ...]:
 
 def pod_namespace(lab: Lab, node: Node, pod: Pod, mtu: int) -> Namespace:
     """A pod: `eth0`, its address, a default route by way of `cbr0`."""
-    cidr = ip_network(node.pod_cidr)
-    assert isinstance(cidr, IPv4Network)
     inside = in_cidr(pod, node)
-    length = cidr.prefixlen if inside else 32
+    length = _cidr(node.pod_cidr)[2] if inside else 32
     return Namespace(
         name=namespace_name(lab.name, pod.namespace, pod.name),
         links=(

@@ -9,6 +9,7 @@ Addresses are text in canonical form ("10.244.1.4"), networks too ("10.244.1.0/2
 
 from __future__ import annotations
 
+import functools
 from functools import cached_property
 from ipaddress import ip_network
 from typing import Any, Literal
@@ -95,12 +96,19 @@ class Node(Frozen, frozen=True):
     @property
     def bridge_address(self) -> str:
         """Address of `cbr0`, the pods' gateway: the first one of the pod CIDR."""
-        return str(ip_network(self.pod_cidr)[1])
+        return _first_two(self.pod_cidr)[1]
 
     @property
     def overlay_address(self) -> str:
         """Address of `flannel.1`: the network address of the pod CIDR, as flannel does."""
-        return str(ip_network(self.pod_cidr)[0])
+        return _first_two(self.pod_cidr)[0]
+
+
+@functools.cache
+def _first_two(cidr: str) -> tuple[str, str]:
+    """The network's own address and the one after it; every pod asks."""
+    network = ip_network(cidr)
+    return str(network[0]), str(network[1])
 
 
 class ContainerPort(Frozen, frozen=True):
