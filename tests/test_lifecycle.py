@@ -192,6 +192,10 @@ def test_a_changed_lab_changes_only_that(run: Callable[[Lab], lifecycle.Outcome]
             "ip -n {0}:n1 link del flannel.1",
             "+ {0}:n1  vxlan flannel.1 id 1 local 172.21.32.11 mtu 1450",
         ),
+        ("ip -n {0}:n1 link set flannel.1 mtu 1000", "~ {0}:n1  vxlan flannel.1"),
+        ("ip -n {0}:n1 link set flannel.1 address 02:00:00:00:00:01", "~ {0}:n1  vxlan flannel.1"),
+        ("ip -n {0}:n1 link set cbr0 address 02:00:00:00:00:01", "~ {0}:n1  bridge cbr0"),
+        ("ip netns exec {0}:n1 sysctl -qw net.ipv4.conf.all.rp_filter=1", "~ {0}:n1  sysctl"),
         (
             "ip -n {0}:n1 route del 10.244.2.0/24",
             "+ {0}:n1  route 10.244.2.0/24 via 10.244.2.0 dev flannel.1",
@@ -225,6 +229,31 @@ def test_damage_is_repaired(
     assert any(line.startswith(wanted) for line in lines), lines
     assert run(lab).changes == ()
     assert http(f"{lab.name}:demo:p0", "10.244.2.2", 8002, "/hostname") == "p1"
+
+
+def test_rules_of_others_stay_where_they_are(run: Callable[[Lab], lifecycle.Outcome]) -> None:
+    lab = small_lab()
+    run(lab)
+    inside = ["ip", "netns", "exec", f"{lab.name}:n1"]
+    for rule in (
+        "-I FORWARD -s 192.0.2.1 -j DROP",
+        "-A FORWARD -s 192.0.2.2 -j DROP",
+        "-N MINE",
+        "-A MINE -s 192.0.2.3 -j RETURN",
+        "-t nat -I PREROUTING -s 192.0.2.4 -j ACCEPT",
+        "-P FORWARD DROP",
+    ):
+        subprocess.run([*inside, "iptables", *rule.split()], check=True)
+    subprocess.run([*inside, "iptables", "-t", "nat", "-F", "KUBE-SERVICES"], check=True)
+    assert any(summary(c).startswith(f"~ {lab.name}:n1  rules") for c in run(lab).changes)
+    saved = xtables.save(f"{lab.name}:n1")[0].splitlines()
+    forward = [line for line in saved if line.startswith("-A FORWARD")]
+    assert forward[0] == "-A FORWARD -s 192.0.2.1/32 -j DROP"
+    assert forward[-1] == "-A FORWARD -s 192.0.2.2/32 -j DROP"
+    assert len(forward) == 6
+    assert "-A MINE -s 192.0.2.3/32 -j RETURN" in saved
+    assert "-A PREROUTING -s 192.0.2.4/32 -j ACCEPT" in saved
+    assert run(lab).changes == ()
 
 
 def test_two_labs_at_once_do_not_meet(run: Callable[[Lab], lifecycle.Outcome]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from netlab.datapath.state import Address, FdbEntry, Link, Neighbour, Peer, Route, Vxlan
 from netlab.kernel import rtnetlink
@@ -84,12 +85,17 @@ def test_vxlan() -> None:
     assert values(data, "IFLA_VXLAN_LEARNING") == 0
 
 
-def test_set_link() -> None:
-    message = decoded(rtnetlink.set_link(VETH, 7, None))
+def test_set_link_sets_only_what_differs() -> None:
+    found = replace(VETH, mtu=1400)
+    message = decoded(rtnetlink.set_link(VETH, found, 7, 3))
     assert message["index"] == 7
     assert message["flags"] & message["change"] & 1
-    assert values(message, "IFLA_MASTER") == 0
     assert values(message, "IFLA_MTU") == 1450
+    assert message.get_attr("IFLA_ADDRESS") is message.get_attr("IFLA_MASTER") is None
+    message = decoded(rtnetlink.set_link(replace(VETH, master=None), VETH, 7, None))
+    assert values(message, "IFLA_MASTER") == 0
+    message = decoded(rtnetlink.set_link(VETH, replace(VETH, mac="02:00:00:00:00:01"), 7, 3))
+    assert values(message, "IFLA_ADDRESS") == VETH.mac
 
 
 @pytest.mark.parametrize("on", [True, False])

@@ -92,6 +92,9 @@ def _differences(
 
     # What sat on a deleted link went with it; what sits on a link that is not ours is not ours.
     lasting = {*wanted, "lo"} - gone
+    readdressed = {
+        link.name for link in changed if isinstance(link, Link) and _other_mac(link, there)
+    }
     pairs: tuple[tuple[Iterable[Item], Iterable[Item]], ...] = (
         (desired.addresses, found.namespace.addresses),
         (desired.neighbours, found.namespace.neighbours),
@@ -100,6 +103,9 @@ def _differences(
     )
     for want, have in pairs:
         want_set, have_set = set(want), {item for item in have if _link_of(item) in lasting}
+        if want is desired.neighbours:
+            # A new MAC flushes the neighbours of its link, permanent ones too.
+            have_set = {item for item in have_set if _link_of(item) not in readdressed}
         for item in have:
             if item in have_set and item not in want_set:
                 yield Change(verb="delete", namespace=name, item=item)
@@ -117,6 +123,10 @@ def _link_of(item: Item) -> str | None:
 
 def _other_device(want: Link, have: Link) -> bool:
     return want.kind != have.kind or want.vxlan != have.vxlan
+
+
+def _other_mac(want: Link, there: Mapping[str, Link]) -> bool:
+    return want.mac is not None and want.mac != there[want.name].mac
 
 
 def _same_settings(want: Link, have: Link) -> bool:

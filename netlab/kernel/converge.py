@@ -207,10 +207,12 @@ class _Work:
         index = here.number(link.name)
         master = here.number(link.master) if link.master else None
         if verb == "set":
-            yield rtnetlink.set_link(link, index, master)
-            if link.master:
+            there = self.found[here.name]
+            before = next(ln for ln in there.namespace.links if ln.name == link.name)
+            yield rtnetlink.set_link(link, before, index, master)
+            if link.master and (link.hairpin, link.master) != (before.hairpin, before.master):
                 yield rtnetlink.set_hairpin(index, link.hairpin)
-            if link.name not in self.found[here.name].marked:
+            if link.name not in there.marked:
                 yield rtnetlink.add_altname(index, namespaces.mark(self.lab, link.name))
             return
         if link.kind == "bridge":
@@ -218,10 +220,10 @@ class _Work:
         elif link.vxlan:
             yield rtnetlink.add_vxlan(link, index, here.number(link.vxlan.device))
         elif link.peer and link.master:
-            there = self.open[link.peer.namespace]
+            other = self.open[link.peer.namespace]
             end = self.ends[link.peer.namespace, link.peer.link]
-            far = there.number(end.name)
-            yield rtnetlink.add_veth(link, index, master, end, far, there.descriptor)
+            far = other.number(end.name)
+            yield rtnetlink.add_veth(link, index, master, end, far, other.descriptor)
         else:
             yield rtnetlink.set_up(index)  # the far end of a pair, made from the other side
         yield rtnetlink.add_altname(index, namespaces.mark(self.lab, link.name))

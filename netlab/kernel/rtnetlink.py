@@ -122,12 +122,18 @@ def add_vxlan(link: Link, index: int, device: int) -> bytes:
     return message(RTM_NEWLINK, _NEW, link_message(index, up=True) + _named(link, None) + info)
 
 
-def set_link(link: Link, index: int, master: int | None) -> bytes:
-    """Give an existing link its name's attributes again, and bring it up."""
-    body = link_message(index, up=True) + number(IFLA_MTU, link.mtu)
-    if link.mac:
+def set_link(link: Link, found: Link, index: int, master: int | None) -> bytes:
+    """Give a link that was found the settings that it should have, and bring it up.
+
+    Only what differs is set: a MAC that is set again, even the same one, flushes neighbours.
+    """
+    body = link_message(index, up=True)
+    if link.mtu != found.mtu:
+        body += number(IFLA_MTU, link.mtu)
+    if link.mac and link.mac != found.mac:
         body += attribute(IFLA_ADDRESS, mac_bytes(link.mac))
-    body += number(IFLA_MASTER, master or 0)
+    if link.master != found.master:
+        body += number(IFLA_MASTER, master or 0)
     return message(RTM_NEWLINK, 0, body)
 
 

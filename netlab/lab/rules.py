@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from netlab.datapath.services import iptables_save, nftables_list
 from netlab.datapath.services.modes import leftovers
@@ -74,8 +75,18 @@ def _differences(namespace: str, wanted: Rules | None) -> Iterable[Change]:
         if isinstance(wanted, Ruleset) or xtables.in_use(namespace):
             saved = xtables.save(namespace)
     if wanted and not _is_there(namespace, wanted, saved):
-        yield Change(verb="set", namespace=namespace, item=wanted)
+        item = _with_others(wanted, saved) if isinstance(wanted, Ruleset) else wanted
+        yield Change(verb="set", namespace=namespace, item=item)
     yield from leftovers(namespace, wanted, saved, nft.names(namespace))
+
+
+def _with_others(wanted: Ruleset, saved: tuple[str, str]) -> Ruleset:
+    """A load replaces tables as a whole; what somebody else put there must be in it."""
+    ipv4, ipv6 = (
+        iptables_save.with_others(rendered, printed)
+        for rendered, printed in zip((wanted.ipv4, wanted.ipv6), saved, strict=True)
+    )
+    return replace(wanted, ipv4=ipv4, ipv6=ipv6)
 
 
 def _is_there(namespace: str, wanted: Rules, saved: tuple[str, str]) -> bool:

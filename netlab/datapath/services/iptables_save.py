@@ -99,6 +99,46 @@ def removal(saved: str, keep: frozenset[str] = frozenset()) -> str:
     return "\n".join([*lines, ""])
 
 
+def with_others(rendered: str, saved: str) -> str:
+    """The rendering together with what somebody else put into the same tables.
+
+    Others' rules in a built-in chain stay before or behind ours as they were.
+    """
+    found = _parse(saved)
+    lines: list[str] = []
+    table = _Printed()
+    for line in rendered.splitlines():
+        if line.startswith("*"):
+            table = found.get(line[1:], _Printed())
+            lines.append(line)
+            lines += (
+                f":{chain} {policy} [0:0]"
+                for chain, policy in table.policies.items()
+                if policy == "-" and not chain.startswith(_OWN)
+            )
+            before = [rule for chain in table.rules for rule in _others(table, chain)[0]]
+            waiting = True
+        elif waiting and not line.startswith(":"):
+            lines += before
+            waiting = False
+        if line == "COMMIT":
+            lines += (rule for chain in table.rules for rule in _others(table, chain)[1])
+        if not line.startswith("*"):
+            lines.append(line)
+    return "\n".join([*lines, ""])
+
+
+def _others(table: _Printed, chain: str) -> tuple[list[str], list[str]]:
+    """Rules of a chain that are not ours: those before the first of ours, and the rest."""
+    if chain.startswith(_OWN):
+        return [], []
+    rules = table.rules[chain]
+    ours = [number for number, rule in enumerate(rules) if _JUMP_TO_OWN.search(rule)]
+    first = ours[0] if ours else len(rules)
+    behind = (rule for rule in rules[first:] if not _JUMP_TO_OWN.search(rule))
+    return rules[:first], list(behind)
+
+
 def same(rendered: str, saved: str) -> bool:
     """Whether a namespace that prints `saved` holds the rules of `rendered`."""
     return not differences(rendered, saved)
