@@ -29,6 +29,7 @@ use    program iptables-restore  iptables                   iptables-nft       i
 use    program curl              curl                       curl               curl          curl          curl
 use    library libnftables.so.1  libnftables1               nftables           nftables      nftables      libnftables1
 test   program nft               nftables                   nftables           nftables      nftables      nftables
+test   program nfacct            nfacct                     -                  -             -             -
 test   program sysctl            procps                     procps-ng          procps-ng     procps        procps
 test   program make              make                       make               make          make          make
 bench  program mn                mininet                    -                  -             -             -

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from msgspec.structs import replace
 
 from labs import small_lab
 from netlab.datapath.build import build
-from netlab.datapath.describe import describe, summary
+from netlab.datapath.describe import describe, shell, summary
 from netlab.datapath.plan import plan
 from netlab.datapath.state import (
     Address,
@@ -20,6 +23,7 @@ from netlab.datapath.state import (
     Route,
     namespace_name,
 )
+from netlab.topology.load import load
 
 
 def as_found(state: LabState) -> dict[str, Found]:
@@ -46,6 +50,17 @@ def test_nothing_there_adds_everything() -> None:
     changes = plan(state, {})
     assert {change.verb for change in changes} == {"add"}
     assert [c.item for c in changes if isinstance(c.item, Namespace)] == list(state.namespaces())
+
+
+@pytest.mark.parametrize("form", ["plan", "sh"])
+def test_the_whole_plan_of_the_example(form: str) -> None:
+    """Golden text; after a wanted change: `netlab up two-node-vxlan --dry-run` or `--shell`."""
+    lab = load("two-node-vxlan").lab
+    state = build(lab)
+    changes = plan(state, {})
+    lines = map(summary, changes) if form == "plan" else shell(changes, state.namespaces())
+    golden = Path(__file__).parent / "golden" / "plans" / f"two-node-vxlan.{form}"
+    assert "\n".join([*lines, ""]) == golden.read_text()
 
 
 def test_nothing_to_do() -> None:

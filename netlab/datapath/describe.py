@@ -70,6 +70,8 @@ def shell(changes: Iterable[Change], desired: Iterable[Namespace]) -> Iterator[s
 
     They leave the same datapath, without our marks of ownership and without what answers in pods.
     """
+    yield "# Needs iproute2, procps, iptables and, for kube-proxy's counters, nfacct."
+    yield "# netlab does not know what this makes: `ip netns del` removes it."
     ends = {
         Peer(namespace=namespace.name, link=link.name): link
         for namespace in desired
