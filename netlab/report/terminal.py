@@ -38,8 +38,7 @@ _SIGNS = {
     "unobserved": ("?", "yellow"),
 }
 # A mark that is set, and not one that is taken back.
-_MARKS = re.compile(r"-j MARK --set-xmark (?!\S+/0x0\b)(\S+)")
-_TARGET = re.compile(r"-j (\S+)")
+_MARKS = re.compile(r"(?:-j MARK --set-xmark (?!\S+/0x0\b)|meta mark set meta mark \| )(\S+)")
 _DECIDING = ("accept", "drop", "queue", "stolen")
 
 
@@ -218,11 +217,9 @@ def _rules(rules: Sequence[Rule]) -> tuple[list[tuple[str, str]], list[str]]:
                 lines.append((f"{_chains(run[: index + 1], hook, table)}: sets mark {mark[1]}", ""))
         last = run[-1]
         if last.verdict in _DECIDING:
-            target = _TARGET.search(last.rule or "")
-            what = target[1] if target else last.verdict
             served = f" ({last.object})" if last.object else ""
             style = "bold red" if last.verdict == "drop" else ""
-            lines.append((f"{_chains(run, hook, table)}: {what}{served}", style))
+            lines.append((f"{_chains(run, hook, table)}: {last.action}{served}", style))
         elif not outer:
             quiet.append(f"{table} {hook}")
     return lines, quiet

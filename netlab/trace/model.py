@@ -11,6 +11,7 @@ between this sight and the next, in order; the last hop ends with what became of
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
@@ -157,11 +158,19 @@ class Bridge(Step, frozen=True, kw_only=True):
         return f"{self.device} has no FDB entry for {self.mac}"
 
 
+# What a rule of nftables may end with; that of iptables stands behind `-j`.
+_ACTION = re.compile(r"\b(?:dnat|snat|masquerade|redirect|reject|drop|accept|queue)\b")
+_TARGET = re.compile(r"-j (\S+)")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
 class Rule(Step, frozen=True, kw_only=True):
-    """A rule that matched, as `iptables-save` prints it, and its verdict.
+    """A rule that matched, as `iptables-save` or `nft` prints it, and its verdict.
 
     `handle` is nftables' number of the rule; `rule` is null if the rule went away before its text
-    could be read.  `object` is the Kubernetes object that the rule serves.
+    could be read.  `element` is the entry of a verdict map that the packet was looked up to by this
+    rule, where the verdict does not name the Service.  `object` is the Kubernetes object that the
+    rule serves.
     """
 
     hook: str
@@ -170,9 +179,18 @@ class Rule(Step, frozen=True, kw_only=True):
     handle: int
     verdict: str
     rule: str | None = None
+    element: str | None = None
     comment: str | None = None
     object: str | None = None
     outer: bool = False  # whether it matched the outer packet of a tunnel
+
+    @property
+    def action(self) -> str:
+        """What it does with the packet, in its own language: "DNAT", "dnat"; else the verdict."""
+        text = _QUOTED.sub("", self.rule or "")
+        # `ct status dnat ... masquerade`: matches come first.
+        found = _TARGET.findall(text)[:1] or _ACTION.findall(text)[-1:]
+        return found[0] if found else self.verdict
 
     def __str__(self) -> str:
         return f"{self.table} {self.chain}: {self.rule or f'rule with handle {self.handle}'}"

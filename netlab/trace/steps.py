@@ -61,7 +61,9 @@ class Narrator:
         found = [self._texts(run, match) for match in run.matches]
         if run.policy == "drop":
             fallen = self._texts(run, Match(run.chain, 0, "drop"))
-            found.append(msgspec.structs.replace(fallen, rule=f"-P {run.chain} DROP"))
+            # iptables calls base chains by their hooks.
+            policy = f"-P {run.chain} DROP" if fallen.hook == run.chain else "policy drop"
+            found.append(msgspec.structs.replace(fallen, rule=policy))
         return found
 
     def steps(self, chapter: Chapter) -> Iterable[AnyStep]:
@@ -112,7 +114,7 @@ class Narrator:
         back = chapter.passage.leg == "reply"
         rule = None if back else _translator(rules, of_destination)
         key = chapter.passage.place, entry.id if entry else 0
-        if rule and "masquerade" in (rule.rule or "").lower():
+        if rule and rule.action.lower() == "masquerade":
             self._masqueraded.add(key)
         source = "masquerade" if key in self._masqueraded else "snat"
         yield Nat(
@@ -152,12 +154,8 @@ class Narrator:
 
 
 def _translator(rules: list[Rule], of_destination: bool) -> Rule | None:
-    words = ("dnat", "redirect") if of_destination else ("masquerade", "snat")
-    for rule in reversed(rules):
-        text = (rule.rule or "").lower()
-        if any(f"-j {word}" in text or f"{word} to" in text or text == word for word in words):
-            return rule
-    return None
+    actions = ("dnat", "redirect") if of_destination else ("masquerade", "snat")
+    return next((rule for rule in reversed(rules) if rule.action.lower() in actions), None)
 
 
 def _route(chapter: Chapter, tables: Tables) -> Route | None:

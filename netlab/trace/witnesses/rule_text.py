@@ -3,7 +3,7 @@
 The kernel reports handles.  iptables prints no handles, so a chain is read twice: by netlink, for
 the handles in order, and by `iptables -S CHAIN`, for the texts in the same order.  Only chains in
 which the probe matched a rule are read, all at once; a whole `iptables-save` takes seconds where
-there are 10,000 Services.  Other tables are printed by nftables itself, with handles.
+there are 10,000 Services.  Other tables are read with nftables itself (`nftables_text`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ from netlab.kernel.netlink import Socket as Netlink
 from netlab.trace.aim import Place
 from netlab.trace.model import Rule
 from netlab.trace.nfnetlink import SUBSYSTEM_NFTABLES, request_body
+from netlab.trace.witnesses.nftables_text import (
+    KUBE_PROXY,
+    Lookup,
+    Texts,
+    lookup_of,
+    served_by_chain,
+)
 from netlab.trace.witnesses.rules import Match, Run
 
 if TYPE_CHECKING:
@@ -40,7 +47,6 @@ _SERVED = re.compile(
     r"(?: (?:cluster IP|external IP|loadbalancer IP|has no |->|traffic|pod traffic|route ).*)?"
 )
 _COMMENT = re.compile(r'--comment (?:"((?:[^"\\]|\\.)*)"|(\S+))')
-_NFT_RULE = re.compile(r"^\s*(.*?)\s*# handle (\d+)$")
 
 Chain = tuple[Place, str, str]  # place, table, chain
 
@@ -52,39 +58,58 @@ class RuleTexts:
         runs = [run for run in runs if run.matches]
         chains = {(run.place, run.table, match.chain) for run in runs for match in run.matches}
         self._texts: dict[Chain, dict[int, str]] = {}
+        self._elements: dict[tuple[Place, str, Lookup], str | None] = {}
         self._hooks: dict[Chain, str] = {}
         self._printing: list[tuple[Chain, list[int], Popen[str]]] = []
         self.failed: list[str] = []
         for place in dict.fromkeys(chain[0] for chain in chains):
-            bases = {(run.table, run.chain) for run in runs if run.place == place}
             here = sorted(chain for chain in chains if chain[0] == place)
             try:
-                self._read(place, here, bases)
+                self._read(place, here, [run for run in runs if run.place == place])
             except OSError as error:
                 self.failed.append(f"rule texts of {place.name}: {error.strerror or error}")
         self._collect()
 
     def __call__(self, run: Run, match: Match) -> Rule:
         """What is known of a rule."""
-        rule = self._texts.get((run.place, run.table, match.chain), {}).get(match.handle)
+        rule = self._text(run, match)
         comment = comment_of(rule) if rule else None
-        verdict = f"{match.verdict} {match.target}" if match.target else match.verdict
+        lookup = lookup_of(rule, run) if rule else None
+        element = self._elements.get((run.place, run.table, lookup)) if lookup else None
         return Rule(
             hook=self._hooks.get((run.place, run.table, run.chain), run.chain),
             table=run.table,
             chain=match.chain,
             handle=match.handle,
-            verdict=verdict,
+            verdict=f"{match.verdict} {match.target}" if match.target else match.verdict,
             rule=rule,
+            element=element,
             comment=comment,
-            object=served_object(comment) if comment else None,
+            object=served_object(comment or comment_of(element or "") or "")
+            or self._served_in_nftables(run, match),
             outer=run.outer,
         )
 
-    def _read(self, place: Place, chains: list[Chain], bases: set[tuple[str, str]]) -> None:
+    def _text(self, run: Run, match: Match) -> str | None:
+        return self._texts.get((run.place, run.table, match.chain), {}).get(match.handle)
+
+    def _served_in_nftables(self, run: Run, match: Match) -> str | None:
+        """By the name of a chain, or by the rule that led to a chain that Services share."""
+        if run.table != KUBE_PROXY:
+            return None
+        found = served_by_chain(match.chain) or served_by_chain(match.target or "")
+        if found:
+            return found
+        for led in run.matches[: run.matches.index(match)]:
+            if (led.verdict, led.target) == ("goto", match.chain):
+                return self(run, led).object
+        return None
+
+    def _read(self, place: Place, chains: list[Chain], runs: list[Run]) -> None:
         iptables = shutil.which("iptables-nft") or shutil.which("iptables")
+        native: Texts | None = None
         with entered(place.namespace), Netlink(_NETLINK_NETFILTER) as netlink:
-            for table, chain in bases:
+            for table, chain in {(run.table, run.chain) for run in runs}:
                 self._hooks[place, table, chain] = _hook(netlink, table, chain)
             for each in chains:
                 _, table, chain = each
@@ -92,7 +117,20 @@ class RuleTexts:
                     handles = _handles(netlink, table, chain)
                     self._printing.append((each, handles, _print(iptables, table, chain)))
                 else:
-                    self._texts[each] = _native(table, chain)
+                    native = native or Texts()
+                    self._texts[each] = native.rules(table, chain)
+            if native:
+                self._look_up(place, runs, native)
+
+    def _look_up(self, place: Place, runs: list[Run], native: Texts) -> None:
+        """Elements of verdict maps whose verdict does not name its Service by a chain's name."""
+        for run in runs:
+            for match in run.matches:
+                text = self._text(run, match)
+                lookup = lookup_of(text, run) if text else None
+                if lookup and not served_by_chain(match.target or ""):
+                    found = native.element(run.table, lookup)
+                    self._elements[place, run.table, lookup] = found
 
     def _collect(self) -> None:
         for chain, handles, process in self._printing:
@@ -148,15 +186,3 @@ def _print(iptables: str, table: str, chain: str) -> Popen[str]:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-
-
-def _native(table: str, chain: str) -> dict[int, str]:
-    """Handle to text of a chain of nftables' own, in the calling thread's namespace."""
-    import nftables
-
-    nft = nftables.Nftables()
-    nft.set_handle_output(True)
-    nft.set_stateless_output(True)
-    _, listing, _ = nft.cmd(f"list chain ip {table} {chain}")
-    found = (_NFT_RULE.match(line) for line in listing.splitlines())
-    return {int(rule.group(2)): rule.group(1) for rule in found if rule}
