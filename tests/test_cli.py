@@ -109,6 +109,39 @@ def test_up_down_and_what_they_say(lab: str) -> None:
 
 
 @pytest.mark.kernel
+def test_up_starts_processes_again(lab: str) -> None:
+    init = json.loads(netlab("status", "--lab", lab, "-o", "json").stdout)["init"]["pid"]
+    os.kill(init, signal.SIGKILL)
+    assert netlab("status", lab).returncode == 1
+    again = netlab("up", "two-node-vxlan", "--lab", lab)
+    assert "started what answers in the pods" in again.stderr
+    assert netlab("status", lab).returncode == 0
+
+
+@pytest.mark.kernel
+def test_a_lost_record_is_said(lab: str) -> None:
+    init = json.loads(netlab("status", lab, "-o", "json").stdout)["init"]["pid"]
+    os.kill(init, signal.SIGKILL)
+    os.unlink(f"/run/netlab/{lab}/lab.json")
+    lost = netlab("status", lab)
+    assert lost.returncode == 3
+    assert "error[record-lost]" in lost.stderr
+
+
+def test_no_arguments_show_help() -> None:
+    done = netlab()
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: netlab")
+
+
+def test_output_that_cannot_be_written() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([NETLAB, "topology", "ls"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 3
+    assert b"cannot be written" in done.stderr
+
+
+@pytest.mark.kernel
 def test_status_says_what_differs(lab: str) -> None:
     subprocess.run(["ip", "-n", f"{lab}:demo:pod1", "link", "set", "eth0", "down"], check=True)
     status = netlab("status", lab)

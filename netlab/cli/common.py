@@ -49,11 +49,17 @@ def output_option(*formats: str) -> Callable[[F], F]:
     return decorate
 
 
-def require_root(doing: str) -> None:
-    """NetlabError (exit 3) if we are not root."""
+def require_root() -> None:
+    """NetlabError (exit 3) if we are not root; its hint is the command that was typed."""
     if os.geteuid() != 0:
+        context = click.get_current_context(silent=True)
+        command = context.command_path if context else "netlab"
         raise NetlabError(
-            Problem("not-root", f"{doing} needs root", hint=f"`sudo netlab {doing} ...`"),
+            Problem(
+                "not-root",
+                f"`{command}` needs root, for labs are made of network namespaces",
+                hint=f"`sudo {command} ...`",
+            ),
             Exit.MACHINE,
         )
 
@@ -62,7 +68,7 @@ def running_lab(name: str | None) -> Lab:
     """The lab that is up under that name, or the only one.  NetlabError (exit 2) otherwise."""
     from netlab.lab import record
 
-    require_root("this")
+    require_root()
     found = record.read(name or only_lab())
     if found is None:
         raise unknown_lab(name or "")
@@ -93,7 +99,17 @@ def unknown_lab(name: str) -> NetlabError:
     """What to say of a name that no lab has."""
     from netlab.lab import lifecycle
 
-    near = suggest(name, lifecycle.running())
+    labs = lifecycle.running()
+    if name in labs:
+        return NetlabError(
+            Problem(
+                "record-lost",
+                f'lab "{name}" is there, but nobody knows any more what was declared for it',
+                hint=f"`netlab up` with its topology restores it, `netlab down {name}` removes it",
+            ),
+            Exit.MACHINE,
+        )
+    near = suggest(name, labs)
     hint = f'did you mean "{near}"? ' if near else ""
     return NetlabError(
         Problem("unknown-lab", f'no lab "{name}" is up', hint=hint + "`netlab ls` lists them")

@@ -9,6 +9,7 @@ import click
 
 from netlab.cli.common import (
     complete_lab,
+    lab_option,
     only_lab,
     output_option,
     print_json,
@@ -58,7 +59,7 @@ def up(topology: str, dry_run: bool, as_shell: bool, name: str | None, output: s
     for warning in loaded.warnings:
         click.echo(str(warning), err=True)
     lab = loaded.lab
-    require_root("up")
+    require_root()
     from netlab.doctor import preflight
     from netlab.lab import lifecycle
 
@@ -89,6 +90,7 @@ def _print_outcome(name: str, outcome: Outcome, dry_run: bool) -> None:
         {
             "lab": name,
             "created": outcome.created,
+            "restarted": outcome.restarted,
             "dryRun": dry_run,
             "changes": [
                 {"verb": c.verb, "namespace": c.namespace, "item": describe(c.item)}
@@ -107,8 +109,10 @@ def _tell(name: str, outcome: Outcome) -> None:
             f"{entry.port}: {entry.reason}",
             err=True,
         )
+    if outcome.restarted:
+        click.echo(f"started what answers in the pods of {name} again", err=True)
     if not outcome.changes:
-        click.echo(f"{name} is up; nothing to change", err=True)
+        click.echo(f"{name} is up; nothing {'else ' * outcome.restarted}to change", err=True)
         return
     nodes = len(outcome.state.nodes)
     pods = sum(len(node.pods) for node in outcome.state.nodes)
@@ -133,16 +137,18 @@ def _next_command(name: str) -> str:
 
 
 @click.command()
-@click.argument("lab", required=False, envvar="NETLAB_LAB", shell_complete=complete_lab)
+@click.argument("lab", required=False, shell_complete=complete_lab)
+@lab_option
 @click.option("--all", "everything", is_flag=True, help="Every lab.")
-def down(lab: str | None, everything: bool) -> int:
+def down(lab: str | None, lab_name: str | None, everything: bool) -> int:
     """Remove LAB, or the only one that is up: namespaces, processes, files.
 
     A topology file may stand for the lab it describes.
     """
     from netlab.lab import lifecycle
 
-    require_root("down")
+    require_root()
+    lab = lab or lab_name
     if everything:
         names = lifecycle.running()
     elif lab is None:
@@ -173,7 +179,7 @@ def ls(output: str | None) -> None:
     """List the labs that are up."""
     from netlab.lab import control, lifecycle, record
 
-    require_root("ls")
+    require_root()
     rows = []
     for name in lifecycle.running():
         lab = record.read(name)
@@ -202,9 +208,10 @@ def ls(output: str | None) -> None:
 
 
 @click.command()
-@click.argument("lab", required=False, envvar="NETLAB_LAB", shell_complete=complete_lab)
+@click.argument("lab", required=False, shell_complete=complete_lab)
+@lab_option
 @output_option("json")
-def status(lab: str | None, output: str | None) -> int:
+def status(lab: str | None, lab_name: str | None, output: str | None) -> int:
     """Tell how LAB is: what differs from what was declared, and whether its processes run.
 
     Exit code 0 if all is as it should be, 1 if not.
@@ -212,7 +219,7 @@ def status(lab: str | None, output: str | None) -> int:
     from netlab.datapath.describe import summary
     from netlab.lab import control, lifecycle
 
-    declared = running_lab(lab)
+    declared = running_lab(lab or lab_name)
     differences = [summary(change) for change in lifecycle.differences(declared)]
     init = control.connect(declared.name)
     processes: control.Status | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import signal
 import sys
 
 import click
@@ -57,23 +59,29 @@ class _Verbs(click.Group):
 
 @click.group(
     cls=_Verbs,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "NETLAB"},
 )
 @click.version_option(package_name="netlab-datapath", prog_name="netlab")
 @click.option("-v", "--verbose", is_flag=True, help="Show where an unexpected error came from.")
-def netlab(verbose: bool) -> None:
+@click.pass_context
+def netlab(context: click.Context, verbose: bool) -> None:
     """Kubernetes datapaths on a real kernel, without a cluster, explained packet by packet."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main() -> None:
     """Entry point: the exit codes of docs/design.md, errors in words."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(_run())
 
 
 def _run() -> int:
     try:
         result = netlab.main(standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the caller
+            sys.stdout.flush()
     except NetlabError as error:
         for problem in error.problems:
             click.echo(str(problem), err=True)
@@ -89,13 +97,23 @@ def _run() -> int:
         # Whoever read the output has seen enough; Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
-    except Exception as error:
-        if "-v" in sys.argv[1:] or "--verbose" in sys.argv[1:] or os.environ.get("NETLAB_VERBOSE"):
-            raise
-        click.echo(f"error[unexpected]: {type(error).__name__}: {error}", err=True)
-        click.echo("  hint: `netlab -v ...` shows where; please report it", err=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF):
+            return _unexpected(error)
+        click.echo(f"error[output]: the output cannot be written: {error.strerror}", err=True)
         return int(Exit.MACHINE)
+    except Exception as error:
+        return _unexpected(error)
     return result if isinstance(result, int) else int(Exit.YES)
+
+
+def _unexpected(error: Exception) -> int:
+    """What nobody thought of: in one sentence, or with `-v` where it came from."""
+    if {"-v", "--verbose"} & set(sys.argv[1:]) or os.environ.get("NETLAB_VERBOSE"):
+        raise error
+    click.echo(f"error[unexpected]: {type(error).__name__}: {error}", err=True)
+    click.echo("  hint: `netlab -v ...` shows where; please report it", err=True)
+    return int(Exit.MACHINE)
 
 
 def _usage(error: click.ClickException) -> int:

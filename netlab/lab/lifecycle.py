@@ -24,6 +24,7 @@ class Outcome:
     changes: tuple[Change, ...]
     unserved: tuple[control.Unserved, ...]
     created: bool  # there was no lab of that name before
+    restarted: bool  # the lab's processes had ended
     elapsed_s: float
 
 
@@ -38,10 +39,12 @@ def up(lab: Lab, dry_run: bool = False) -> Outcome:
     if dry_run:
         found = _found(state)
         changes = _changes(state, found)
-        return Outcome(state, tuple(changes), (), not found, time.perf_counter() - start)
+        elapsed_s = time.perf_counter() - start
+        return Outcome(state, tuple(changes), (), not found, False, elapsed_s)
     try:
         with namespaces.run_dir(), record.locked(lab.name):
             found = _found(state)
+            restarted = bool(found) and not _has_processes(lab.name)
             try:
                 changes, unserved = _converge(lab, state, found)
             except BaseException:
@@ -51,7 +54,8 @@ def up(lab: Lab, dry_run: bool = False) -> Outcome:
     except BaseException:
         namespaces.release_run_dir()
         raise
-    return Outcome(state, tuple(changes), unserved, not found, time.perf_counter() - start)
+    elapsed_s = time.perf_counter() - start
+    return Outcome(state, tuple(changes), unserved, not found, restarted, elapsed_s)
 
 
 def down(name: str) -> int:
