@@ -3,7 +3,7 @@
 #   make demo    install what is missing, build the two-node lab, trace a packet through it
 #   make test    install what is missing, run every test
 #
-# Further: make lint, make bench, make lock, make clean. docs/install.md tells what is installed.
+# Further: make install (netlab on the path), make lint, make bench, make lock, make clean. docs/install.md tells what is installed.
 
 # su without "-" leaves the directories of ip and iptables out.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -17,7 +17,7 @@ OWNER := $(shell stat -c %u:%g .)
 AS_ROOT = status=0; $(ROOT) $(1) || status=$$?; \
 	[ $(OWNER) = 0:0 ] || $(ROOT) find . -xdev -user 0 -exec chown -h $(OWNER) {} +; exit $$status
 
-.PHONY: demo test lint bench lock clean environment
+.PHONY: demo test lint bench lock clean environment install uninstall
 
 # NETLAB_LAB gives the demo's lab another name; sudo would drop it.
 DEMO := .venv/bin/netlab up two-node-vxlan$(NETLAB_LAB:%= --lab %)
@@ -32,6 +32,19 @@ demo:
 	@echo 'The lab stays up. Ask the Service yourself, then take the lab down:'
 	@echo '  $(ROOT:%=% ).venv/bin/netlab exec --lab $(DEMO_LAB) pod1 -- curl -s http://10.99.174.93/hostname'
 	@echo '  $(ROOT:%=% ).venv/bin/netlab down $(DEMO_LAB)'
+
+# A link, so that sudo finds the command too. PREFIX says where.
+PREFIX ?= /usr/local
+NETLAB := $(CURDIR)/.venv/bin/netlab
+install:
+	@./bootstrap.sh use
+	@if [ -e $(PREFIX)/bin/netlab ] && [ "$$(readlink $(PREFIX)/bin/netlab)" != $(NETLAB) ]; then \
+		echo 'netlab: $(PREFIX)/bin/netlab is there already, and not ours' >&2; exit 3; fi
+	$(ROOT) ln -sfn $(NETLAB) $(PREFIX)/bin/netlab
+
+uninstall:
+	@if [ "$$(readlink $(PREFIX)/bin/netlab)" = $(NETLAB) ]; then \
+		$(ROOT) rm $(PREFIX)/bin/netlab; fi
 
 environment:
 	@./bootstrap.sh test

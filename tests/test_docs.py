@@ -44,9 +44,19 @@ def commands(page: Path) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands(page: Path, tmp_path: Path) -> None:
     name = fresh_name()
+    # Where `make install` puts the command, instead of /usr/local.
+    (tmp_path / "bin").mkdir()
+    path = (
+        f"{tmp_path}/bin",
+        Path(sys.executable).parent,
+        os.environ["PATH"],
+        "/usr/sbin",
+        "/sbin",
+    )
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
+        "PATH": ":".join(map(str, path)),
+        "PREFIX": str(tmp_path),
         "NETLAB_LAB": name,
     }
     run = list(commands(page))
@@ -54,7 +64,7 @@ def test_commands(page: Path, tmp_path: Path) -> None:
     try:
         for command, expected in run:
             done = subprocess.run(
-                ["sh", "-c", command],
+                ["bash", "-c", command],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
