@@ -195,6 +195,7 @@ def test_a_changed_lab_changes_only_that(run: Callable[[Lab], lifecycle.Outcome]
             "+ {0}:n1  vxlan flannel.1 id 1 local 172.21.32.11 mtu 1450",
         ),
         ("ip -n {0}:n1 link set flannel.1 mtu 1000", "~ {0}:n1  vxlan flannel.1"),
+        ("ip -n {0}:n1 link set flannel.1 type vxlan learning", "+ {0}:n1  vxlan flannel.1"),
         ("ip -n {0}:n1 link set flannel.1 address 02:00:00:00:00:01", "~ {0}:n1  vxlan flannel.1"),
         ("ip -n {0}:n1 link set cbr0 address 02:00:00:00:00:01", "~ {0}:n1  bridge cbr0"),
         ("ip netns exec {0}:n1 sysctl -qw net.ipv4.conf.all.rp_filter=1", "~ {0}:n1  sysctl"),

@@ -142,7 +142,7 @@ def _link_commands(ip: str, verb: str, link: Link, ends: dict[Peer, Link]) -> It
         vxlan = link.vxlan
         yield (
             f"{ip} link add {link.name} {settings} type vxlan id {vxlan.vni} local {vxlan.local}"
-            f" dev {vxlan.device} dstport {vxlan.port} nolearning"
+            f" dev {vxlan.device} dstport {vxlan.port} {'' if vxlan.learning else 'no'}learning"
         )
     elif verb == "add" and link.peer and link.master:
         end = ends[link.peer]

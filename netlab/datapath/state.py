@@ -28,6 +28,7 @@ class Vxlan(State, frozen=True):
     port: int
     local: str
     device: str  # the link below, in the same namespace
+    learning: bool = False
 
 
 class Peer(State, frozen=True):

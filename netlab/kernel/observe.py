@@ -103,6 +103,7 @@ def _vxlan(data: dict[int, bytes], names: dict[int, str]) -> Vxlan:
         port=struct.unpack("!H", data[rt.IFLA_VXLAN_PORT])[0],
         local=socket.inet_ntoa(local) if local else "",
         device=names.get(_u32(device), "") if device else "",
+        learning=data.get(rt.IFLA_VXLAN_LEARNING) == b"\1",
     )
 
 

@@ -108,14 +108,14 @@ def add_veth(
 
 
 def add_vxlan(link: Link, index: int, device: int) -> bytes:
-    """A VXLAN device without learning, as flannel makes it."""
+    """A VXLAN device, up."""
     assert link.vxlan is not None
     data = nested(
         IFLA_INFO_DATA,
         number(IFLA_VXLAN_ID, link.vxlan.vni),
         number(IFLA_VXLAN_LINK, device),
         attribute(IFLA_VXLAN_LOCAL, socket.inet_aton(link.vxlan.local)),
-        attribute(IFLA_VXLAN_LEARNING, b"\0"),
+        attribute(IFLA_VXLAN_LEARNING, bytes([link.vxlan.learning])),
         attribute(IFLA_VXLAN_PORT, struct.pack("!H", link.vxlan.port)),
     )
     info = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "vxlan"), data)
