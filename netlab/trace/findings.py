@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
-from typing import NamedTuple
 
 from netlab.trace.aim import Place
 from netlab.trace.case import (
@@ -21,16 +20,9 @@ from netlab.trace.case import (
     rules,
 )
 from netlab.trace.model import Bridge, Leg, Loss, Neighbour, Route, Rule
+from netlab.trace.refusals import Doubt, missing_service, said_by
 from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.packets import Sighting
-
-
-class Doubt(NamedTuple):
-    """A reason that the kernel's tables give: a code, a sentence, what to do."""
-
-    reason: str
-    words: str
-    fix: str | None
 
 
 def loss_of(case: Case) -> Loss:
@@ -58,58 +50,40 @@ def _by_rule(case: Case) -> Loss | None:
     """A rule's verdict, or a chain's policy."""
     legs: tuple[Leg, ...] = ("reply", "forward")
     for leg in legs:
+        before: Rule | None = None
         for chapter, rule in rules(case, leg):
             if rule.verdict == "drop":
-                return _dropped_by(rule, leg, chapter, case)
+                return _dropped_by(rule, before, leg, chapter, case)
+            before = rule
     return None
 
 
-def _dropped_by(rule: Rule, leg: Leg, chapter: Chapter | None, case: Case) -> Loss:
+def _dropped_by(
+    rule: Rule, before: Rule | None, leg: Leg, chapter: Chapter | None, case: Case
+) -> Loss:
     place = place_of(chapter, case)
-    reason, explanation, fix = _said_by(rule, place)
     sighting = chapter.passage.before if chapter else None
     whose = f"the rule with handle {rule.handle}" if rule.handle else f"{rule.chain}'s policy"
+    # A chain for all refusals has no reasons: who sent the packet there has.
+    decider = before if _led_by_element(before, rule) else rule
+    assert decider is not None
+    reason, explanation, fix = said_by(decider, place, case)
+    found = [f"the map has its destination: {decider.element}"] if decider.element else []
     return Loss(
         direction=leg,
         node=place.node,
         device=sighting.device if sighting and sighting.place == place else None,
         reason=reason,
-        where=f"chain {rule.chain} of table {rule.table} on {place}",
-        rule=rule.rule,
-        evidence=[f"nf_tables reported the verdict drop of {whose}", *_came_back(case)],
+        where=f"chain {decider.chain} of table {decider.table} on {place}",
+        rule=decider.rule,
+        evidence=[*found, f"nf_tables reported the verdict drop of {whose}", *_came_back(case)],
         explanation=explanation,
         fix=fix,
     )
 
 
-def _said_by(rule: Rule, place: Place) -> Doubt:
-    comment = rule.comment or ""
-    served = rule.object or "the Service"
-    if "has no endpoints" in comment:
-        return Doubt(
-            "no-endpoints",
-            f"{served} has no ready endpoint, so kube-proxy's rules on {place.name} refuse "
-            "what is sent to it",
-            f"let the selector of {served} match a ready pod: `netlab get endpoints`",
-        )
-    if "has no local endpoints" in comment:
-        return Doubt(
-            "no-local-endpoints",
-            f"the traffic policy of {served} is Local, and none of its ready endpoints is on "
-            f"{place.name}",
-            f"run an endpoint on {place.name}, or set the policy to Cluster",
-        )
-    text = rule.rule or ""
-    what = "rejected" if "reject" in text.lower() else "dropped"
-    removal = f"ip netns exec {place.namespace} iptables -t {rule.table} -D {text[3:]}"
-    return Doubt(
-        f"{what}-by-rule",
-        f"a rule in chain {rule.chain} of table {rule.table} on {place} {what} it"
-        if rule.handle
-        else f"no rule in chain {rule.chain} of table {rule.table} on {place} accepted it, and the "
-        "chain's policy is to drop",
-        f"if that is not meant: `{removal}`" if rule.handle and text.startswith("-A ") else None,
-    )
+def _led_by_element(before: Rule | None, rule: Rule) -> bool:
+    return bool(before and before.element and before.verdict == f"goto {rule.chain}")
 
 
 def _came_back(case: Case) -> list[str]:
@@ -256,24 +230,7 @@ def _by_missing_service(case: Case) -> Loss | None:
     ours = any(ip_address(address) in ip_network(cidr) for cidr in case.lab.service_cidrs)
     if not ours or case.story.nats("forward") or answered(case):
         return None
-    last = last_seen(case, "forward")
-    at = f"{address}:{case.aim.port}" if case.aim.port else address
-    for service in case.lab.services:
-        if service.cluster_ip == address:
-            known = ", ".join(f"{port.port}/{port.protocol}" for port in service.ports)
-            doubt = Doubt(
-                "no-such-port",
-                f"no rule translates {at} over {case.aim.protocol}: svc/{service.key} has {known}",
-                f"trace svc/{service.key}, or give the Service that port",
-            )
-            break
-    else:
-        doubt = Doubt(
-            "no-such-service",
-            f"no rule translates {at}: it is in the Service CIDR, but no Service has it",
-            "`netlab get services` lists the Services and their cluster IPs",
-        )
-    return _loss(case, "forward", last, doubt)
+    return _loss(case, "forward", last_seen(case, "forward"), missing_service(case))
 
 
 def _by_default_route(case: Case) -> Loss | None:

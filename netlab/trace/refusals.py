@@ -1,0 +1,103 @@
+"""What the rule that dropped a packet means: kube-proxy's refusals in its own words.
+
+In iptables mode the comment of a rule says which Service is refused and why.  In nftables mode the
+rule is the same for all Services, and the element of its verdict map says it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from netlab.trace.aim import Place
+from netlab.trace.case import Case
+from netlab.trace.model import Rule
+from netlab.trace.witnesses.nftables_text import KUBE_PROXY
+
+# Of kube-proxy's chain cluster-ips-check.
+_INVALID_PORT = "Reject traffic to invalid ports of ClusterIPs"
+_UNALLOCATED = "Drop traffic to unallocated ClusterIPs"
+
+
+class Doubt(NamedTuple):
+    """What may have stopped a packet: a code, a sentence, what to do."""
+
+    reason: str
+    words: str
+    fix: str | None
+
+
+def said_by(rule: Rule, place: Place, case: Case) -> Doubt:
+    """What a rule that dropped the packet says of it."""
+    return _of_endpoints(rule, place) or _of_cluster_ips(rule, place, case) or _of_any(rule, place)
+
+
+def missing_service(case: Case) -> Doubt:
+    """What is known of the destination, an address of the Service CIDR that was not translated."""
+    address = case.aim.destination
+    at = f"{address}:{case.aim.port}" if case.aim.port else address
+    for service in case.lab.services:
+        if service.cluster_ip == address:
+            known = ", ".join(f"{port.port}/{port.protocol}" for port in service.ports)
+            return Doubt(
+                "no-such-port",
+                f"no rule translates {at} over {case.aim.protocol}: svc/{service.key} has {known}",
+                f"trace svc/{service.key}, or give the Service that port",
+            )
+    return Doubt(
+        "no-such-service",
+        f"no rule translates {at}: it is in the Service CIDR, but no Service has it",
+        "`netlab get services` lists the Services and their cluster IPs",
+    )
+
+
+def _of_endpoints(rule: Rule, place: Place) -> Doubt | None:
+    comment = rule.comment or ""
+    served = rule.object or "the Service"
+    refused = rule.element is not None and "@no-endpoint-" in (rule.rule or "")
+    if "has no endpoints" in comment or (refused and rule.verdict != "drop"):
+        return Doubt(
+            "no-endpoints",
+            f"{served} has no ready endpoint, so kube-proxy's rules on {place.name} refuse "
+            "what is sent to it",
+            f"let the selector of {served} match a ready pod: `netlab get endpoints`",
+        )
+    if "has no local endpoints" in comment or refused:
+        return Doubt(
+            "no-local-endpoints",
+            f"the traffic policy of {served} is Local, and none of its ready endpoints is on "
+            f"{place.name}",
+            f"run an endpoint on {place.name}, or set the policy to Cluster",
+        )
+    if rule.chain.startswith("firewall-") and rule.table == KUBE_PROXY:
+        return Doubt(
+            "dropped-by-rule",
+            f"the loadBalancerSourceRanges of {served} do not contain the packet's source, so "
+            f"kube-proxy's rules on {place.name} drop it",
+            f"add the source to loadBalancerSourceRanges of {served}, or trace from within them",
+        )
+    return None
+
+
+def _of_cluster_ips(rule: Rule, place: Place, case: Case) -> Doubt | None:
+    if rule.comment not in (_INVALID_PORT, _UNALLOCATED):
+        return None
+    reason, words, fix = missing_service(case)
+    done = "reject" if rule.comment == _INVALID_PORT else "drop"
+    return Doubt(reason, f"{words}, so kube-proxy's rules on {place.name} {done} the packet", fix)
+
+
+def _of_any(rule: Rule, place: Place) -> Doubt:
+    what = "rejected" if rule.action.lower() == "reject" else "dropped"
+    stands = f"in chain {rule.chain} of table {rule.table} on {place}"
+    if not rule.handle:
+        return Doubt(
+            f"{what}-by-rule",
+            f"no rule {stands} accepted it, and the chain's policy is to drop",
+            None,
+        )
+    text = rule.rule or ""
+    removal = f"nft delete rule ip {rule.table} {rule.chain} handle {rule.handle}"
+    if text.startswith("-A "):
+        removal = f"iptables -t {rule.table} -D {text[3:]}"
+    fix = f"if that is not meant: `ip netns exec {place.namespace} {removal}`"
+    return Doubt(f"{what}-by-rule", f"a rule {stands} {what} it", fix if text else None)
