@@ -115,7 +115,7 @@ def record(lab: Lab, request: Request) -> Record:
     answers: dict[str, dict[str, Any] | None] = {}
     texts: dict[str, Rule] = {}
     with Watch(lab, decided, mark) as watch:
-        answer = probe.send(decided, mark, request.timeout_s)
+        answer = probe.send(decided, mark, request.timeout_s, watch.rules)
         observed = watch.observed(answer)
         tables: Any = _Recorder(observed.tables, answers)
         said: Texts = observed.texts

@@ -70,5 +70,9 @@ class Listener:
                 yield kind, flags, data[start : offset + length]
                 offset += (length + 3) & ~3
 
+    def fileno(self) -> int:
+        """The descriptor, as the select module asks for it."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         self._socket.close()

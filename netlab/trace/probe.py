@@ -24,12 +24,15 @@ from netlab.trace import dissect
 from netlab.trace.aim import Aim
 from netlab.trace.mark import Mark
 from netlab.trace.model import Socket
+from netlab.trace.witnesses.rules import Rules
 
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
 _TCP_SEND_QUEUE = 2
 _IP_RECVERR = 11
 _DISCARD = 9  # a port that is only named, never sent to
 _ECHO_REPLY = 0
+# What an answer may take after a rule has dropped the probe, which should mean that none comes.
+_GRACE_S = 0.05
 _ICMP_ERRORS = (3, 11, 12)  # destination unreachable, time exceeded, parameter problem
 
 # With these connect() says that it found no way, and has sent nothing.
@@ -55,19 +58,22 @@ class Answer(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-def send(aim: Aim, mark: Mark, timeout_s: float) -> Answer:
-    """Send the probe and wait for the answer, an error, or the end of `timeout_s`."""
+def send(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
+    """Send the probe and wait for the answer, an error, or the end of `timeout_s`.
+
+    Where the rules witness reports that the probe was dropped, there is little left to wait for.
+    """
     probe = _tcp if aim.protocol == "tcp" else _datagram
     begin = time.monotonic()
     try:
-        return probe(aim, mark, timeout_s)
+        return probe(aim, mark, timeout_s, rules)
     except OSError as error:
         # The address to send from is not there, or no port is free.
         source = Socket(ip=aim.source_address or (*aim.source.addresses, "0.0.0.0")[0])
         return _answer(source, begin, error.errno, unsent=True)
 
 
-def _tcp(aim: Aim, mark: Mark, timeout_s: float) -> Answer:
+def _tcp(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
     with entered(aim.source.namespace):
         connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     with connection:
@@ -88,9 +94,7 @@ def _tcp(aim: Aim, mark: Mark, timeout_s: float) -> Answer:
         if code in _UNSENT:
             return _answer(source, begin, code, unsent=True)
         if code == errno.EINPROGRESS:
-            poll = select.poll()
-            poll.register(connection, select.POLLOUT)
-            if not poll.poll(timeout_s * 1000):
+            if not _Wait(connection, select.POLLOUT, begin + timeout_s, rules).ready():
                 return _answer(source, begin, None)
             code = _queued_error(connection) or connection.getsockopt(
                 socket.SOL_SOCKET, socket.SO_ERROR
@@ -108,7 +112,7 @@ def _queued_error(connection: socket.socket) -> int:
     return 0
 
 
-def _datagram(aim: Aim, mark: Mark, timeout_s: float) -> Answer:
+def _datagram(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
     with entered(aim.source.namespace):
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
         # It holds the source port of a UDP probe, so that the kernel does not answer the answer
@@ -132,7 +136,8 @@ def _datagram(aim: Aim, mark: Mark, timeout_s: float) -> Answer:
             raw.sendto(packet, (aim.destination, 0))
         except OSError as error:
             return _answer(source, begin, error.errno, unsent=error.errno in _UNSENT)
-        return _answer(source, begin, _wait(aim, mark, receiver, begin + timeout_s))
+        wait = _Wait(receiver, select.POLLIN, begin + timeout_s, rules)
+        return _answer(source, begin, _receive(aim, mark, receiver, wait))
 
 
 def _build(aim: Aim, mark: Mark, source: tuple[str, int]) -> bytes:
@@ -146,11 +151,36 @@ def _build(aim: Aim, mark: Mark, source: tuple[str, int]) -> bytes:
     return bytes(ip / body / mark.cookie)
 
 
-def _wait(aim: Aim, mark: Mark, receiver: socket.socket, end: float) -> int | None:
+class _Wait:
+    """Waiting for a socket until `end` (monotonic seconds), or until a rule has dropped the probe.
+
+    A drop is not the end at once: the copy of a packet that a flooding bridge sent elsewhere may be
+    what was dropped.
+    """
+
+    def __init__(self, awaited: socket.socket, event: int, end: float, rules: Rules) -> None:
+        self._awaited = awaited.fileno()
+        self._end = end
+        self._rules = rules
+        self._poll = select.poll()
+        self._poll.register(awaited, event)
+        for descriptor in rules.descriptors:
+            self._poll.register(descriptor, select.POLLIN)
+
+    def ready(self) -> bool:
+        """Whether the socket is ready; False if the time is over."""
+        while (left := self._end - time.monotonic()) > 0:
+            found = self._poll.poll(left * 1000)
+            if any(descriptor == self._awaited for descriptor, _ in found):
+                return True
+            if found and self._rules.dropped():
+                self._end = min(self._end, time.monotonic() + _GRACE_S)
+        return False
+
+
+def _receive(aim: Aim, mark: Mark, receiver: socket.socket, wait: _Wait) -> int | None:
     """0 for an answer, the errno of an error, None if nothing came."""
-    poll = select.poll()
-    poll.register(receiver, select.POLLIN)
-    while (left := end - time.monotonic()) > 0 and poll.poll(left * 1000):
+    while wait.ready():
         try:
             data = receiver.recv(2048)
         except OSError as error:

@@ -38,12 +38,12 @@ class Watch:
         self._aim = aim
         self._cookie = canary.new_cookie()
         self._packets = Packets(mark, lab.overlay.port, self._cookie)
-        self._rules = Rules(mark, lab.overlay.port, self._cookie)
+        self.rules = Rules(mark, lab.overlay.port, self._cookie)
         self._connections = Connections()
         self.decisions = Decisions()
         self._witnesses: list[Witness] = [
             self._packets,
-            self._rules,
+            self.rules,
             self._connections,
             self.decisions,
         ]
@@ -78,9 +78,9 @@ class Watch:
         self.blind += self._fly(_LAST_CANARY)
         self._join()
         sightings = self._packets.events()
-        runs = self._rules.events()
+        runs = self.rules.events()
         self._beside(self._packets.disarm)
-        self._beside(self._rules.disarm)
+        self._beside(self.rules.disarm)
         texts = RuleTexts(runs)
         self._text_problems = texts.failed
         seen = {(each.place, each.packet.flow) for each in sightings}
@@ -102,7 +102,7 @@ class Watch:
         packets = self._packets.report
         if self._aim.unwatched:
             packets = f"partial: {self._aim.unwatched} more pods may receive it and are not watched"
-        rules = self._rules.report
+        rules = self.rules.report
         if rules == "ok" and self._text_problems:
             rules = f"partial: {'; '.join(self._text_problems)}"
         return Witnesses(

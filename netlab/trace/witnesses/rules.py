@@ -91,6 +91,12 @@ class Run(msgspec.Struct):
     policy: str | None = None
 
     @property
+    def dropped(self) -> bool:
+        """Whether the packet ended here."""
+        verdict = self.matches[-1].verdict if self.matches else None
+        return "drop" in (verdict, self.policy)
+
+    @property
     def key(self) -> tuple[object, ...]:
         """What stays the same through all hooks for a packet that cannot be told by its mark."""
         return self.protocol, self.ip_id, self.quoted, self.flow if self.outer else None
@@ -157,17 +163,27 @@ class Rules:
 
     def events(self) -> list[Run]:
         """What the probe met, run by run, in the order of each namespace."""
-        found: list[Run] = []
-        for place, runs in self._runs.items():
-            if place in self._listeners:
-                self._read(place)
-            # Packets that carry the mark too far behind for the reported header are known by our
-            # own table, which let through nothing else.
-            keys = {run.key for run in runs if run.table == self._table}
-            found += [
-                run for run in runs if run.table != self._table and (run.ours or run.key in keys)
-            ]
-        return found
+        return [
+            run for place in self._runs for run in self._of_probe(place) if run.table != self._table
+        ]
+
+    def _of_probe(self, place: Place) -> list[Run]:
+        if place in self._listeners:
+            self._read(place)
+        runs = self._runs[place]
+        # Packets that carry the mark too far behind for the reported header are known by our own
+        # table, which let through nothing else.
+        keys = {run.key for run in runs if run.table == self._table}
+        return [run for run in runs if run.ours or run.key in keys]
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Readable where an event waits."""
+        return [listener.fileno() for listener in self._listeners.values()]
+
+    def dropped(self) -> bool:
+        """Whether, for all that is known now, a rule has ended the probe's way or its answer's."""
+        return any(ended(self._of_probe(place)) for place in self._runs)
 
     def _read(self, place: Place) -> None:
         for kind, _, payload in self._listeners[place].read():
@@ -257,6 +273,18 @@ class Rules:
             return "ok"
         blind = not self._runs or len(self._legacy) == len(self._runs)
         return f"{'unavailable' if blind else 'partial'}: {'; '.join(problems)}"
+
+
+def ended(runs: Sequence[Run]) -> bool:
+    """Whether what a probe met in one place, in order, ends with a drop that nothing follows.
+
+    Another run may be that of the copy which counts of those that a bridge flooded.  `reject` sends
+    its answer before its verdict is reported, so that one may stand before the drop.
+    """
+    if not runs or not runs[-1].dropped:
+        return False
+    back = runs[-1].flow.source.ip
+    return not any(run.iif is None and run.flow.destination.ip == back for run in runs)
 
 
 def _legacy_tables() -> list[str]:
