@@ -121,7 +121,7 @@ def _place(tree: Tree, numbered: list[tuple[int, Hop]], before: Hop | None) -> N
         steps = hop.steps
         if before is None:
             steps = _after(hop)
-            for words, style in _told(hop.steps[: len(hop.steps) - len(steps)]):
+            for words, style in _told(hop.steps[: len(hop.steps) - len(steps)], hop):
                 branch.add(Text(words, style=style))
         words = f"{number} {hop.device} {hop.direction}"
         if text is None:
@@ -134,7 +134,7 @@ def _place(tree: Tree, numbered: list[tuple[int, Hop]], before: Hop | None) -> N
             hop.packet.outer,
         ):
             text.append(f"  {_packet(hop)}", style="dim" if before is None else "yellow")
-        told = list(_told(steps))
+        told = list(_told(steps, hop))
         for words, style in told:
             line.add(Text(words, style=style))
         if told:
@@ -162,7 +162,7 @@ def _packet(hop: Hop) -> str:
     return f"[VXLAN {hop.packet.outer}]" if hop.packet.outer else str(hop.packet.flow)
 
 
-def _told(steps: Iterable[AnyStep]) -> Iterable[tuple[str, str]]:
+def _told(steps: Iterable[AnyStep], hop: Hop) -> Iterable[tuple[str, str]]:
     """What is worth telling of the steps of one hop, each with its style."""
     passed: list[str] = []
     ends: list[tuple[str, str]] = []
@@ -173,7 +173,7 @@ def _told(steps: Iterable[AnyStep]) -> Iterable[tuple[str, str]]:
             yield from lines
             continue
         for step in group:
-            words = _words(step)
+            words = _words(step, hop)
             if words and isinstance(step, Deliver | Drop):
                 ends.append(words)
             elif words:
@@ -183,7 +183,7 @@ def _told(steps: Iterable[AnyStep]) -> Iterable[tuple[str, str]]:
     yield from ends
 
 
-def _words(step: AnyStep) -> tuple[str, str] | None:
+def _words(step: AnyStep, hop: Hop) -> tuple[str, str] | None:
     if isinstance(step, Nat):
         return str(step), "bold yellow"
     if isinstance(step, Encapsulate):
@@ -201,7 +201,9 @@ def _words(step: AnyStep) -> tuple[str, str] | None:
     if isinstance(step, Neighbour):
         return (f"neighbour: {step}", "dim") if step.mac else (f"neighbour: {step}", "red")
     if isinstance(step, Bridge) and not step.flooded and step.port:
-        return None  # the next device says it
+        if hop.direction == "out" or hop.node is None:
+            return None  # the next device says it
+        return f"stays on bridge {step.device}: port {step.port} by FDB", ""
     return str(step), ""
 
 
