@@ -220,8 +220,9 @@ def test_the_report_tells_what_to_do_and_ends_with_3(monkeypatch: pytest.MonkeyP
     result = CliRunner().invoke(command, [], standalone_mode=False)
     assert result.return_value == Exit.MACHINE
     lines = result.stdout.splitlines()
-    assert [line[:7].strip() for line in lines] == ["✓ good", "✗ bad", "", "• extra", ""]
+    assert [line[:7].strip() for line in lines] == ["✓ good", "✗ bad", "", "✗ extra", ""]
     assert "fix: mend bad" in lines[2]
+    assert "optional: reason" in lines[3]
     assert "missing: bad" in result.stderr
 
 

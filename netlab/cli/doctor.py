@@ -29,12 +29,13 @@ def doctor(output: str | None) -> int:
     for check in checks:
         if check.ok:
             sign = click.style("✓", fg="green")
-        elif check.required and check.ok is False:
-            sign = click.style("✗", fg="red")
+        elif check.ok is None:
+            sign = "•"  # could not be tried, so nothing is known
         else:
-            sign = "•"
+            sign = click.style("✗", fg="red" if check.required else "yellow")
+        need = "" if check.ok or check.required else "optional: "
         detail = click.style(f"({check.detail})", dim=True)
-        click.echo(f"{sign} {check.name:<{width}}  {check.why} {detail}")
+        click.echo(f"{sign} {check.name:<{width}}  {need}{check.why} {detail}")
         if not check.ok and check.fix:
             click.echo(f"{'':{width + 4}}fix: {check.fix}")
     lacking = [check.name for check in checks if check.required and not check.ok]
