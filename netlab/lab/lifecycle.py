@@ -1,11 +1,12 @@
-"""The life of a lab: up, down, and how it is meanwhile."""
+"""The life of a lab: up, changes while it is up, down, and how it is meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from netlab.datapath.build import build
 from netlab.datapath.plan import plan
@@ -15,10 +16,13 @@ from netlab.lab import control, record, rules
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab
 
+if TYPE_CHECKING:
+    from netlab.lab.edits import Changed
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What `up` did (or, asked for a dry run, would do)."""
+    """What `up` or a change did (or, asked for a dry run, would do)."""
 
     state: LabState
     changes: tuple[Change, ...]
@@ -26,6 +30,7 @@ class Outcome:
     created: bool  # there was no lab of that name before
     restarted: bool  # the lab's processes had ended
     elapsed_s: float
+    before: Lab | None  # what was declared until then
 
 
 def up(lab: Lab, dry_run: bool = False) -> Outcome:
@@ -39,11 +44,13 @@ def up(lab: Lab, dry_run: bool = False) -> Outcome:
     if dry_run:
         found = _found(state)
         changes = _changes(state, found)
+        before = record.read(lab.name)
         elapsed_s = time.perf_counter() - start
-        return Outcome(state, tuple(changes), (), not found, False, elapsed_s)
+        return Outcome(state, tuple(changes), (), not found, False, elapsed_s, before)
     try:
         with namespaces.run_dir(), record.locked(lab.name):
             found = _found(state)
+            before = record.read(lab.name)
             restarted = bool(found) and not _has_processes(lab.name)
             try:
                 changes, unserved = _converge(lab, state, found)
@@ -55,7 +62,44 @@ def up(lab: Lab, dry_run: bool = False) -> Outcome:
         namespaces.release_run_dir()
         raise
     elapsed_s = time.perf_counter() - start
-    return Outcome(state, tuple(changes), unserved, not found, restarted, elapsed_s)
+    return Outcome(state, tuple(changes), unserved, not found, restarted, elapsed_s, before)
+
+
+def change(
+    name: str, decide: Callable[[Lab], Changed], dry_run: bool = False
+) -> tuple[Changed, Outcome]:
+    """Make a lab that is up what `decide` makes of it.  Only what differs is touched.
+
+    If that fails or is interrupted, the lab is made what it was.  Raises NetlabError;
+    LabNotRunning if nobody knows what was declared.
+    """
+    start = time.perf_counter()
+    before = _declared(name)
+    if dry_run:
+        changed = decide(before)
+        state = build(changed.lab)
+        changes = _changes(state, _found(state))
+        elapsed_s = time.perf_counter() - start
+        return changed, Outcome(state, tuple(changes), (), False, False, elapsed_s, before)
+    with namespaces.run_dir(), record.locked(name):
+        try:
+            before = _declared(name)  # another command may have been at work until now
+        except control.LabNotRunning:
+            record.remove(name)
+            raise
+        changed = decide(before)
+        state = build(changed.lab)
+        found = _found(state)
+        restarted = not _has_processes(name)
+        try:
+            changes, unserved = _converge(changed.lab, state, found)
+        except BaseException:
+            was = build(before)
+            with contextlib.suppress(NetlabError, OSError):
+                _converge(before, was, _found(was))
+            raise
+    elapsed_s = time.perf_counter() - start
+    return changed, Outcome(state, tuple(changes), unserved, False, restarted, elapsed_s, before)
 
 
 def down(name: str) -> int:
@@ -100,6 +144,13 @@ def _converge(
         raise NetlabError(problems, Exit.MACHINE)
     init.declare(data)
     return changes, init.serve(state.servers)
+
+
+def _declared(name: str) -> Lab:
+    lab = record.read(name)
+    if lab is None:
+        raise control.LabNotRunning(name)
+    return lab
 
 
 def _found(state: LabState) -> dict[str, Found]:

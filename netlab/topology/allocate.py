@@ -41,7 +41,7 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         pods=tuple(_pod(draft) for draft in drafts),
         services=tuple(made),
         endpoints=tuple(behind),
-        declared=tuple(objects.declared),
+        declared=tuple(each.value for each in objects.declared),
     )
 
 

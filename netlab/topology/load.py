@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from netlab.problems import NetlabError, Place, Problem, suggest
 from netlab.topology.allocate import allocate
 from netlab.topology.documents import documents, read
 from netlab.topology.model import Lab
-from netlab.topology.objects import gather
-from netlab.topology.places import Complaints
+from netlab.topology.objects import Objects, gather
+from netlab.topology.places import Complaints, Document
 
 # Where `pip install` puts them, below the prefix that the package is installed in (pyproject.toml,
 # data-files); in a checkout they stand beside the package.
@@ -37,19 +38,41 @@ def load(source: str | os.PathLike[str], name: str | None = None) -> Loaded:
     `name` becomes the lab's name, whatever the file says.  Raises NetlabError (exit code 2) with
     every problem found, each with its place.
     """
-    text = os.fspath(source)
-    path = "-" if text == "-" else str(find(text))
+    path = _path(source)
     found = Complaints()
-    stated = documents(read(path), path, found)
-    objects = gather(stated, found)
-    found.raise_errors()
-    if not stated:
-        problem = Problem("empty-file", f"{path} has no object in it", Place(path))
-        raise NetlabError(problem)
+    objects = _gathered([path], found)
     lab = allocate(objects, _name_of(path), found)
     if name is not None:
         lab = _renamed(lab, name)
     return Loaded(lab, found.warnings())
+
+
+def read_objects(
+    sources: Sequence[str | os.PathLike[str]],
+) -> tuple[list[Document], tuple[Problem, ...]]:
+    """The objects of files (named as for `load`), each good in itself, and the warnings.
+
+    Raises NetlabError (exit code 2) with every problem found, each with its place.
+    """
+    found = Complaints()
+    objects = _gathered([_path(source) for source in sources], found)
+    return objects.declared, found.warnings()
+
+
+def _path(source: str | os.PathLike[str]) -> str:
+    text = os.fspath(source)
+    return "-" if text == "-" else str(find(text))
+
+
+def _gathered(paths: Sequence[str], found: Complaints) -> Objects:
+    stated = {path: documents(read(path), path, found) for path in paths}
+    objects = gather([document for inside in stated.values() for document in inside], found)
+    found.raise_errors()
+    for path, inside in stated.items():
+        if not inside:
+            found.placed(Problem("empty-file", f"{path} has no object in it", Place(path)))
+    found.raise_errors()
+    return objects
 
 
 def find(name: str) -> Path:

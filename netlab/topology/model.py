@@ -214,6 +214,8 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     services: tuple[Service, ...] = ()
     endpoints: tuple[ServiceEndpoints, ...] = ()
     declared: tuple[dict[str, Any], ...] = ()  # the Kubernetes objects as the file has them
+    # Kind, namespace, name of those in which commands changed something since `up`.
+    changed: tuple[tuple[str, str, str], ...] = ()
 
     @cached_property
     def _node_by_name(self) -> dict[str, Node]:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from netlab.problems import suggest
 from netlab.topology import kubernetes as k8s
-from netlab.topology import lab_document
+from netlab.topology import lab_document, model
 from netlab.topology.convert import convert, shown
 from netlab.topology.places import Complaints, Document, Origin
 
@@ -48,7 +48,9 @@ class Objects:
     endpoints: list[Stated[k8s.Endpoints]] = field(default_factory=list)
     slices: list[Stated[k8s.EndpointSlice]] = field(default_factory=list)
     service_cidrs: list[Stated[k8s.ServiceCIDR]] = field(default_factory=list)
-    declared: list[dict[str, Any]] = field(default_factory=list)
+    declared: list[Document] = field(default_factory=list)  # the values that all these come from
+    # Pods that go: what they have is not free yet.
+    leaving: list[model.Pod] = field(default_factory=list)
 
     def add(self, item: Any, origin: Origin) -> None:
         """Sort one object in."""
@@ -81,7 +83,7 @@ def gather(documents: list[Document], found: Complaints) -> Objects:
         elif (group, kind) in k8s.KINDS:
             name = f"{kind} {_name(value)}"
             item = convert(value, k8s.KINDS[group, kind], name, origin, found)
-            objects.declared.append(value)
+            objects.declared.append(Document(value, origin))
             if item is not None and _is_new(item, origin, seen, found):
                 objects.add(item, origin)
         elif (group, kind) in k8s.NOT_BUILT:
@@ -195,7 +197,7 @@ def _add_own(objects: Objects, value: dict[str, Any], origin: Origin, found: Com
         found.error("duplicate-lab", message, origin)
     else:
         item = convert(value, lab_document.Lab, f"Lab {_name(value)}", origin, found)
-        objects.declared.append(value)
+        objects.declared.append(Document(value, origin))
         if item is not None:
             objects.lab = Stated(item, origin)
 

@@ -27,7 +27,8 @@ def decide(objects: Objects, nodes: list[DraftNode], found: Complaints) -> list[
     """All pods of a lab, each with its node and address (None only after an error)."""
     pods = stated_pods(objects, found)
     _Placement(nodes, found).place(pods, objects)
-    _allocate_addresses(pods, nodes, found)
+    leaving = {IPv4Address(pod.address) for pod in objects.leaving}
+    _allocate_addresses(pods, nodes, leaving, found)
     host_ports = sum(
         1 for pod in pods if not pod.host_network and any(port.hostPort for port in pod.ports)
     )
@@ -65,6 +66,8 @@ class _Placement:
         taken: dict[str, set[str]] = {}
         for pod in pods:
             taken.setdefault(pod.namespace, set()).add(pod.name)
+        for leaving in objects.leaving:
+            taken.setdefault(leaving.namespace, set()).add(leaving.name)
         for controller in objects.controllers:
             owner = f"{type(controller.item).__name__}/{controller.item.metadata.name}"
             have = owned.get((controller.namespace, owner), [])
@@ -198,7 +201,9 @@ def _selects(selector: dict[str, str], labels: dict[str, str]) -> bool:
 # Addresses
 
 
-def _allocate_addresses(pods: list[DraftPod], nodes: list[DraftNode], found: Complaints) -> None:
+def _allocate_addresses(
+    pods: list[DraftPod], nodes: list[DraftNode], leaving: set[IPv4Address], found: Complaints
+) -> None:
     taken: dict[IPv4Address, str] = {node.address: node.title for node in nodes if node.address}
     for node in nodes:
         if node.pod_cidr:
@@ -223,7 +228,7 @@ def _allocate_addresses(pods: list[DraftPod], nodes: list[DraftNode], found: Com
                 "podIP",
                 hint="it is kept, and routed to its node as a /32",
             )
-    free = {node.name: _free_addresses(node, taken) for node in nodes}
+    free = {node.name: _free_addresses(node, taken, leaving) for node in nodes}
     lacking: dict[str, list[DraftPod]] = {}
     for pod in pods:
         if pod.node is None or pod.address is not None:
@@ -241,10 +246,16 @@ def _allocate_addresses(pods: list[DraftPod], nodes: list[DraftNode], found: Com
         found.error("exhausted-cidr", message, without[0].origin, hint=hint)
 
 
-def _free_addresses(node: DraftNode, taken: dict[IPv4Address, str]) -> Iterator[IPv4Address]:
+def _free_addresses(
+    node: DraftNode, taken: dict[IPv4Address, str], leaving: set[IPv4Address]
+) -> Iterator[IPv4Address]:
+    """The free addresses of a node; those of pods that are about to leave come last."""
     if node.pod_cidr:
         first, last = int(node.pod_cidr.network_address), int(node.pod_cidr.broadcast_address)
         for value in range(first + 2, last):
             host = IPv4Address(value)
-            if host not in taken:
+            if host not in taken and host not in leaving:
+                yield host
+        for host in sorted(leaving):
+            if first + 2 <= int(host) < last and host not in taken:
                 yield host

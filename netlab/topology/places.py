@@ -27,7 +27,10 @@ _WARNINGS_OF_A_KIND = 5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """YAML or JSON text in UTF-8, and how to call it; `first_line` counts from 0."""
+    """YAML or JSON text in UTF-8, and how to call it; `first_line` counts from 0.
+
+    Without data it is no file, and nothing has a place in it.
+    """
 
     file: str
     data: bytes
@@ -230,7 +233,7 @@ class Complaints:
 def _with_places(complaints: list[_Complaint]) -> list[Problem]:
     roots: dict[Source, _Spot] = {}
     for complaint in complaints:
-        if complaint.origin:
+        if complaint.origin and complaint.origin.source.data:
             spot = roots.setdefault(complaint.origin.source, _Spot())
             for step in _steps(complaint):
                 spot = spot.below.setdefault(step, _Spot())
@@ -246,7 +249,7 @@ def _steps(complaint: _Complaint) -> Path:
 
 
 def _with_place(complaint: _Complaint, roots: dict[Source, _Spot]) -> Problem:
-    if complaint.origin is None:
+    if complaint.origin is None or not complaint.origin.source.data:
         return complaint.problem
     spot = roots[complaint.origin.source]
     place = Place(complaint.origin.source.file)

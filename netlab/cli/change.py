@@ -1,0 +1,288 @@
+"""`netlab apply`, `delete`, `scale`, `label` and `ready`: a lab changed while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from netlab.cli.common import (
+    lab_option,
+    namespace_option,
+    output_option,
+    print_json,
+    running_lab,
+)
+from netlab.problems import Exit, NetlabError, Problem
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from netlab.lab.edits import Changed
+    from netlab.lab.lifecycle import Outcome
+    from netlab.topology.model import Lab
+    from netlab.topology.places import Document
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _complete_object(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """`pod/pod1`, `deployment/myblog` and whatever else the lab that is up has."""
+    from click.shell_completion import CompletionItem
+
+    from netlab.lab.edits import declared_objects
+
+    try:
+        lab = running_lab(context.params.get("lab_name"))
+    except (NetlabError, OSError):
+        return []
+    keys = [key for key in declared_objects(lab) if key[0] not in ("Lab", "Pod")]
+    names = [f"pod/{pod.name}" for pod in lab.pods]
+    names += [f"{kind.lower()}/{name}" for kind, _, name in keys]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _change_options(function: F) -> F:
+    """Options that all these commands have."""
+    dry_run = click.option("--dry-run", is_flag=True, help="Only print what would change.")
+    return lab_option(namespace_option(dry_run(output_option("json", "name")(function))))
+
+
+_files = click.option(
+    "-f",
+    "--filename",
+    "files",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(allow_dash=True),
+    help='A file with Kubernetes objects, "-" for standard input; may be repeated.',
+)
+
+
+@click.command()
+@_files
+@_change_options
+def apply(
+    files: tuple[str, ...],
+    lab_name: str | None,
+    namespace: str | None,
+    dry_run: bool,
+    output: str | None,
+) -> int:
+    """Make objects of a running lab what FILE says, and leave all others alone.
+
+    An object takes on what FILE says as a whole; what netlab decided for it (addresses, node ports,
+    names of pods) stays.
+    """
+    from netlab.lab import change
+
+    if not files:
+        raise _usage("apply takes the objects from a file: -f FILE", "`-f -` is standard input")
+    stated = _read(files)
+    return _carry_out(lambda lab: change.apply(lab, stated, namespace), lab_name, dry_run, output)
+
+
+@click.command()
+@click.argument("references", metavar="[KIND/NAME]...", nargs=-1, shell_complete=_complete_object)
+@_files
+@_change_options
+def delete(
+    references: tuple[str, ...],
+    files: tuple[str, ...],
+    lab_name: str | None,
+    namespace: str | None,
+    dry_run: bool,
+    output: str | None,
+) -> int:
+    """Delete objects of a running lab, by name or as FILE names them.
+
+    With an object goes what belongs to it: the pods of a Deployment, the EndpointSlices of a
+    Service, all that is in a Namespace.
+    """
+    from netlab.lab import change
+
+    if bool(references) is bool(files):
+        raise _usage("delete takes objects, or a file that names them", "KIND/NAME, or -f FILE")
+    if references:
+        words = _objects(references)
+        return _carry_out(
+            lambda lab: change.delete(lab, words, namespace), lab_name, dry_run, output
+        )
+    stated = _read(files)
+    return _carry_out(
+        lambda lab: change.delete_stated(lab, stated, namespace), lab_name, dry_run, output
+    )
+
+
+@click.command()
+@click.argument(
+    "references", metavar="KIND/NAME...", nargs=-1, required=True, shell_complete=_complete_object
+)
+@click.option("--replicas", type=click.IntRange(min=0), required=True, help="How many pods.")
+@_change_options
+def scale(
+    references: tuple[str, ...],
+    replicas: int,
+    lab_name: str | None,
+    namespace: str | None,
+    dry_run: bool,
+    output: str | None,
+) -> int:
+    """Give a Deployment, ReplicaSet or StatefulSet more pods, or fewer: the newest go."""
+    from netlab.lab import change
+
+    words = _objects(references)
+    return _carry_out(
+        lambda lab: change.scale(lab, words, replicas, namespace), lab_name, dry_run, output
+    )
+
+
+@click.command()
+@click.argument(
+    "words",
+    metavar="KIND/NAME... KEY=VALUE|KEY-...",
+    nargs=-1,
+    required=True,
+    shell_complete=_complete_object,
+)
+@_change_options
+def label(
+    words: tuple[str, ...],
+    lab_name: str | None,
+    namespace: str | None,
+    dry_run: bool,
+    output: str | None,
+) -> int:
+    """Set labels of objects (KEY=VALUE), or take them away (KEY-).
+
+    A pod that its Deployment no longer selects is let go, and the Deployment makes another one.
+    """
+    from netlab.lab import change
+
+    references = _objects([word for word in words if not _is_label(word)])
+    labels: dict[str, str | None] = {}
+    for word in filter(_is_label, words):
+        key, equals, value = word.partition("=")
+        key = key if equals else key[:-1]
+        if key in labels:
+            raise _usage(f'the label "{key}" is changed twice', "once is enough")
+        labels[key] = value if equals else None
+    if not references or not labels:
+        lacking = "labels: KEY=VALUE sets one, KEY- takes it away" if references else "KIND/NAME"
+        raise _usage("label takes objects and labels", lacking)
+    return _carry_out(
+        lambda lab: change.label(lab, references, labels, namespace), lab_name, dry_run, output
+    )
+
+
+@click.command()
+@click.argument(
+    "references", metavar="pod/NAME...", nargs=-1, required=True, shell_complete=_complete_object
+)
+@click.option("--true/--false", "value", default=True, help="Ready, the default, or not.")
+@_change_options
+def ready(
+    references: tuple[str, ...],
+    value: bool,
+    lab_name: str | None,
+    namespace: str | None,
+    dry_run: bool,
+    output: str | None,
+) -> int:
+    """Make pods ready, or with --false not ready, as a readiness probe would."""
+    from netlab.lab import change
+
+    words = _objects(references)
+    return _carry_out(
+        lambda lab: change.ready(lab, words, value, namespace), lab_name, dry_run, output
+    )
+
+
+def _usage(message: str, hint: str) -> NetlabError:
+    return NetlabError(Problem("usage", message, hint=hint))
+
+
+def _read(files: Sequence[str]) -> list[Document]:
+    from netlab.topology.load import read_objects
+
+    stated, warnings = read_objects(files)
+    for warning in warnings:
+        click.echo(str(warning), err=True)
+    return stated
+
+
+def _objects(words: Sequence[str]) -> list[str]:
+    """`pod a b` is kubectl's way to say `pod/a pod/b`."""
+    from netlab.lab.edits import KINDS
+
+    if len(words) > 1 and words[0].lower() in KINDS and not any("/" in word for word in words):
+        return [f"{words[0]}/{word}" for word in words[1:]]
+    return list(words)
+
+
+def _is_label(word: str) -> bool:
+    return "=" in word or word.endswith("-")
+
+
+def _carry_out(
+    decide: Callable[[Lab], Changed], lab_name: str | None, dry_run: bool, output: str | None
+) -> int:
+    import gc
+
+    gc.disable()  # (as in `up`)
+    name = running_lab(lab_name).name
+    from netlab.lab import lifecycle
+
+    changed, outcome = lifecycle.change(name, decide, dry_run)
+    for warning in changed.warnings:
+        click.echo(str(warning), err=True)
+    if output == "json":
+        _print_json(changed, outcome, dry_run)
+        return int(Exit.YES)
+    for result in changed.results:
+        if output == "name":
+            click.echo(result.reference)
+        else:
+            click.echo(f"{result.reference} {result.done}{' (dry run)' * dry_run}")
+    if dry_run and output is None:
+        from netlab.datapath.describe import summary
+
+        for change in outcome.changes:
+            click.echo(summary(change))
+        click.echo(f"{len(outcome.changes)} changes; nothing was done", err=True)
+    for entry in outcome.unserved:
+        click.echo(
+            f"warning[not-served]: {entry.identity} does not answer on {entry.protocol} "
+            f"{entry.port}: {entry.reason}",
+            err=True,
+        )
+    return int(Exit.YES)
+
+
+def _print_json(changed: Changed, outcome: Outcome, dry_run: bool) -> None:
+    from netlab.datapath.describe import describe
+
+    print_json(
+        {
+            "lab": changed.lab.name,
+            "dryRun": dry_run,
+            "objects": [
+                {
+                    "kind": result.kind,
+                    **({"namespace": result.namespace} if result.namespace else {}),
+                    "name": result.name,
+                    "result": result.done,
+                }
+                for result in changed.results
+            ],
+            "changes": [
+                {"verb": c.verb, "namespace": c.namespace, "item": describe(c.item)}
+                for c in outcome.changes
+            ],
+            "unserved": [entry._asdict() for entry in outcome.unserved],
+            "elapsedSeconds": round(outcome.elapsed_s, 3),
+        }
+    )
