@@ -165,6 +165,7 @@ def test_a_pod_reaches_itself_through_its_service_masqueraded() -> None:
     ("name", "disposition", "reason", "node"),
     [
         ("no-endpoints", "rejected", "no-endpoints", "n1"),
+        ("nftables-no-endpoints", "rejected", "no-endpoints", "n1"),
         ("port-closed", "rejected", "port-closed", "n2"),
         ("rule-drop", "dropped", "dropped-by-rule", "n1"),
         ("fdb-missing", "dropped", "fdb-missing", "n1"),
@@ -182,6 +183,28 @@ def test_a_loss_has_its_place_and_reason(
     assert loss.explanation
     assert loss.fix
     assert loss.evidence
+
+
+def test_in_nftables_mode_the_element_of_a_map_says_who_is_refused() -> None:
+    _, story, explained = told("nftables-no-endpoints")
+    assert explained.drop is not None
+    assert explained.drop.where == "chain service-endpoints-check of table kube-proxy on node n1"
+    assert 'comment "demo/empty" : goto reject-chain' in explained.drop.evidence[0]
+    met = [s for hop in walk(story, "forward") for s in hop.steps if isinstance(s, Rule)]
+    assert [(rule.chain, rule.object) for rule in met[-2:]] == [
+        ("service-endpoints-check", "svc/demo/empty"),
+        ("reject-chain", "svc/demo/empty"),
+    ]
+
+
+def test_in_nftables_mode_a_statement_within_a_rule_translates() -> None:
+    _, story, _ = told("nftables-hairpin")
+    assert [
+        (nat.translation, (nat.rule or "").split()[-1]) for _, nat in story.nats("forward")
+    ] == [
+        ("dnat", "10.244.1.2:8002"),
+        ("masquerade", "fully-random"),
+    ]
 
 
 def test_a_dropping_rule_is_quoted_with_the_way_to_remove_it() -> None:

@@ -144,6 +144,8 @@ def _record_all() -> None:
     from trace_labs import namespace, trace_lab
 
     lab = trace_lab("recorded")
+    proxy = msgspec.structs.replace(lab.service_proxy, mode="nftables")
+    lab = msgspec.structs.replace(lab, service_proxy=proxy)
     node = namespace(lab, "n1")
 
     def run(*words: str) -> str:
@@ -155,6 +157,11 @@ def _record_all() -> None:
 
     lifecycle.up(lab)
     try:
+        keep("nftables-no-endpoints", "p0", "svc/empty")
+        keep("nftables-hairpin", "p0", "svc/itself")
+        proxy = msgspec.structs.replace(lab.service_proxy, mode="iptables")
+        lab = msgspec.structs.replace(lab, service_proxy=proxy)
+        lifecycle.up(lab)
         keep("remote-service", "p0", "svc/remote")
         keep("hairpin", "p0", "svc/itself")
         keep("masqueraded", "node/n1", "svc/remote")

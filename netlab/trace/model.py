@@ -168,9 +168,9 @@ class Rule(Step, frozen=True, kw_only=True):
     """A rule that matched, as `iptables-save` or `nft` prints it, and its verdict.
 
     `handle` is nftables' number of the rule; `rule` is null if the rule went away before its text
-    could be read.  `element` is the entry of a verdict map that the packet was looked up to by this
-    rule, where the verdict does not name the Service.  `object` is the Kubernetes object that the
-    rule serves.
+    could be read.  `element` is what the rule found for the packet in a verdict map of nftables,
+    unless that leads to a chain which is named after its Service.  `object` is the Kubernetes
+    object that the rule serves.
     """
 
     hook: str

@@ -28,7 +28,7 @@ class Doubt(NamedTuple):
 
 def said_by(rule: Rule, place: Place, case: Case) -> Doubt:
     """What a rule that dropped the packet says of it."""
-    return _of_endpoints(rule, place) or _of_cluster_ips(rule, place, case) or _of_any(rule, place)
+    return _of_service(rule, place) or _of_cluster_ips(rule, place, case) or _of_any(rule, place)
 
 
 def missing_service(case: Case) -> Doubt:
@@ -50,7 +50,7 @@ def missing_service(case: Case) -> Doubt:
     )
 
 
-def _of_endpoints(rule: Rule, place: Place) -> Doubt | None:
+def _of_service(rule: Rule, place: Place) -> Doubt | None:
     comment = rule.comment or ""
     served = rule.object or "the Service"
     refused = rule.element is not None and "@no-endpoint-" in (rule.rule or "")

@@ -54,8 +54,8 @@ def served_by_chain(chain: str) -> str | None:
     return f"svc/{found.group(1)}" + (f":{found.group(2)}" if found.group(2) else "")
 
 
-class Texts:
-    """Reads in the network namespace of the thread that makes it."""
+class Listing:
+    """What nft lists in the network namespace of the thread that makes this."""
 
     def __init__(self) -> None:
         import nftables

@@ -21,8 +21,8 @@ from netlab.trace.model import Rule
 from netlab.trace.nfnetlink import SUBSYSTEM_NFTABLES, request_body
 from netlab.trace.witnesses.nftables_text import (
     KUBE_PROXY,
+    Listing,
     Lookup,
-    Texts,
     lookup_of,
     served_by_chain,
 )
@@ -107,7 +107,7 @@ class RuleTexts:
 
     def _read(self, place: Place, chains: list[Chain], runs: list[Run]) -> None:
         iptables = shutil.which("iptables-nft") or shutil.which("iptables")
-        native: Texts | None = None
+        native: Listing | None = None
         with entered(place.namespace), Netlink(_NETLINK_NETFILTER) as netlink:
             for table, chain in {(run.table, run.chain) for run in runs}:
                 self._hooks[place, table, chain] = _hook(netlink, table, chain)
@@ -117,12 +117,12 @@ class RuleTexts:
                     handles = _handles(netlink, table, chain)
                     self._printing.append((each, handles, _print(iptables, table, chain)))
                 else:
-                    native = native or Texts()
+                    native = native or Listing()
                     self._texts[each] = native.rules(table, chain)
             if native:
                 self._look_up(place, runs, native)
 
-    def _look_up(self, place: Place, runs: list[Run], native: Texts) -> None:
+    def _look_up(self, place: Place, runs: list[Run], native: Listing) -> None:
         """Elements of verdict maps whose verdict does not name its Service by a chain's name."""
         for run in runs:
             for match in run.matches:
