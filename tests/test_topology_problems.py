@@ -156,7 +156,7 @@ MISTAKES = {
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
         "spec: {serviceProxy: {mode: ipvs}}\n",
         ("unsupported", 4, 29),
-        ['"ipvs"', "iptables, nftables, none"],
+        ['"ipvs"', "iptables, nftables, nftables-flat, none"],
     ),
     "feature gate of later": (
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"

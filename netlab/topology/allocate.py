@@ -14,7 +14,7 @@ from netlab.topology.places import Complaints
 from netlab.topology.pods import DraftPod
 
 OVERLAYS = ("vxlan", "host-gw")
-PROXY_MODES = ("iptables", "nftables", "none")
+PROXY_MODES = ("iptables", "nftables", "nftables-flat", "none")
 FEATURE_GATES = ("AllowServiceExternalIPs",)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import ip_network
+
+import msgspec
 
 from netlab.datapath.services.names import address_port, service_port_name
 from netlab.topology.model import Endpoint, Lab, Node, Service, ServicePort
@@ -30,8 +31,7 @@ class Verdict(enum.Enum):
     DROP = "drop"  # policy Local and no endpoint on this node: another node may have one
 
 
-@dataclass(frozen=True, slots=True)
-class ServicePortInfo:
+class ServicePortInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One port of a Service as the proxy of one family on one node sees it.
 
     Addresses are those of the family.  `cluster` and `local` are sorted by the text `ip:port`, and
@@ -90,7 +90,6 @@ def service_ports(lab: Lab, node: Node, family: int) -> list[ServicePortInfo]:
 
     Headless and ExternalName Services, and those labelled for another proxy, are not proxied.
     """
-    behind = _index(lab)
     gate = lab.service_proxy.featureGates.get("AllowServiceExternalIPs", True)
     found = []
     for service in lab.services:
@@ -98,18 +97,9 @@ def service_ports(lab: Lab, node: Node, family: int) -> list[ServicePortInfo]:
         if cluster_ip is None:
             continue
         for port in service.ports:
-            key = (service.namespace, service.name, port.name, port.protocol)
-            endpoints = _distinct(behind.get(key, ()), family)
+            endpoints = _distinct(lab.endpoints_of(service, port), family)
             found.append(_info(service, port, cluster_ip, endpoints, node, family, gate))
     return sorted(found, key=lambda info: (info.name, info.protocol))
-
-
-def _index(lab: Lab) -> dict[tuple[str, str, str, str], Endpoints]:
-    """Endpoints by namespace, Service, port name and protocol."""
-    return {
-        (entry.namespace, entry.service, entry.port_name, entry.protocol): entry.endpoints
-        for entry in lab.endpoints
-    }
 
 
 def _cluster_ip(service: Service, family: int) -> str | None:
@@ -184,6 +174,8 @@ def _hinted(ready: list[Endpoint], node: Node) -> Endpoints:
 
     Hints of one sort count only if every ready endpoint has one and some endpoint's fits.
     """
+    if not any(e.for_nodes or e.for_zones for e in ready):
+        return tuple(ready)
     for_node = tuple(e for e in ready if node.name in e.for_nodes)
     if for_node and all(e.for_nodes for e in ready):
         return for_node

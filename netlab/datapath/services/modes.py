@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from netlab.datapath.services import iptables, iptables_save, nftables
+from netlab.datapath.services import iptables, iptables_save, nftables, nftables_flat
 from netlab.datapath.state import Change, Leftovers, Rules, Ruleset, Sysctl, Tables
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Lab, Node, ProxyMode
@@ -30,6 +30,7 @@ class Mode:
 MODES: Mapping[ProxyMode, Mode] = {
     "iptables": Mode(iptables.render, iptables.sysctls),
     "nftables": Mode(nftables.render, nftables.sysctls),
+    "nftables-flat": Mode(nftables_flat.render, nftables.sysctls),
     "none": Mode(lambda lab, node: None, lambda lab, node: ()),
 }
 
@@ -63,8 +64,11 @@ def leftovers(
     if not isinstance(wanted, Ruleset):
         keep = _KUBELETS if wanted else frozenset()
         ipv4, ipv6 = (iptables_save.removal(text, keep) for text in saved)
-    own = () if isinstance(wanted, Tables) else nftables.TABLES
-    found = Leftovers(ipv4=ipv4, ipv6=ipv6, tables=tuple(name for name in own if name in tables))
+    ours = (*nftables.TABLES, *nftables_flat.TABLES)
+    wants = wanted.tables if isinstance(wanted, Tables) else ()
+    gone = tables - {f"{table.family} {table.name}" for table in wants}
+    old = tuple(name for name in ours if name in gone)
+    found = Leftovers(ipv4=ipv4, ipv6=ipv6, tables=old)
     if found != Leftovers():
         changes.append(Change(verb="delete", namespace=namespace, item=found))
     if wanted is None and any(chain in ipv4 for chain in _KUBELETS):

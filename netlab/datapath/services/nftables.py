@@ -45,23 +45,14 @@ def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
 def _table(lab: Lab, node: Node, family: int) -> Table:
     proxy = lab.service_proxy
     ip = "ip" if family == 4 else "ip6"
-    node_ports = _node_port_addresses(proxy, node, family)
-    rejected = _rejected_on_localhost(proxy, node_ports)
-    proxier = Proxier(
-        ip=ip,
-        node=node.name,
-        node_ip=node_ip(node, family),
-        detector=local_detector(proxy, node, family),
-        masquerade=f"meta mark set meta mark | {_mark(proxy)}",
-        rejected_on_localhost=rejected or (),
-    )
+    node_ports = primary_node_ports(proxy, node, family)
+    rejected = rejected_on_localhost(proxy, node_ports)
+    proxier = proxier_of(lab, node, family)
     table = TableText(ip, "kube-proxy", "rules for kube-proxy")
     _add_sets(table, ip, match_all=node_ports.match_all, localhost=rejected)
     if not node_ports.match_all:
-        for address in node_ports.of(own_addresses(lab, node, family)):
-            if not ip_address(address).is_loopback:
-                table.element("nodeport-ips", address)
-    _add_base_chains(table)
+        add_node_port_addresses(table, node_ports, own_addresses(lab, node, family))
+    add_base_chains(table)
     _add_chains(table, lab, proxier, node_ports.match_all, localhost=rejected is not None)
     for protocol in rejected or ():
         counter = f"localhost-nodeport-rejected-{protocol}"
@@ -72,18 +63,42 @@ def _table(lab: Lab, node: Node, family: int) -> Table:
     return table.table()
 
 
-def _mark(proxy: ServiceProxy) -> str:
+def proxier_of(lab: Lab, node: Node, family: int) -> Proxier:
+    """What the rules of all Services of one family (4 or 6) on one node depend on."""
+    proxy = lab.service_proxy
+    node_ports = primary_node_ports(proxy, node, family)
+    return Proxier(
+        ip="ip" if family == 4 else "ip6",
+        node=node.name,
+        node_ip=node_ip(node, family),
+        detector=local_detector(proxy, node, family),
+        masquerade=f"meta mark set meta mark | {mark(proxy)}",
+        rejected_on_localhost=rejected_on_localhost(proxy, node_ports) or (),
+    )
+
+
+def add_node_port_addresses(
+    table: TableText, node_ports: NodePortAddresses, own: list[str]
+) -> None:
+    """Elements of nodeport-ips: those of the node's addresses that take NodePorts."""
+    for address in node_ports.of(own):
+        if not ip_address(address).is_loopback:
+            table.element("nodeport-ips", address)
+
+
+def mark(proxy: ServiceProxy) -> str:
+    """The bit of the packet mark that means: masquerade."""
     return f"{1 << proxy.nftables.masqueradeBit:#010x}"
 
 
-def _node_port_addresses(proxy: ServiceProxy, node: Node, family: int) -> NodePortAddresses:
+def primary_node_ports(proxy: ServiceProxy, node: Node, family: int) -> NodePortAddresses:
     """Unlike in iptables mode the default is the node's primary address, not every one."""
     if not proxy.nodePortAddresses:
         proxy = replace(proxy, nodePortAddresses=("primary",))
     return node_port_addresses(proxy, node, family)
 
 
-def _rejected_on_localhost(
+def rejected_on_localhost(
     proxy: ServiceProxy, node_ports: NodePortAddresses
 ) -> tuple[str, ...] | None:
     """Protocols whose NodePorts are refused on loopback; None without the feature gate.
@@ -136,7 +151,8 @@ def _add_sets(
         table.set(name, type_, f'comment "{comment}"')
 
 
-def _add_base_chains(table: TableText) -> None:
+def add_base_chains(table: TableText) -> None:
+    """The chains on the hooks, which only jump."""
     new = "ct state new jump "
     for chain, hook, rules in (
         (
@@ -189,16 +205,23 @@ def _add_chains(
     table.chain("firewall-check", f"{service} @firewall-ips")
     table.chain(
         "services",
-        *_masquerade_cluster_ips(lab.service_proxy, proxier),
+        *masquerade_cluster_ips(lab.service_proxy, proxier),
         f"{service} @service-ips",
         f"{'fib daddr type local ' if match_all else ''}{to_node} {port} @service-nodeports",
     )
-    mark = _mark(lab.service_proxy)
+    add_postrouting_and_checks(table, lab, proxier)
+    helps = "helper for @no-endpoint-services / @no-endpoint-nodeports"
+    table.chain("reject-chain", f'comment "{helps}"', "reject")
+
+
+def add_postrouting_and_checks(table: TableText, lab: Lab, proxier: Proxier) -> None:
+    """The chains that masquerade, and that stop what is still for a ClusterIP."""
+    ip = proxier.ip
+    bit = mark(lab.service_proxy)
     table.chain(
         "masquerading",
         # the mark goes first: the outer packet of an overlay would inherit it
-        f"meta mark & {mark} != 0x00000000 meta mark set meta mark ^ {mark} "
-        "masquerade fully-random",
+        f"meta mark & {bit} != 0x00000000 meta mark set meta mark ^ {bit} masquerade fully-random",
         f"ct status dnat {ip} saddr . {ip} daddr . meta l4proto . th dport @hairpin-connections "
         "masquerade fully-random",
     )
@@ -211,11 +234,9 @@ def _add_chains(
         what = "Drop traffic to unallocated ClusterIPs"
         rule = f'{ip} daddr {addresses(cidrs)} drop comment "{what}"'
         table.chain("cluster-ips-check", rule)
-    helps = "helper for @no-endpoint-services / @no-endpoint-nodeports"
-    table.chain("reject-chain", f'comment "{helps}"', "reject")
 
 
-def _masquerade_cluster_ips(proxy: ServiceProxy, proxier: Proxier) -> list[str]:
+def masquerade_cluster_ips(proxy: ServiceProxy, proxier: Proxier) -> list[str]:
     """Mark what comes to a ClusterIP from elsewhere than a pod: its reply must come back here."""
     to = f"{proxier.ip} daddr @cluster-ips"
     if proxy.nftables.masqueradeAll:

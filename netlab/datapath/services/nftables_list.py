@@ -40,6 +40,10 @@ class TableText:
         """An element of a set or map that was declared; once is enough."""
         self._sets[name][1].add(element)
 
+    def elements(self, name: str, elements: Iterable[str]) -> None:
+        """Many elements of one set or map."""
+        self._sets[name][1].update(elements)
+
     def chain(self, name: str, *lines: str) -> None:
         """A chain with its rules, or further rules of a chain."""
         self._chains.setdefault(name, []).extend(lines)
@@ -84,7 +88,13 @@ def duration(seconds: int) -> str:
 
 
 def addresses(networks: Iterable[str]) -> str:
-    """Networks as the right side of a match; nft joins those that overlap or lie side by side."""
+    """Networks as the right side of a match."""
+    found = ranges(networks)
+    return found[0] if len(found) == 1 else f"{{ {', '.join(found)} }}"
+
+
+def ranges(networks: Iterable[str]) -> list[str]:
+    """Networks in order; as nft does, those that overlap or lie side by side are joined."""
     joined: list[tuple[int, int]] = []
     parsed = [ip_network(text) for text in networks]
     for network in sorted(parsed, key=lambda n: int(n.network_address)):
@@ -94,8 +104,7 @@ def addresses(networks: Iterable[str]) -> str:
         else:
             joined.append((first, last))
     address = IPv4Address if parsed[0].version == 4 else IPv6Address
-    ranges = [_range(address(first), address(last)) for first, last in joined]
-    return ranges[0] if len(ranges) == 1 else f"{{ {', '.join(ranges)} }}"
+    return [_range(address(first), address(last)) for first, last in joined]
 
 
 def _range(first: IPv4Address | IPv6Address, last: IPv4Address | IPv6Address) -> str:

@@ -47,8 +47,8 @@ def add_service(table: TableText, proxier: Proxier, info: ServicePortInfo) -> No
     _add_addresses(table, proxier, info, names)
     if info.externally_accessible and info.has_any:
         table.chain(names.external, *_external(proxier, info, names))
-    if _has_firewall(info):
-        sources = addresses(_allowed(proxier, info))
+    if has_firewall(info):
+        sources = addresses(allowed_sources(proxier, info))
         table.chain(names.firewall, f"{proxier.ip} saddr != {sources} drop")
     if info.cluster:
         table.chain(names.cluster, *_choice(proxier, info, info.cluster))
@@ -60,6 +60,11 @@ def add_service(table: TableText, proxier: Proxier, info: ServicePortInfo) -> No
             table.element("hairpin-connections", f"{itself} . {info.protocol} . {endpoint.port}")
         if info.affinity_s is not None:
             _add_affinity(table, proxier, info, endpoint, info.affinity_s)
+
+
+def comment(info: ServicePortInfo) -> str:
+    """The name of a Service port, for an element of a set."""
+    return info.name.encode()[:_COMMENT].decode()
 
 
 class _Names:
@@ -76,7 +81,7 @@ def _add_addresses(
     table: TableText, proxier: Proxier, info: ServicePortInfo, names: _Names
 ) -> None:
     """Elements that lead from an address and port of the Service to a chain or to a refusal."""
-    why = f' comment "{info.name.encode()[:_COMMENT].decode()}" : '
+    why = f' comment "{comment(info)}" : '
     refusals = {Verdict.REJECT: f"{why}goto reject-chain", Verdict.DROP: f"{why}drop"}
     to_port = f"{info.protocol} . {info.port}"
     cluster_ip = f"{info.cluster_ip} . {to_port}"
@@ -95,7 +100,7 @@ def _add_addresses(
             table.element("service-ips", f"{key} : goto {names.external}")
         if info.external is not Verdict.FORWARD:
             table.element("no-endpoint-services", key + refusals[info.external])
-    if _has_firewall(info):
+    if has_firewall(info):
         for ip in info.load_balancer_ips:
             table.element("firewall-ips", f"{ip} . {to_port} : goto {names.firewall}")
     if info.node_port:
@@ -126,11 +131,12 @@ def _external(proxier: Proxier, info: ServicePortInfo, names: _Names) -> list[st
     return rules
 
 
-def _has_firewall(info: ServicePortInfo) -> bool:
+def has_firewall(info: ServicePortInfo) -> bool:
+    """Whether not everybody may use the Service's load balancer."""
     return bool(info.load_balancer_ips and info.source_ranges)
 
 
-def _allowed(proxier: Proxier, info: ServicePortInfo) -> list[str]:
+def allowed_sources(proxier: Proxier, info: ServicePortInfo) -> list[str]:
     """Networks that may use the load balancer."""
     sources = list(info.source_ranges)
     ip = proxier.node_ip

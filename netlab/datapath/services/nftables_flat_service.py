@@ -1,0 +1,170 @@
+"""What one Service port adds to the maps of nftables-flat mode: elements, and nothing else.
+
+An address and port of a Service leads to endpoints at one of four *sites*, each with maps of its
+own: at the address of a Service or at a NodePort, and there to all endpoints or, where policy
+Local asks for it, to those of the node.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from netlab.datapath.services.endpoints import Endpoints, ServicePortInfo, Verdict
+from netlab.datapath.services.names import address_port
+from netlab.datapath.services.nftables_list import ranges
+from netlab.datapath.services.nftables_service import (
+    Proxier,
+    allowed_sources,
+    comment,
+    has_firewall,
+)
+from netlab.problems import NetlabError, Problem
+
+# Bits of a way's number for the endpoints; the others take a day in seconds, Kubernetes' longest.
+_ENDPOINT_BITS = 15
+
+
+class Site:
+    """Where a packet's endpoint is chosen: a chain and its maps, named alike."""
+
+    def __init__(self, name: str, *, is_node_port: bool) -> None:
+        self.name = name
+        self.is_node_port = is_node_port
+        self.ways = f"{name}-ways"  # key: how many endpoints, and how long clients are remembered
+        self.chains = f"{name}-chains"  # that to the chain which chooses
+        self.endpoints = f"{name}-endpoints"  # key and place: endpoint
+        self.affinity = f"{name}-affinity"  # key and place: number of an endpoint that remembers
+
+
+SERVICE = Site("service", is_node_port=False)
+LOCAL_SERVICE = Site("local-service", is_node_port=False)
+NODEPORT = Site("nodeport", is_node_port=True)
+LOCAL_NODEPORT = Site("local-nodeport", is_node_port=True)
+
+
+def way_number(endpoints: int, seconds: int) -> int:
+    """Among how many endpoints to choose and for how many seconds to remember it, as one number.
+
+    No seconds: not to be remembered.  It depends on nothing else, so no Service changes another's.
+    """
+    return seconds << _ENDPOINT_BITS | endpoints
+
+
+def way_of(number: int) -> tuple[int, int]:
+    """Endpoints and seconds of a way's number."""
+    return number & (1 << _ENDPOINT_BITS) - 1, number >> _ENDPOINT_BITS
+
+
+@dataclass(slots=True)
+class Elements:
+    """Elements of all Services, by set."""
+
+    by_set: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    ways: defaultdict[Site, set[int]] = field(default_factory=lambda: defaultdict(set))
+    numbers: dict[int, str] = field(default_factory=dict)  # of endpoints that remember clients
+
+
+def class_id(number: int) -> str:
+    """32 bits as nft prints a `classid`, the type of `meta priority`; not 0 nor the highest."""
+    return f"{number >> 16:x}:{number & 0xFFFF:x}"
+
+
+def add_service(elements: Elements, proxier: Proxier, info: ServicePortInfo) -> None:
+    """Everything of one Service port."""
+    to_port = f"{info.protocol} . {info.port}"
+    key = f"{info.cluster_ip} . {to_port}"
+    by_set = elements.by_set
+    by_set["cluster-ips"].append(info.cluster_ip)
+    if info.internal is Verdict.FORWARD:
+        chosen = info.local if info.internal_local else info.cluster
+        _add_choice(elements, SERVICE, key, info, chosen)
+    else:
+        _add_refusal(elements, "services", key, info, info.internal)
+    for ip in info.external_ips + info.load_balancer_ips:
+        _add_external(elements, f"{ip} . {to_port}", info, SERVICE, LOCAL_SERVICE)
+    if info.node_port:
+        key = f"{info.protocol} . {info.node_port}"
+        _add_external(elements, key, info, NODEPORT, LOCAL_NODEPORT)
+        if info.protocol in proxier.rejected_on_localhost:
+            by_set["localhost-nodeports"].append(key)
+    if has_firewall(info):
+        sources = ranges(allowed_sources(proxier, info))
+        for ip in info.load_balancer_ips:
+            by_set["firewall-services"].append(f"{ip} . {to_port}")
+            by_set["firewall-sources"] += (f"{ip} . {to_port} . {source}" for source in sources)
+    for endpoint in info.reachable:
+        if endpoint.node == proxier.node:
+            itself = f"{endpoint.address} . {endpoint.address}"
+            by_set["hairpin-connections"].append(f"{itself} . {info.protocol} . {endpoint.port}")
+
+
+def _add_external(
+    elements: Elements, key: str, info: ServicePortInfo, everywhere: Site, here: Site
+) -> None:
+    """An external address or a NodePort."""
+    kind = "nodeports" if everywhere.is_node_port else "services"
+    if info.has_any:
+        _add_choice(elements, everywhere, key, info, info.cluster)
+        policy = "local" if info.external_local else "masqueraded"
+        elements.by_set[f"{policy}-{kind}"].append(key)
+        if info.external_local and info.local:
+            _add_choice(elements, here, key, info, info.local)
+    # Under policy Local this too: pods and the node are translated before anything is refused.
+    if info.external is not Verdict.FORWARD:
+        _add_refusal(elements, kind, key, info, info.external)
+
+
+def _add_refusal(
+    elements: Elements, kind: str, key: str, info: ServicePortInfo, verdict: Verdict
+) -> None:
+    which = "no-endpoint" if verdict is Verdict.REJECT else "no-local-endpoint"
+    elements.by_set[f"{which}-{kind}"].append(f'{key} comment "{comment(info)}"')
+
+
+def _add_choice(
+    elements: Elements, site: Site, key: str, info: ServicePortInfo, endpoints: Endpoints
+) -> None:
+    """The way from a key to one of several endpoints."""
+    if len(endpoints) >> _ENDPOINT_BITS:
+        raise _too_many(info, len(endpoints))
+    by_set = elements.by_set
+    way = way_number(len(endpoints), info.affinity_s or 0)
+    elements.ways[site].add(way)
+    by_set[site.ways].append(f"{key} : {class_id(way)}")
+    if not info.affinity_s:
+        by_set[site.endpoints] += [
+            f"{key} . 0:{place:x} : {endpoint.address} . {endpoint.port}"
+            for place, endpoint in enumerate(endpoints, 1)
+        ]
+        return
+    for place, endpoint in enumerate(endpoints, 1):
+        number = class_id(_number(elements, info, address_port(endpoint)))
+        by_set[site.affinity].append(f"{key} . 0:{place:x} : {number}")
+        by_set["affinity-endpoints"].append(f"{number} : {endpoint.address} . {endpoint.port}")
+
+
+def _number(elements: Elements, info: ServicePortInfo, endpoint: str) -> int:
+    """Number of an endpoint of a Service port, the same for all its addresses and policies.
+
+    A checksum, so that it does not depend on other Services; the next one that is free where two
+    have the same.
+    """
+    name = f"{info.name}/{info.protocol}/{endpoint}"
+    number = zlib.crc32(name.encode())
+    while number in (0, 0xFFFFFFFF) or elements.numbers.setdefault(number, name) != name:
+        number = (number + 1) & 0xFFFFFFFF
+    return number
+
+
+def _too_many(info: ServicePortInfo, count: int) -> NetlabError:
+    most = (1 << _ENDPOINT_BITS) - 1
+    return NetlabError(
+        Problem(
+            "unsupported",
+            f"Service {info.name}: {count} endpoints are more than mode nftables-flat takes, "
+            f"{most} for a port",
+            hint="serviceProxy mode nftables takes them",
+        )
+    )

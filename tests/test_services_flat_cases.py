@@ -1,0 +1,337 @@
+"""The table of cases in each mode of the service proxy, by packets on the real kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+from msgspec.structs import replace
+
+from netlab.datapath.state import namespace_name
+from netlab.kernel.namespaces import entered
+from netlab.lab import lifecycle
+from netlab.topology.model import DetectLocal, Lab, Protocol, ProxyMode, ServiceProxy
+from service_cases import (
+    CASES,
+    DROPPED,
+    N1,
+    REFUSED,
+    Case,
+    cases_lab,
+    cluster_ip,
+    external_ip,
+    load_balancer_ip,
+    node_port,
+)
+
+pytestmark = pytest.mark.kernel
+
+MODES: tuple[ProxyMode, ...] = ("nftables", "nftables-flat", "iptables")
+NFTABLES: tuple[ProxyMode, ...] = ("nftables", "nftables-flat")
+
+PODS = {"p0": "10.244.1.2", "p1": "10.244.2.2", "p2": "10.244.1.3", "p3": "10.244.2.3"}
+OWN = {**PODS, "outside": "172.21.32.1"}
+MASQUERADED = {"10.244.1.1", "10.244.1.0"}  # of cbr0 and flannel.1 on n1
+
+
+class Answer(NamedTuple):
+    """What a client hears: who answers and which client it sees, or why nobody does."""
+
+    who: str
+    client: str = ""
+
+
+class Probes:
+    """A lab that is up, and its clients."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def namespace(self, client: str) -> str:
+        if client in PODS:
+            return namespace_name(self.lab.name, "demo", client)
+        return namespace_name(self.lab.name, "_switch" if client == "outside" else client)
+
+    def ask(
+        self,
+        client: str,
+        address: str,
+        port: int = 80,
+        protocol: Protocol = "TCP",
+        *,
+        source: str = "",
+        patience: float = 5,
+    ) -> Answer:
+        kind = socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with entered(self.namespace(client)), socket.socket(family, kind) as connection:
+            connection.settimeout(patience)
+            try:
+                if source:
+                    connection.bind((source, 0))
+                connection.connect((address, port))
+                if protocol == "TCP":
+                    return _http(connection)
+                return _datagrams(connection)
+            except ConnectionRefusedError:
+                return Answer(REFUSED)
+            except TimeoutError:
+                return Answer(DROPPED)
+
+    def pods(self, client: str, address: str, port: int = 80, times: int = 12) -> set[str]:
+        """Who answers one client, asked several times."""
+        return {self.ask(client, address, port).who for _ in range(times)}
+
+
+def _http(connection: socket.socket) -> Answer:
+    """Two requests on one connection: who, and whom it sees."""
+    return Answer(_get(connection, "/hostname"), _get(connection, "/clientip").split(":")[0])
+
+
+def _get(connection: socket.socket, path: str) -> str:
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer or not answer.endswith(b"\n"):
+        received = connection.recv(4096)
+        assert received, answer
+        answer += received
+    return answer.partition(b"\r\n\r\n")[2].decode().strip()
+
+
+def _datagrams(connection: socket.socket) -> Answer:
+    said = []
+    for question in (b"hostname", b"clientip"):
+        connection.send(question)
+        said.append(connection.recv(2048).decode().strip())
+    return Answer(said[0], said[1].split(":")[0])
+
+
+def _run(namespace: str, command: str) -> None:
+    inside = ["ip", "netns", "exec", namespace, *command.split()]
+    subprocess.run(inside, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def _up(mode: ProxyMode, **proxy: object) -> Iterator[Probes]:
+    lab = cases_lab()
+    changed = replace(lab.service_proxy, mode=mode, **proxy)
+    lab = replace(lab, service_proxy=changed)
+    probes = Probes(lab)
+    try:
+        lifecycle.up(lab)
+        outside = probes.namespace("outside")
+        # External addresses are reached by way of n1, and ClusterIPs too.
+        _run(outside, f"ip route add 203.0.113.0/24 via {N1}")
+        _run(outside, f"ip route add 10.96.0.0/12 via {N1}")
+        # Refusals are ICMP errors, of which the kernel sends one client a few in a second.
+        for node in ("n1", "n2"):
+            _run(probes.namespace(node), "sysctl net.ipv4.icmp_ratelimit=0")
+        yield probes
+    finally:
+        lifecycle.down(lab.name)
+
+
+@pytest.fixture(scope="module", params=MODES)
+def probes(request: pytest.FixtureRequest) -> Iterator[Probes]:
+    """The lab of the cases in one mode."""
+    with _up(request.param) as up:
+        yield up
+
+
+def check(probes: Probes, case: Case) -> None:
+    mode = probes.lab.service_proxy.mode
+    expected = case.of(mode)
+    if expected is None:
+        return
+    ask = (case.client, case.address, case.port, case.protocol)
+    if expected in (REFUSED, DROPPED):
+        assert probes.ask(*ask, patience=0.5 if expected == DROPPED else 5).who == expected
+        return
+    missing, seen = set(expected.split()), set()
+    # 30 tries an endpoint: the last one is missed once in 10^12 runs
+    for _ in range(30 * len(missing)):
+        answer = probes.ask(*ask)
+        assert answer.who in expected.split()
+        seen.add((answer.who, answer.client))
+        missing.discard(answer.who)
+        if not missing:
+            break
+    assert not missing
+    for who, client in seen if case.seen else ():
+        # Who meets itself would answer itself past the Service.
+        if case.seen == "masqueraded" or who == case.client:
+            assert client in MASQUERADED
+        else:
+            assert client == OWN[case.client]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_packets_to_services(probes: Probes, case: Case) -> None:
+    check(probes, case)
+
+
+STICKY_KEYS = (
+    (cluster_ip("sticky"), 80),
+    (external_ip("sticky"), 80),
+    (load_balancer_ip("sticky"), 80),
+    (N1, node_port("sticky")),
+)
+
+
+@pytest.mark.parametrize("client", ["p0", "p3", "n1", "outside"])
+def test_a_client_is_remembered_at_all_addresses_of_a_port(probes: Probes, client: str) -> None:
+    keys = STICKY_KEYS if client != "p3" else STICKY_KEYS[:1]
+    answers = {probes.ask(client, *key).who for key in keys for _ in range(8)}
+    assert len(answers) == 1
+    assert answers < {"p0", "p1", "p2", "p3"}
+
+
+@pytest.fixture
+def sources(probes: Probes) -> Iterator[list[str]]:
+    """Addresses of the machine outside, none of which any endpoint knows."""
+    addresses = [f"172.21.32.{host}" for host in range(101, 141)]
+    for address in addresses:
+        _run(probes.namespace("outside"), f"ip address add {address}/32 dev lo")
+    yield addresses
+    for address in addresses:
+        _run(probes.namespace("outside"), f"ip address del {address}/32 dev lo")
+
+
+def test_each_client_is_remembered_by_itself_and_each_port_too(
+    probes: Probes, sources: list[str]
+) -> None:
+    def endpoint(source: str, protocol: Protocol) -> str:
+        return probes.ask("outside", external_ip("sticky"), protocol=protocol, source=source).who
+
+    tcp = [endpoint(source, "TCP") for source in sources]
+    assert set(tcp) == {"p0", "p1", "p2", "p3"}
+    udp = [endpoint(source, "UDP") for source in sources]
+    assert set(udp) == {"p0", "p1", "p2", "p3"}
+    assert tcp != udp
+    assert [endpoint(source, "TCP") for source in sources] == tcp
+    assert [endpoint(source, "UDP") for source in sources] == udp
+
+
+def test_who_is_remembered_counts_only_where_policy_allows_it(
+    probes: Probes, sources: list[str]
+) -> None:
+    """Through the ClusterIP to any endpoint, through the load balancer to those of the node."""
+
+    def endpoint(source: str, address: str) -> str:
+        return probes.ask("outside", address, source=source).who
+
+    everywhere, here = cluster_ip("sticky-local"), external_ip("sticky-local")
+    first = [endpoint(source, everywhere) for source in sources]
+    assert set(first) == {"p0", "p1", "p2", "p3"}
+    second = [endpoint(source, here) for source in sources]
+    for before, now in zip(first, second, strict=True):
+        assert now == before if before in ("p0", "p2") else now in ("p0", "p2")
+    # Where two know the client, the first in the order of addresses is asked first.
+    assert [endpoint(source, everywhere) for source in sources] == second
+
+
+def test_a_client_is_forgotten_when_the_time_is_over(probes: Probes) -> None:
+    ask = ("p0", cluster_ip("sticky-briefly"))
+    first = probes.ask(*ask).who
+    for _ in range(30):  # a new choice may be the old one, once in four
+        time.sleep(1.2)  # nothing tells that the kernel has forgotten
+        if probes.ask(*ask).who != first:
+            return
+    pytest.fail("always the same endpoint")
+
+
+def test_sctp_is_translated(probes: Probes) -> None:
+    """An INIT behind the DNAT; there need not be any SCTP in the kernel."""
+    from scapy.layers.inet import IP
+    from scapy.layers.sctp import SCTP, SCTPChunkInit
+
+    init = SCTP(sport=4000, dport=80) / SCTPChunkInit(init_tag=7, n_in_streams=1, n_out_streams=1)
+    packet = bytes(IP(src=PODS["p0"], dst=cluster_ip("single")) / init)
+    raw = (socket.AF_INET, socket.SOCK_RAW)
+    with entered(probes.namespace("p3")):
+        receiver = socket.socket(*raw, socket.IPPROTO_SCTP)
+    with entered(probes.namespace("p0")):
+        sender = socket.socket(*raw, socket.IPPROTO_RAW)
+    with receiver, sender:
+        receiver.settimeout(5)
+        sender.sendto(packet, (cluster_ip("single"), 0))
+        received = IP(receiver.recv(4096))
+    assert (received.src, received.dst) == (PODS["p0"], PODS["p3"])
+    assert (received[SCTP].dport, received[SCTPChunkInit].init_tag) == (8002, 7)
+
+
+VARIANTS = {
+    "every address takes NodePorts": (
+        {"nodePortAddresses": ("0.0.0.0/0",)},
+        [
+            Case("", "p0", "10.244.1.1", "p1 p2 p3", port=node_port("cluster"), seen="masqueraded"),
+            Case("", "outside", N1, "p1 p2 p3", port=node_port("cluster"), seen="masqueraded"),
+            Case("", "outside", N1, "p0 p2", port=node_port("local"), seen="own"),
+            Case("", "p0", "10.244.1.1", "p0 p1 p2 p3", port=node_port("local"), seen="own"),
+            Case("", "p0", "10.244.1.1", REFUSED, port=node_port("empty")),
+            Case("", "outside", N1, DROPPED, port=node_port("remote")),
+            Case("", "n1", "127.0.0.1", REFUSED, port=node_port("cluster")),
+            Case("", "p0", cluster_ip("web"), REFUSED, port=node_port("cluster")),
+        ],
+    ),
+    "masqueradeAll, pods known by their bridge": (
+        {
+            "detectLocalMode": "BridgeInterface",
+            "detectLocal": DetectLocal(bridgeInterface="cbr0"),
+            "nftables": replace(ServiceProxy().nftables, masqueradeAll=True, masqueradeBit=9),
+        },
+        [
+            Case("", "p0", cluster_ip("web"), "p1 p2 p3", seen="masqueraded"),
+            Case("", "p0", external_ip("local"), "p0 p1 p2 p3", seen="own"),
+            Case("", "outside", external_ip("local"), "p0 p2", seen="own"),
+        ],
+    ),
+    "pods known by the names of their links": (
+        {
+            "detectLocalMode": "InterfaceNamePrefix",
+            "detectLocal": DetectLocal(interfaceNamePrefix="cb"),
+        },
+        [
+            Case("", "p0", cluster_ip("web"), "p1 p2 p3", seen="own"),
+            Case("", "n1", cluster_ip("web"), "p1 p2 p3", seen="masqueraded"),
+            Case("", "p0", external_ip("local"), "p0 p1 p2 p3", seen="own"),
+        ],
+    ),
+    "pods not known": (
+        {"clusterCIDR": ""},
+        [
+            Case("", "p0", cluster_ip("web"), "p1 p2 p3", seen="own"),
+            Case("", "p0", external_ip("local"), "p0 p2", seen="own"),
+            Case("", "n1", external_ip("local"), "p0 p1 p2 p3", seen="masqueraded"),
+            Case("", "p0", external_ip("cluster"), "p1 p2 p3", seen="masqueraded"),
+        ],
+    ),
+    "NodePorts refused on loopback, external IPs not served": (
+        {
+            "featureGates": {
+                "KubeProxyNFTablesLocalhostNodePorts": True,
+                "AllowServiceExternalIPs": False,
+            }
+        },
+        [
+            Case("", "n1", "127.0.0.1", REFUSED, port=node_port("cluster")),
+            Case("", "n1", "127.0.0.1", REFUSED, port=node_port("cluster"), protocol="UDP"),
+            Case("", "outside", N1, "p1 p2 p3", port=node_port("cluster")),
+            Case("", "p0", load_balancer_ip("cluster"), "p1 p2 p3"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("mode", "variant"), list(itertools.product(NFTABLES, VARIANTS)))
+def test_settings_of_the_proxy(mode: ProxyMode, variant: str) -> None:
+    settings, cases = VARIANTS[variant]
+    with _up(mode, **settings) as probes:
+        for case in cases:
+            check(probes, case)
