@@ -98,18 +98,23 @@ def _run() -> int:
         return int(Exit.INTERRUPTED)
     except click.ClickException as error:
         return _usage(error)
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has seen enough
+        _forget_output()
         return 128 + 13
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF):
             return _unexpected(error)
+        _forget_output()
         click.echo(f"error[output]: the output cannot be written: {error.strerror}", err=True)
         return int(Exit.MACHINE)
     except Exception as error:
         return _unexpected(error)
     return result if isinstance(result, int) else int(Exit.YES)
+
+
+def _forget_output() -> None:
+    """What is still to be written goes nowhere; Python would complain once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unexpected(error: Exception) -> int:

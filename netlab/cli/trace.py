@@ -86,4 +86,3 @@ def trace(
         print_trace(found, Console(highlight=False))
     exits = {"delivered": Exit.YES, "unobserved": Exit.UNOBSERVED}
     return exits.get(found.disposition, Exit.NO)
-
