@@ -715,3 +715,51 @@ def test_a_word_that_is_no_topology() -> None:
 def test_a_name_for_the_lab_that_is_none() -> None:
     with pytest.raises(NetlabError, match="bad-name"):
         load("one-node", name="../x")
+
+
+def test_mistakes_of_one_object_and_between_objects_come_together(tmp_path: Path) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text(
+        """\
+kind: Pod
+apiVersion: v1
+metadata: {name: "../x"}
+---
+kind: Pod
+apiVersion: v1
+metadata: {name: p1}
+spec: {nodeName: nowhere}
+---
+kind: Service
+apiVersion: v1
+metadata: {name: s}
+spec: {clusterIP: 9.9.9.9, ports: [{port: 80}]}
+"""
+    )
+    with pytest.raises(NetlabError) as caught:
+        load(file)
+    assert [problem.code for problem in caught.value.problems] == [
+        "bad-name",
+        "unknown-node",
+        "outside-cidr",
+    ]
+
+
+def test_what_follows_from_a_node_that_cannot_be_read_is_not_told(tmp_path: Path) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text(
+        """\
+kind: Node
+apiVersion: v1
+metadata: {name: n1}
+spec: {podCIDR: nonsense}
+---
+kind: Pod
+apiVersion: v1
+metadata: {name: p1}
+spec: {nodeName: n1}
+"""
+    )
+    with pytest.raises(NetlabError) as caught:
+        load(file)
+    assert "unknown-node" not in [problem.code for problem in caught.value.problems]

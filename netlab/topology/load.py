@@ -41,6 +41,9 @@ def load(source: str | os.PathLike[str], name: str | None = None) -> Loaded:
     path = _path(source)
     found = Complaints()
     objects = _gathered([path], found)
+    if not objects.frame_is_whole():
+        # What follows from a Lab or Node that could not be read is not worth telling.
+        found.raise_errors()
     lab = allocate(objects, _name_of(path), found)
     if name is not None:
         lab = _renamed(lab, name)
@@ -56,6 +59,7 @@ def read_objects(
     """
     found = Complaints()
     objects = _gathered([_path(source) for source in sources], found)
+    found.raise_errors()
     return objects.declared, found.warnings()
 
 
@@ -66,12 +70,13 @@ def _path(source: str | os.PathLike[str]) -> str:
 
 def _gathered(paths: Sequence[str], found: Complaints) -> Objects:
     stated = {path: documents(read(path), path, found) for path in paths}
-    objects = gather([document for inside in stated.values() for document in inside], found)
-    found.raise_errors()
     for path, inside in stated.items():
-        if not inside:
+        if not inside and not found.has_errors():
             found.placed(Problem("empty-file", f"{path} has no object in it", Place(path)))
-    found.raise_errors()
+    readable = not found.has_errors()
+    objects = gather([document for inside in stated.values() for document in inside], found)
+    if not readable:
+        found.raise_errors()
     return objects
 
 

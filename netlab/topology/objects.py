@@ -52,6 +52,15 @@ class Objects:
     # Pods that go: what they have is not free yet.
     leaving: list[model.Pod] = field(default_factory=list)
 
+    def frame_is_whole(self) -> bool:
+        """Whether every Lab, Node and ServiceCIDR that was declared is among the objects."""
+        kinds = Counter(document.value["kind"] for document in self.declared)
+        return (
+            kinds["Lab"] <= (self.lab is not None)
+            and kinds["Node"] == len(self.nodes)
+            and kinds["ServiceCIDR"] == len(self.service_cidrs)
+        )
+
     def add(self, item: Any, origin: Origin) -> None:
         """Sort one object in."""
         if isinstance(item, k8s.Controller):

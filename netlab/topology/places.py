@@ -207,6 +207,10 @@ class Complaints:
         """Note a problem whose place is known."""
         self._found.append(_Complaint(problem, None, (), at_key=False))
 
+    def has_errors(self) -> bool:
+        """Whether anything found is more than a warning."""
+        return any(not found.problem.warning for found in self._found)
+
     def raise_errors(self) -> None:
         """End here with all errors found, if there are any; warnings stay unsaid then."""
         errors = [found for found in self._found if not found.problem.warning]
