@@ -123,8 +123,8 @@ def _info(
     family: int,
     allow_external_ips: bool,
 ) -> ServicePortInfo:
-    external_ips = tuple(ip for ip in service.external_ips if _is_of(ip, family))
-    load_balancer_ips = tuple(ip for ip in service.load_balancer_ips if _is_of(ip, family))
+    external_ips = _of(family, service.external_ips)
+    load_balancer_ips = _of(family, service.load_balancer_ips)
     accessible = bool(port.node_port or external_ips or load_balancer_ips)
     external = service.type in ("NodePort", "LoadBalancer") or bool(service.external_ips)
     internal_local = service.internal_traffic_policy == "Local"
@@ -132,6 +132,7 @@ def _info(
     # Under eTP Local the cluster set is still what pods and the node are short-cut to.
     uses_cluster = not internal_local or accessible
     uses_local = internal_local or (external_local and accessible)
+    cluster = _cluster(endpoints, node) if uses_cluster else ()
     return ServicePortInfo(
         name=service_port_name(service.namespace, service.name, port.name),
         protocol=port.protocol.lower(),
@@ -150,9 +151,9 @@ def _info(
         internal_local=internal_local,
         external_local=external_local,
         affinity_s=service.affinity_timeout_s if service.session_affinity == "ClientIP" else None,
-        cluster=_cluster(endpoints, node) if uses_cluster else (),
+        cluster=cluster,
         local=_ready_or_draining(e for e in endpoints if e.node == node.name) if uses_local else (),
-        has_any=any(e.ready or (e.serving and e.terminating) for e in endpoints),
+        has_any=bool(cluster or _ready_or_draining(endpoints)),
         known=len(endpoints),
     )
 
@@ -192,8 +193,9 @@ def _distinct(endpoints: Endpoints, family: int) -> Endpoints:
     Where two slices name the same one, the one that does not terminate counts.
     """
     found: dict[str, Endpoint] = {}
+    six = family == 6
     for endpoint in endpoints:
-        if _is_of(endpoint.address, family):
+        if (":" in endpoint.address) is six:
             text = address_port(endpoint)
             if text not in found or found[text].terminating:
                 found[text] = endpoint
@@ -209,6 +211,10 @@ def _source_ranges(service: Service, family: int) -> tuple[str, ...]:
     if any(network.prefixlen == 0 for network in mine):
         return ()
     return tuple(str(network) for network in mine)
+
+
+def _of(family: int, addresses: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(ip for ip in addresses if _is_of(ip, family)) if addresses else ()
 
 
 def _is_of(address: str, family: int) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from netlab.datapath.services.endpoints import Endpoints, ServicePortInfo, Verdict
 from netlab.datapath.services.names import address_port
@@ -66,6 +67,7 @@ class Elements:
     numbers: dict[int, str] = field(default_factory=dict)  # of endpoints that remember clients
 
 
+@lru_cache(maxsize=1 << 12)  # the same few, for nearly all Services
 def class_id(number: int) -> str:
     """32 bits as nft prints a `classid`, the type of `meta priority`; not 0 nor the highest."""
     return f"{number >> 16:x}:{number & 0xFFFF:x}"
@@ -135,13 +137,13 @@ def _add_choice(
     by_set[site.ways].append(f"{key} : {class_id(way)}")
     if not info.affinity_s:
         by_set[site.endpoints] += [
-            f"{key} . 0:{place:x} : {endpoint.address} . {endpoint.port}"
+            f"{key} . {class_id(place)} : {endpoint.address} . {endpoint.port}"
             for place, endpoint in enumerate(endpoints, 1)
         ]
         return
     for place, endpoint in enumerate(endpoints, 1):
         number = class_id(_number(elements, info, address_port(endpoint)))
-        by_set[site.affinity].append(f"{key} . 0:{place:x} : {number}")
+        by_set[site.affinity].append(f"{key} . {class_id(place)} : {number}")
         by_set["affinity-endpoints"].append(f"{number} : {endpoint.address} . {endpoint.port}")
 
 
