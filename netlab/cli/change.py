@@ -14,13 +14,13 @@ from netlab.cli.common import (
     print_json,
     running_lab,
 )
+from netlab.cli.lab import outcome_as_json, print_plan, tell_of_processes
 from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from netlab.lab.edits import Changed
-    from netlab.lab.lifecycle import Outcome
+    from netlab.lab.edits import Changed, Result
     from netlab.topology.model import Lab
     from netlab.topology.places import Document
 
@@ -240,49 +240,23 @@ def _carry_out(
     for warning in changed.warnings:
         click.echo(str(warning), err=True)
     if output == "json":
-        _print_json(changed, outcome, dry_run)
+        about = {"lab": changed.lab.name, "dryRun": dry_run}
+        objects = [_as_json(result) for result in changed.results]
+        print_json({**about, "objects": objects, **outcome_as_json(outcome)})
         return int(Exit.YES)
     for result in changed.results:
-        if output == "name":
-            click.echo(result.reference)
-        else:
-            click.echo(f"{result.reference} {result.done}{' (dry run)' * dry_run}")
+        done = "" if output == "name" else f" {result.done}{' (dry run)' * dry_run}"
+        click.echo(f"{result.reference}{done}")
     if dry_run and output is None:
-        from netlab.datapath.describe import summary
-
-        for change in outcome.changes:
-            click.echo(summary(change))
-        click.echo(f"{len(outcome.changes)} changes; nothing was done", err=True)
-    for entry in outcome.unserved:
-        click.echo(
-            f"warning[not-served]: {entry.identity} does not answer on {entry.protocol} "
-            f"{entry.port}: {entry.reason}",
-            err=True,
-        )
+        print_plan(outcome)
+    tell_of_processes(name, outcome)
     return int(Exit.YES)
 
 
-def _print_json(changed: Changed, outcome: Outcome, dry_run: bool) -> None:
-    from netlab.datapath.describe import describe
-
-    print_json(
-        {
-            "lab": changed.lab.name,
-            "dryRun": dry_run,
-            "objects": [
-                {
-                    "kind": result.kind,
-                    **({"namespace": result.namespace} if result.namespace else {}),
-                    "name": result.name,
-                    "result": result.done,
-                }
-                for result in changed.results
-            ],
-            "changes": [
-                {"verb": c.verb, "namespace": c.namespace, "item": describe(c.item)}
-                for c in outcome.changes
-            ],
-            "unserved": [entry._asdict() for entry in outcome.unserved],
-            "elapsedSeconds": round(outcome.elapsed_s, 3),
-        }
-    )
+def _as_json(result: Result) -> dict[str, str]:
+    return {
+        "kind": result.kind,
+        **({"namespace": result.namespace} if result.namespace else {}),
+        "name": result.name,
+        "result": result.done,
+    }

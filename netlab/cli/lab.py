@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -47,7 +47,8 @@ def _complete_topology(
 def up(topology: str, dry_run: bool, as_shell: bool, name: str | None, output: str | None) -> int:
     """Build the lab of TOPOLOGY, or change what differs from it.
 
-    TOPOLOGY is a file, or the name of one that comes with netlab (`netlab topology ls`).
+    TOPOLOGY is a file, or the name of one that comes with netlab (`netlab topology ls`).  What
+    `apply`, `delete`, `scale`, `label` and `ready` changed since is undone, and named.
     """
     import gc
 
@@ -62,47 +63,55 @@ def up(topology: str, dry_run: bool, as_shell: bool, name: str | None, output: s
     require_root()
     from netlab.doctor import preflight
     from netlab.lab import lifecycle
+    from netlab.lab.undone import undone
 
     preflight()
     outcome = lifecycle.up(lab, dry_run=dry_run or as_shell)
+    taken_back = undone(outcome.before, lab)
     if as_shell:
         from netlab.datapath.describe import shell
 
         for command in shell(outcome.changes, outcome.state.namespaces()):
             click.echo(command)
     elif output == "json":
-        _print_outcome(lab.name, outcome, dry_run)
+        about = {"lab": lab.name, "created": outcome.created, "dryRun": dry_run}
+        print_json({**about, "undone": taken_back, **outcome_as_json(outcome)})
+        return int(Exit.YES)
     elif dry_run:
-        from netlab.datapath.describe import summary
-
-        for change in outcome.changes:
-            click.echo(summary(change))
-        click.echo(f"{len(outcome.changes)} changes; nothing was done", err=True)
-    else:
+        print_plan(outcome)
+    for line in taken_back:
+        click.echo(f"{'would be ' * (dry_run or as_shell)}undone: {line}", err=True)
+    if not (dry_run or as_shell):
         _tell(lab.name, outcome)
     return int(Exit.YES)
 
 
-def _print_outcome(name: str, outcome: Outcome, dry_run: bool) -> None:
+def outcome_as_json(outcome: Outcome) -> dict[str, Any]:
+    """What was done, or would be."""
     from netlab.datapath.describe import describe
 
-    print_json(
-        {
-            "lab": name,
-            "created": outcome.created,
-            "restarted": outcome.restarted,
-            "dryRun": dry_run,
-            "changes": [
-                {"verb": c.verb, "namespace": c.namespace, "item": describe(c.item)}
-                for c in outcome.changes
-            ],
-            "unserved": [entry._asdict() for entry in outcome.unserved],
-            "elapsedSeconds": round(outcome.elapsed_s, 3),
-        }
-    )
+    return {
+        "restarted": outcome.restarted,
+        "changes": [
+            {"verb": c.verb, "namespace": c.namespace, "item": describe(c.item)}
+            for c in outcome.changes
+        ],
+        "unserved": [entry._asdict() for entry in outcome.unserved],
+        "elapsedSeconds": round(outcome.elapsed_s, 3),
+    }
 
 
-def _tell(name: str, outcome: Outcome) -> None:
+def print_plan(outcome: Outcome) -> None:
+    """What a dry run found."""
+    from netlab.datapath.describe import summary
+
+    for change in outcome.changes:
+        click.echo(summary(change))
+    click.echo(f"{len(outcome.changes)} changes; nothing was done", err=True)
+
+
+def tell_of_processes(name: str, outcome: Outcome) -> None:
+    """What does not answer, and what had to be started again."""
     for entry in outcome.unserved:
         click.echo(
             f"warning[not-served]: {entry.identity} does not answer on {entry.protocol} "
@@ -111,6 +120,10 @@ def _tell(name: str, outcome: Outcome) -> None:
         )
     if outcome.restarted:
         click.echo(f"started what answers in the pods of {name} again", err=True)
+
+
+def _tell(name: str, outcome: Outcome) -> None:
+    tell_of_processes(name, outcome)
     if not outcome.changes:
         click.echo(f"{name} is up; nothing {'else ' * outcome.restarted}to change", err=True)
         return

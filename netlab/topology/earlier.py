@@ -59,7 +59,9 @@ def decide_again(
     _keep_pods(objects, running, same_cidr)
     _keep_replicas(objects, running, same_cidr, given, gone)
     _keep_services(objects, running)
-    staying = {f"{each.namespace}/{each.item.metadata.name}" for each in objects.pods}
+    age = {pod.key: number for number, pod in enumerate(running.pods)}
+    objects.pods.sort(key=lambda each: age.get(_pod(each), len(age)))  # the newest are last
+    staying = {_pod(each) for each in objects.pods}
     # (A StatefulSet's pod comes back under its own name.)
     objects.leaving = [
         pod
@@ -74,7 +76,6 @@ def decide_again(
         objects.declared = [each for each in objects.declared if key_of(each.value) not in stale]
         found = Complaints()
         lab = allocate(objects, running.name, found)
-    age = {pod.key: number for number, pod in enumerate(running.pods)}
     framed = replace(
         lab,
         name=running.name,
@@ -82,13 +83,17 @@ def decide_again(
         underlay=running.underlay,
         overlay=running.overlay,
         service_proxy=running.service_proxy,
-        pods=tuple(sorted(lab.pods, key=lambda pod: age.get(pod.key, len(age)))),
     )
     return framed, found.warnings()
 
 
 def _key(stated: Stated[k8s.Object]) -> Key:
     return type(stated.item).__name__, stated.namespace, stated.item.metadata.name  # type: ignore[attr-defined]
+
+
+def _pod(stated: Stated[k8s.Pod]) -> str:
+    """`namespace/name`."""
+    return f"{stated.namespace}/{stated.item.metadata.name}"
 
 
 # The networks
@@ -156,7 +161,7 @@ def _keep_pods(objects: Objects, running: model.Lab, same_cidr: set[str]) -> Non
     before = {pod.key: pod for pod in running.pods}
     nodes = {each.item.metadata.name for each in objects.nodes} or {running.nodes[0].name}
     for index, each in enumerate(objects.pods):
-        pod = before.get(f"{each.namespace}/{each.item.metadata.name}")
+        pod = before.get(_pod(each))
         if pod is None:
             continue
         spec = each.item.spec or k8s.PodSpec()
@@ -204,7 +209,7 @@ def _keep_replicas(
         ]
     ended &= stated.keys()
     if ended:
-        objects.pods = [each for each in objects.pods if _pod_key(_key(each)) not in ended]
+        objects.pods = [each for each in objects.pods if _pod(each) not in ended]
         objects.declared = [
             each for each in objects.declared if _pod_key(key_of(each.value)) not in ended
         ]

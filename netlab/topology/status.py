@@ -94,7 +94,9 @@ def _pod(pod: Pod, host: str) -> Object:
     metadata: Object = {"name": pod.name, "namespace": pod.namespace, "labels": dict(pod.labels)}
     if pod.owner:
         kind, _, name = pod.owner.partition("/")
-        metadata["ownerReferences"] = [{"apiVersion": "apps/v1", "kind": kind, "name": name}]
+        metadata["ownerReferences"] = [
+            {"apiVersion": "apps/v1", "kind": kind, "name": name, "controller": True}
+        ]
     spec: Object = {"nodeName": pod.node}
     if pod.host_network:
         spec["hostNetwork"] = True
