@@ -1,0 +1,139 @@
+"""Service rules of a node: rendered and loaded whole, against `nft -f` of the same text."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.conftest import Figures, Times
+from netlab.datapath.services import nftables, nftables_flat
+from netlab.kernel import nft
+from netlab.kernel.namespaces import open_current
+from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
+from netlab.topology.model import (
+    Endpoint,
+    Lab,
+    Node,
+    Service,
+    ServiceEndpoints,
+    ServicePort,
+    ServiceProxy,
+    Underlay,
+)
+
+MANY, FEW, ROUNDS = 10_000, 1_000, 7
+NODES = 20
+
+
+def lab(services: int) -> Lab:
+    """Services of one port and two endpoints, which are spread over the nodes."""
+    return Lab(
+        name="bench",
+        pod_cidr="10.128.0.0/10",
+        service_cidrs=("10.96.0.0/12",),
+        underlay=Underlay(cidr="172.21.32.0/24", gateway="172.21.32.1"),
+        service_proxy=ServiceProxy(clusterCIDR="10.128.0.0/10"),
+        nodes=tuple(
+            Node(
+                name=f"node{number}",
+                address=f"172.21.32.{number + 11}",
+                pod_cidr=f"10.{128 + number}.0.0/16",
+            )
+            for number in range(NODES)
+        ),
+        services=tuple(
+            Service(
+                namespace="demo",
+                name=f"service-{i}",
+                cluster_ip=f"10.96.{i >> 8}.{i & 255}",
+                ports=(ServicePort(name="http", port=80, target_port=8080),),
+            )
+            for i in range(1, services + 1)
+        ),
+        endpoints=tuple(
+            ServiceEndpoints(
+                namespace="demo",
+                service=f"service-{i}",
+                port_name="http",
+                protocol="TCP",
+                endpoints=(_endpoint(i, i % NODES), _endpoint(i, (i + 7) % NODES)),
+            )
+            for i in range(1, services + 1)
+        ),
+    )
+
+
+def _endpoint(number: int, node: int) -> Endpoint:
+    address = f"10.{128 + node}.{number >> 8}.{number & 255}"
+    return Endpoint(address=address, port=8080, node=f"node{node}")
+
+
+@pytest.fixture
+def scratch() -> Iterator[int]:
+    """The calling thread is in a network namespace of its own, of which this is a descriptor."""
+    home = open_current()
+    unshare(CLONE_NEWNET)
+    here = open_current()
+    yield here
+    setns(home, CLONE_NEWNET)
+    os.close(home)
+    os.close(here)
+
+
+def test_full_load_of_flat_maps(
+    benchmark: BenchmarkFixture, figures: Figures, scratch: int, tmp_path: Path
+) -> None:
+    """In turns: rendered and loaded, and `nft -f`; each into a namespace without rules."""
+    made = lab(MANY)
+    node = made.nodes[0]
+    file = tmp_path / "flat.nft"
+    file.write_text(nftables_flat.render(made, node).transaction)
+    program, rendering = Times(), Times()
+
+    def before() -> tuple[tuple[Lab], dict[str, object]]:
+        nft.delete(scratch, nftables_flat.TABLES)
+        with program.taken():
+            subprocess.run(["nft", "-f", file], check=True)
+        nft.delete(scratch, nftables_flat.TABLES)
+        rendering.of(lambda: nftables_flat.render(replace(made), node))
+        return (replace(made),), {}  # without its indexes, which belong to the rendering
+
+    def render_and_load(fresh: Lab) -> None:
+        nft.load(scratch, nftables_flat.render(fresh, node))
+
+    benchmark.pedantic(render_and_load, setup=before, rounds=ROUNDS)
+    ours = Times(list(benchmark.stats.stats.data))
+    what = f"nftables-flat, {MANY:,} Services rendered and loaded, against nft -f"
+    figures.ratio(what, ours.ms(), program.ms(), 1.3)
+    figures.ratio("  of it the rendering", rendering.ms(), program.ms(), 0.3)
+
+
+def test_full_load_against_the_layout_of_kube_proxy(
+    benchmark: BenchmarkFixture, figures: Figures, scratch: int
+) -> None:
+    """In turns, both rendered and loaded by netlab."""
+    made = lab(FEW)
+    node = made.nodes[0]
+    theirs = Times()
+
+    def clear() -> None:
+        nft.delete(scratch, (*nftables.TABLES, *nftables_flat.TABLES))
+
+    def before() -> None:
+        clear()
+        theirs.of(lambda: nft.load(scratch, nftables.render(made, node)))
+        clear()
+
+    def render_and_load() -> None:
+        nft.load(scratch, nftables_flat.render(made, node))
+
+    benchmark.pedantic(render_and_load, setup=before, rounds=ROUNDS)
+    ours = Times(list(benchmark.stats.stats.data))
+    what = f"nftables-flat against nftables, {FEW:,} Services rendered and loaded"
+    figures.faster(what, ours.ms(), theirs.ms(), 2)
