@@ -31,12 +31,14 @@ from netlab.trace.witnesses.packets import Sighting
 from netlab.trace.witnesses.rules import Match, Run
 
 DIRECTORY = Path(__file__).with_suffix("")
-_ANSWERS = {
+_ANSWERS: dict[str, Any] = {
     "link": Link,
     "route": Route,
     "neighbour": Neighbour,
     "port": Bridge,
     "tunnel": Bridge,
+    "ports": list[Link],
+    "bridge_netfilter": bool,
 }
 
 
@@ -50,7 +52,7 @@ class Record(msgspec.Struct):
     sightings: list[Sighting]
     runs: list[Run]
     entries: list[Entry]
-    answers: dict[str, dict[str, Any] | None]
+    answers: dict[str, Any]
     texts: dict[str, Rule]
 
 
@@ -75,7 +77,7 @@ class Replayed:
 
 
 class _Recorder:
-    def __init__(self, tables: Tables, answers: dict[str, dict[str, Any] | None]) -> None:
+    def __init__(self, tables: Tables, answers: dict[str, Any]) -> None:
         self._tables = tables
         self._answers = answers
 
@@ -112,7 +114,7 @@ def record(lab: Lab, request: Request) -> Record:
     """Trace once and keep what was observed."""
     decided = aim(lab, request)
     mark = Mark.random(decided.protocol)
-    answers: dict[str, dict[str, Any] | None] = {}
+    answers: dict[str, Any] = {}
     texts: dict[str, Rule] = {}
     with Watch(lab, decided, mark) as watch:
         answer = probe.send(decided, mark, request.timeout_s, watch.rules)

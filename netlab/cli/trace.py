@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "timeout_s",
     type=click.FloatRange(0.01, 60),
     metavar="SECONDS",
-    help="How long to wait for an answer.  [default: 0.8]",
+    help="How long to wait for an answer; over TCP at most 0.95.  [default: 0.8]",
 )
 @namespace_option
 @lab_option

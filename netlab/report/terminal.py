@@ -44,7 +44,7 @@ _DECIDING = ("accept", "drop", "queue", "stolen")
 
 def print_trace(trace: Trace, console: Console) -> None:
     """Print a trace."""
-    console.print(_headline(trace), soft_wrap=False)
+    console.print(_headline(trace, console.width))
     probe = trace.probe
     if trace.forward:
         console.print()
@@ -88,11 +88,16 @@ def summary(trace: Trace) -> str:
 _FLAGS = {"S": "SYN", "SA": "SYN-ACK", "R": "RST", "RA": "RST"}
 
 
-def _headline(trace: Trace) -> Text:
+def _headline(trace: Trace, width: int) -> Text:
     from rich.text import Text
 
     sign, colour = _SIGNS[trace.disposition]
-    return Text.assemble((f"{sign} ", f"bold {colour}"), (headline(trace), "bold"))
+    line = headline(trace)
+    if len(sign) + 1 + len(line) > width:
+        # What was asked on the first line, what became of it on the second.
+        way = f"{trace.disposition}: {trace.probe.from_} → {trace.probe.to}"
+        line = f"{way}\n  {line.removeprefix(way).lstrip(' ,')}"
+    return Text.assemble((f"{sign} ", f"bold {colour}"), (line, "bold"))
 
 
 def _leg(title: str, ends: str, hops: Sequence[Hop]) -> Tree:
@@ -164,23 +169,11 @@ def _packet(hop: Hop) -> str:
 
 def _told(steps: Iterable[AnyStep], hop: Hop) -> Iterable[tuple[str, str]]:
     """What is worth telling of the steps of one hop, each with its style."""
-    passed: list[str] = []
-    ends: list[tuple[str, str]] = []
     for are_rules, group in groupby(steps, key=lambda step: isinstance(step, Rule)):
         if are_rules:
-            lines, quiet = _rules([step for step in group if isinstance(step, Rule)])
-            passed += quiet
-            yield from lines
-            continue
-        for step in group:
-            words = _words(step, hop)
-            if words and isinstance(step, Deliver | Drop):
-                ends.append(words)
-            elif words:
-                yield words
-    if passed:
-        yield f"passes {', '.join(dict.fromkeys(passed))}", "dim"
-    yield from ends
+            yield from _rules([step for step in group if isinstance(step, Rule)])
+        else:
+            yield from filter(None, (_words(step, hop) for step in group))
 
 
 def _words(step: AnyStep, hop: Hop) -> tuple[str, str] | None:
@@ -197,7 +190,7 @@ def _words(step: AnyStep, hop: Hop) -> tuple[str, str] | None:
             return None  # nothing to remember
         return f"conntrack expects answers {step.reply}", "dim"
     if isinstance(step, Route):
-        return f"route: {step}", "" if step.matched else "red"
+        return f"route: {step}", "red" if step.refuses else ""
     if isinstance(step, Neighbour):
         return (f"neighbour: {step}", "dim") if step.mac else (f"neighbour: {step}", "red")
     if isinstance(step, Bridge) and not step.flooded and step.port:
@@ -207,24 +200,36 @@ def _words(step: AnyStep, hop: Hop) -> tuple[str, str] | None:
     return str(step), ""
 
 
-def _rules(rules: Sequence[Rule]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Lines for the runs that decided something, and the chains of those that did not."""
-    lines: list[tuple[str, str]] = []
+def _rules(rules: Sequence[Rule]) -> Iterable[tuple[str, str]]:
+    """A line for each run that decided something, and one for those in a row that did not."""
     quiet: list[str] = []
     for (table, hook, outer), group in groupby(rules, key=lambda r: (r.table, r.hook, r.outer)):
-        run = list(group)
-        for index, rule in enumerate(run):
-            mark = _MARKS.search(rule.rule or "")
-            if mark:
-                lines.append((f"{_chains(run[: index + 1], hook, table)}: sets mark {mark[1]}", ""))
-        last = run[-1]
-        if last.verdict in _DECIDING:
-            served = f" ({last.object})" if last.object else ""
-            style = "bold red" if last.verdict == "drop" else ""
-            lines.append((f"{_chains(run, hook, table)}: {last.action}{served}", style))
+        lines = list(_run(list(group), hook, table))
+        if lines:
+            yield from _passes(quiet)
+            quiet = []
+            yield from lines
         elif not outer:
             quiet.append(f"{table} {hook}")
-    return lines, quiet
+    yield from _passes(quiet)
+
+
+def _passes(quiet: Sequence[str]) -> Iterable[tuple[str, str]]:
+    if quiet:
+        yield f"passes {', '.join(dict.fromkeys(quiet))}", "dim"
+
+
+def _run(run: Sequence[Rule], hook: str, table: str) -> Iterable[tuple[str, str]]:
+    """What one run of rules through a table's hook did to the packet."""
+    for index, rule in enumerate(run):
+        mark = _MARKS.search(rule.rule or "")
+        if mark:
+            yield f"{_chains(run[: index + 1], hook, table)}: sets mark {mark[1]}", ""
+    last = run[-1]
+    if last.verdict in _DECIDING:
+        served = f" ({last.object})" if last.object else ""
+        style = "bold red" if last.verdict == "drop" else ""
+        yield f"{_chains(run, hook, table)}: {last.action}{served}", style
 
 
 def _chains(run: Sequence[Rule], hook: str, table: str) -> str:

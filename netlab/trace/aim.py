@@ -7,7 +7,7 @@ pods that may receive the probe, the nodes of all of these, and the underlay's s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Literal
 
 import msgspec
@@ -20,6 +20,8 @@ from netlab.trace.model import ProbeProtocol
 
 # Every watched namespace costs a packet socket; a pod's veth on its node is seen anyway.
 MOST_PODS = 32
+# Where any node may be on the way: each costs a table of rules, which takes milliseconds.
+MOST_NODES = 8
 DEFAULT_TIMEOUT_S = 0.8
 # The kernel sends an unanswered SYN again after one second, and DNAT may then choose another way.
 LONGEST_TCP_S = 0.95
@@ -60,6 +62,7 @@ class Aim(msgspec.Struct, frozen=True):
     places: tuple[Place, ...]  # the source first
     unwatched: int = 0  # candidate pods beyond MOST_PODS
     service: str | None = None  # "demo/myblog" if the destination is one
+    to: str = ""  # the destination as it was asked for, and the port that was left open
 
 
 def aim(lab: Lab, request: Request) -> Aim:
@@ -89,7 +92,19 @@ def aim(lab: Lab, request: Request) -> Aim:
         places=_places(lab, [sender, *(place for place in receivers if place not in unwatched)]),
         unwatched=len(unwatched),
         service=service.key if service else None,
+        to=_named(request, target, port),
     )
+
+
+def in_lab(lab: Lab, address: str) -> bool:
+    """Whether an address is one that a pod, a node or a Service of the lab could have."""
+    cidrs = [lab.underlay.cidr, lab.pod_cidr, *lab.service_cidrs]
+    ours = {each for node in lab.nodes for each in (node.address, *node.other_addresses)}
+    ours |= {pod.address for pod in lab.pods}
+    for service in lab.services:
+        ours |= {service.cluster_ip, *service.external_ips, *service.load_balancer_ips}
+    number = ip_address(address)
+    return address in ours or any(number in ip_network(cidr) for cidr in cidrs)
 
 
 def place_of_node(lab: Lab, node: Node) -> Place:
@@ -144,6 +159,7 @@ def _service_of(
             for port in target.service.ports
             if (number is None or port.port == number) and wanted in (None, port.protocol)
         ]
+        ports.sort(key=lambda port: port.protocol != "TCP")
         return target.service, target.port or (ports[0] if ports else None)
     if target.node and not target.pod:
         for service in lab.services:
@@ -191,6 +207,14 @@ def _port(request: Request, target: Reference, protocol: ProbeProtocol) -> int:
     )
 
 
+def _named(request: Request, target: Reference, port: int | None) -> str:
+    """The destination, with the port that was chosen from several."""
+    several = target.service is not None and len(target.service.ports) > 1
+    if port and several and not (request.port or target.port_number or target.port):
+        return f"{request.destination}:{port}"
+    return request.destination
+
+
 def _receivers(
     lab: Lab, target: Reference, service: Service | None, port: ServicePort | None
 ) -> list[Place]:
@@ -204,7 +228,18 @@ def _receivers(
         ports = (port,) if port else service.ports
         endpoints = {end for each in ports for end in lab.endpoints_of(service, each)}
         found += _places_of_endpoints(lab, endpoints)
+    if not found and target.address and not target.service:
+        found += _nodes_for(lab, target.address)
     return list(dict.fromkeys(found))
+
+
+def _nodes_for(lab: Lab, address: str) -> list[Place]:
+    """Where a packet goes to an address that nobody has: by the pod CIDRs, else anywhere."""
+    number = ip_address(address)
+    if number not in ip_network(lab.pod_cidr):
+        return []
+    nodes = [node for node in lab.nodes if number in ip_network(node.pod_cidr)]
+    return [place_of_node(lab, node) for node in nodes or lab.nodes[:MOST_NODES]]
 
 
 def _places_of_endpoints(lab: Lab, endpoints: Iterable[Endpoint]) -> list[Place]:

@@ -151,8 +151,9 @@ def _chapter_of(run: Run, chapters: list[Chapter], tables: Tables) -> Chapter | 
     ended = [each for each in here if each.passage.after is None]
     if run.oif is None:
         # A frame enters a bridge before it enters the IP stack: PREROUTING runs at the first sight
-        # of it, INPUT at the last.
-        return _at(entering or ended, -1 if run.chain.upper() == "INPUT" else 0)
+        # of it if bridges call iptables, else at the last, as INPUT does.
+        late = run.chain.upper() == "INPUT" or not tables.bridge_netfilter(run.place)
+        return _at(entering or ended, -1 if late else 0)
     if run.iif is None and not leaving:
         # Sent from here: the output route of before DNAT may have named another device.
         sent = [
@@ -164,7 +165,8 @@ def _chapter_of(run: Run, chapters: list[Chapter], tables: Tables) -> Chapter | 
         return _at(sent or ended, 0)
     if leaving and _is_bridged(leaving[0].passage, tables):
         return leaving[-1]
-    return _at(leaving or entering or ended, 0)
+    # Forwarding is decided behind the last sight of the frame on its way in.
+    return _at(leaving or entering[-1:] or ended, 0)
 
 
 def _is_bridged(passage: Passage, tables: Tables) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
-from netlab.trace.aim import Place
+from netlab.trace.aim import in_lab
 from netlab.trace.case import (
     Case,
     answered,
@@ -19,7 +19,8 @@ from netlab.trace.case import (
     receiver,
     rules,
 )
-from netlab.trace.model import Bridge, Leg, Loss, Neighbour, Route, Rule
+from netlab.trace.doubts import NEIGHBOUR_FIX, NO_ROUTE_FIX, doubts, refused
+from netlab.trace.model import REFUSING, Leg, Loss, Route, Rule
 from netlab.trace.refusals import Doubt, missing_service, said_by
 from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.packets import Sighting
@@ -30,6 +31,7 @@ def loss_of(case: Case) -> Loss:
     findings = (
         _by_rule,
         _by_refusal,
+        _by_route,
         _by_error,
         _never_sent,
         _by_missing_service,
@@ -127,6 +129,19 @@ def _listen(case: Case, port: int | None) -> str:
     return f"start what should listen on port {port}, or trace another port"
 
 
+def _by_route(case: Case) -> Loss | None:
+    """A route or a rule that refuses; the ICMP error that may follow says less."""
+    leg: Leg = "reply" if answered(case) else "forward"
+    if not case.story.leg(leg):
+        return None
+    last = last_seen(case, leg)
+    for step in last_steps(case, leg):
+        if isinstance(step, Route) and (step.type in REFUSING and (step.matched or step.rule)):
+            doubt = refused(step, last.place)
+            return _loss(case, leg, last, doubt, [str(step), *_came_back(case)])
+    return None
+
+
 _ERRORS = {
     "net-unreachable": ("no-route", "has no route to {destination}"),
     "host-unreachable": ("host-unreachable", "cannot reach {destination} on its link"),
@@ -155,7 +170,9 @@ def _by_error(case: Case) -> Loss | None:
         port=port,
         length=last.packet.length if last else 0,
     )
-    fix = _listen(case, port) if reason == "port-closed" else _FIXES.get(reason)
+    fix = _listen(case, port) if reason == "port-closed" else None
+    if reason == "no-route":
+        fix = NO_ROUTE_FIX
     if kind == "port-unreachable" and last and last.packet.outer and at_tunnel:
         reason = "tunnel-closed"
         fact = (
@@ -176,14 +193,6 @@ def _by_error(case: Case) -> Loss | None:
     )
 
 
-_FIXES = {
-    "no-route": "add the route that is missing; `netlab up` puts a lab's own routes back",
-    "unreachable": "`sysctl net.ipv4.ip_forward=1` there, if it should forward",
-    "neighbour-unresolved": "find out why ARP is not answered: is the address there, is its link "
-    "up?",
-}
-
-
 # --- by what the tables say ----------------------------------------------------------------------
 
 
@@ -194,11 +203,13 @@ def _never_sent(case: Case) -> Loss | None:
     source = case.aim.source
     doubt = Doubt("unknown", f"the probe was sent on no device of {source}; why is not known", None)
     route = case.tables.route(source, case.aim.destination)
-    if case.answer.outcome == "no-route" or (route and route.matched is None):
+    if route and route.refuses and route.type != "no-route":
+        doubt = refused(route, source)
+    elif case.answer.outcome == "no-route" or (route and route.refuses):
         doubt = Doubt(
             "no-route",
             f"{source} has no route to {case.aim.destination}, and sent nothing",
-            _FIXES["no-route"],
+            NO_ROUTE_FIX,
         )
     elif route and route.device:
         hop = route.via or case.aim.destination
@@ -208,7 +219,7 @@ def _never_sent(case: Case) -> Loss | None:
                 "neighbour-unresolved",
                 f"nobody told {source} the MAC of {hop}, so the probe waits for ARP on "
                 f"{route.device}",
-                _FIXES["neighbour-unresolved"],
+                NEIGHBOUR_FIX,
             )
     said = [f"the kernel's answer: {case.answer.error}"] if case.answer.error else []
     return Loss(
@@ -245,11 +256,19 @@ def _by_default_route(case: Case) -> Loss | None:
         route = routes[-1]
         if route.matched != "0.0.0.0/0":
             return None
+        if not in_lab(case.lab, route.destination):
+            doubt = Doubt(
+                "outside-lab",
+                f"{route.destination} is outside the lab: {sent.place} sends it to the underlay's "
+                f"gateway, {route.via}, and a lab has no way out of it",
+                "trace to an address of the lab: `netlab get pods`, `netlab get services`",
+            )
+            return _loss(case, "forward", last_seen(case, "forward"), doubt, [str(route)])
         doubt = Doubt(
             "no-route",
             f"{sent.place} has no route for {route.destination} but its default route, and "
             f"nothing behind {route.via} knows that address",
-            _FIXES["no-route"],
+            NO_ROUTE_FIX,
         )
         return _loss(case, "forward", sent, doubt, [str(route)])
     return None
@@ -259,60 +278,9 @@ def _by_tables(case: Case) -> Loss | None:
     """What the kernel's tables say of the step that did not happen."""
     leg: Leg = "reply" if answered(case) else "forward"
     last = last_seen(case, leg)
-    for doubt in _doubts(case, leg, last):
+    for doubt in doubts(case, leg, last):
         return _loss(case, leg, last, doubt)
     return None
-
-
-def _doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
-    place = last.place
-    for step in last_steps(case, leg):
-        if isinstance(step, Bridge) and not (step.port or step.remote or step.flooded):
-            yield Doubt(
-                "fdb-missing",
-                f"{step}, so {place} cannot tell which node to send it to",
-                f"`bridge -n {place.namespace} fdb add {step.mac} dev {step.device} dst "
-                "NODE_ADDRESS self permanent`, or `netlab up`",
-            )
-        if isinstance(step, Route) and step.matched is None:
-            yield Doubt(step.type, _refused(step, place), _FIXES.get(step.type))
-        if isinstance(step, Route) and step.device:
-            yield from _down(case, place, step.device)
-    # Before neighbours: a link that is down answers no ARP.
-    target = case.story.leg(leg)[-1].end.destination.ip
-    for other in case.aim.places:
-        if target in other.addresses and other != place:
-            yield from _down(case, other, "eth0")
-    for step in last_steps(case, leg):
-        if isinstance(step, Neighbour) and step.mac is None:
-            yield Doubt(
-                "neighbour-unresolved",
-                f"nobody told {place} the MAC of {step.address} on {step.device} ({step.state})",
-                _FIXES["neighbour-unresolved"],
-            )
-
-
-def _refused(route: Route, place: Place) -> str:
-    words = {
-        "no-route": f"has no route to {route.destination}",
-        "unreachable": f"does not forward to {route.destination}: forwarding is off there, or its "
-        "route says unreachable",
-        "prohibit": f"is told by its routes not to send to {route.destination}",
-        "martian": "takes the addresses for impossible (a martian)",
-        "reverse-path": "would send the answer out of another device (rp_filter)",
-    }
-    return f"{place} {words[route.type]}"
-
-
-def _down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
-    link = case.tables.link(place, device)
-    if link and not (link.up and link.carrier):
-        state = "has no carrier: its other end is down" if link.up else "is down"
-        yield Doubt(
-            "link-down",
-            f"{device} of {place} {state}",
-            None if link.up else f"`ip -n {place.namespace} link set {device} up`",
-        )
 
 
 # --- nothing explains it -------------------------------------------------------------------------

@@ -101,8 +101,20 @@ class Step(Data, frozen=True, tag_field="kind", tag=str.lower):
     """Base of the steps; the tag is the class name in lower case."""
 
 
+# Types of routes, and actions of routing rules, that end a packet's way.
+REFUSING = ("blackhole", "unreachable", "prohibit")
+_NO_ROUTE = {
+    "martian": "no packet to {} from there can be right (martian)",
+    "reverse-path": "no route to {}: the way back is another one (rp_filter)",
+}
+
+
 class Route(Step, frozen=True, kw_only=True):
-    """The kernel's route for `destination`, and the prefix of the table that matched."""
+    """The kernel's route for `destination`, and the prefix of the table that matched.
+
+    `type` is that of the route, or why there is none: `no-route`, `martian`, `reverse-path`; or
+    `forwarding-off`, where the route is good for the host's own packets alone.
+    """
 
     destination: str
     matched: str | None  # null: no route
@@ -111,14 +123,23 @@ class Route(Step, frozen=True, kw_only=True):
     source: str | None = None
     table: str = "main"
     type: str = "unicast"
+    rule: str | None = None  # the rule of `ip rule` that refuses, without a route
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the packet ends here."""
+        return self.matched is None or self.type in (*REFUSING, "forwarding-off")
 
     def __str__(self) -> str:
+        if self.rule:
+            return f"{self.destination} is refused by rule {self.rule}"
         if self.matched is None:
-            return f"no route to {self.destination}"
-        if self.type != "unicast":
+            return _NO_ROUTE.get(self.type, "no route to {}").format(self.destination)
+        if self.type not in ("unicast", "forwarding-off"):
             return f"{self.destination} matches {self.type} route {self.matched}"
         way = f"via {self.via} dev {self.device}" if self.via else f"dev {self.device}"
-        return f"{self.destination} matches {self.matched} {way}"
+        off = "" if self.type == "unicast" else ", but forwarding is off"
+        return f"{self.destination} matches {self.matched} {way}{off}"
 
 
 class Neighbour(Step, frozen=True, kw_only=True):
@@ -182,6 +203,7 @@ class Rule(Step, frozen=True, kw_only=True):
     element: str | None = None
     comment: str | None = None
     object: str | None = None
+    family: str = "ip"  # of the table
     outer: bool = False  # whether it matched the outer packet of a tunnel
 
     @property

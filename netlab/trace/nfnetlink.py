@@ -50,7 +50,7 @@ class Listener:
         self.overrun = False
 
     def read(self) -> Iterator[tuple[int, int, bytes]]:
-        """(subsystem << 8 | message, flags, attributes) of each event that waits."""
+        """(subsystem << 8 | message, family, attributes) of each event that waits."""
         while True:
             try:
                 data = self._socket.recv(_RECEIVE)
@@ -63,11 +63,11 @@ class Listener:
                 continue
             offset = 0
             while offset + _HEADER.size <= len(data):
-                length, kind, flags, _, _ = _HEADER.unpack_from(data, offset)
+                length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
                 if length < _HEADER.size:
                     break
                 start = offset + _HEADER.size + _NFGENMSG_BYTES
-                yield kind, flags, data[start : offset + length]
+                yield kind, data[offset + _HEADER.size], data[start : offset + length]
                 offset += (length + 3) & ~3
 
     def fileno(self) -> int:

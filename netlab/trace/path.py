@@ -39,6 +39,10 @@ class Tables(Protocol):
 
     def tunnel(self, place: Place, device: str, mac: str) -> Bridge | None: ...
 
+    def ports(self, place: Place, bridge: str) -> list[Link]: ...
+
+    def bridge_netfilter(self, place: Place) -> bool: ...
+
 
 class Passage(msgspec.Struct, frozen=True):
     """From one sighting to the next of a leg.

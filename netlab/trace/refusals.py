@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from netlab.topology.model import Service
 from netlab.trace.aim import Place
-from netlab.trace.case import Case
+from netlab.trace.case import Case, rules
 from netlab.trace.model import Rule
 from netlab.trace.witnesses.nftables_text import KUBE_PROXY
 
@@ -38,6 +39,16 @@ def missing_service(case: Case) -> Doubt:
     for service in case.lab.services:
         if service.cluster_ip == address:
             known = ", ".join(f"{port.port}/{port.protocol}" for port in service.ports)
+            if case.aim.protocol == "icmp":
+                return Doubt(
+                    "no-such-port",
+                    f"a cluster IP does not answer ping: only the ports of svc/{service.key} are "
+                    f"translated, {known}",
+                    f"trace svc/{service.key}, or ping one of its pods: `netlab get endpoints`",
+                )
+            asked = case.aim.port, case.aim.protocol.upper()
+            if asked in [(port.port, port.protocol) for port in service.ports]:
+                return _not_translated(service, case)
             return Doubt(
                 "no-such-port",
                 f"no rule translates {at} over {case.aim.protocol}: svc/{service.key} has {known}",
@@ -47,6 +58,33 @@ def missing_service(case: Case) -> Doubt:
         "no-such-service",
         f"no rule translates {at}: it is in the Service CIDR, but no Service has it",
         "`netlab get services` lists the Services and their cluster IPs",
+    )
+
+
+def _not_translated(service: Service, case: Case) -> Doubt:
+    """The Service has the port, and the rules that the packet met left its destination alone."""
+    chains = [
+        rule.chain
+        for _, rule in rules(case, "forward")
+        if rule.hook in ("PREROUTING", "OUTPUT") and not rule.outer
+    ]
+    ways = [
+        rule.verdict.partition(" ")[2]
+        for _, rule in rules(case, "forward")
+        if rule.hook in ("PREROUTING", "OUTPUT") and rule.verdict.startswith(("jump ", "goto "))
+    ]
+    met = " → ".join(dict.fromkeys([*chains, *ways]))
+    node = case.aim.source.node
+    through = f"it went through {met}, and no rule there translated it" if met else "it met none"
+    if case.lab.service_proxy.mode == "none":
+        fix = "the lab has no service proxy (mode none): give it one, or trace to a pod"
+    else:
+        fix = "`netlab up` completes the rules; `netlab status` shows what is missing"
+    return Doubt(
+        "not-translated",
+        f"svc/{service.key} has port {case.aim.port}/{case.aim.protocol.upper()}, but the rules on "
+        f"node {node} did not translate it: {through}",
+        fix,
     )
 
 
@@ -86,6 +124,12 @@ def _of_cluster_ips(rule: Rule, place: Place, case: Case) -> Doubt | None:
     return Doubt(reason, f"{words}, so kube-proxy's rules on {place.name} {done} the packet", fix)
 
 
+def _accepting(rule: Rule) -> str:
+    if (rule.rule or "").startswith("-P "):
+        return f"iptables -t {rule.table} -P {rule.chain} ACCEPT"
+    return f"nft 'chain {rule.family} {rule.table} {rule.chain} {{ policy accept; }}'"
+
+
 def _of_any(rule: Rule, place: Place) -> Doubt:
     what = "rejected" if rule.action.lower() == "reject" else "dropped"
     stands = f"in chain {rule.chain} of table {rule.table} on {place}"
@@ -93,10 +137,10 @@ def _of_any(rule: Rule, place: Place) -> Doubt:
         return Doubt(
             f"{what}-by-rule",
             f"no rule {stands} accepted it, and the chain's policy is to drop",
-            None,
+            f"if that is not meant: `ip netns exec {place.namespace} {_accepting(rule)}`",
         )
     text = rule.rule or ""
-    removal = f"nft delete rule ip {rule.table} {rule.chain} handle {rule.handle}"
+    removal = f"nft delete rule {rule.family} {rule.table} {rule.chain} handle {rule.handle}"
     if text.startswith("-A "):
         removal = f"iptables -t {rule.table} -D {text[3:]}"
     fix = f"if that is not meant: `ip netns exec {place.namespace} {removal}`"

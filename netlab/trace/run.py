@@ -39,7 +39,7 @@ def trace(lab: Lab, request: Request) -> Trace:
         lab=lab.name,
         probe=Probe(
             from_=decided.source.name,
-            to=request.destination,
+            to=decided.to,
             protocol=decided.protocol,
             source=observed.sent.source,
             destination=Socket(ip=decided.destination, port=decided.port),

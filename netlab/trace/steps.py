@@ -74,7 +74,8 @@ class Narrator:
         if not _enters_tunnel(passage):
             yield from outer
             yield from _decapsulate(passage)
-        yield from self._in_the_stack(chapter, [rule for rule in rules if not rule.outer])
+        inner = [rule for rule in rules if not rule.outer]
+        yield from _until_dropped(self._in_the_stack(chapter, inner), passage)
         yield from _bridge(passage, self._tables)
         if _enters_tunnel(passage):
             yield from _encapsulate(passage, self._tables)
@@ -86,13 +87,15 @@ class Narrator:
         if passage.place is None:
             return
         entry = self._entry(chapter)
-        yield from (rule for rule in rules if rule.hook in _FIRST_HOOKS)
-        yield from self._nat(chapter, rules, entry, of_destination=True)
+        first = [rule for rule in rules if rule.hook in _FIRST_HOOKS]
+        later = [rule for rule in rules if rule.hook not in _FIRST_HOOKS]
+        rewrites = list(self._nat(chapter, rules, entry, of_destination=True))
+        yield from _with(rewrites, _translator(first, True), first)
         route = _route(chapter, self._tables)
         if route:
             yield route
-        yield from (rule for rule in rules if rule.hook not in _FIRST_HOOKS)
-        yield from self._nat(chapter, rules, entry, of_destination=False)
+        rewrites = list(self._nat(chapter, rules, entry, of_destination=False))
+        yield from _with(rewrites, _translator(later, False), later)
         if entry:
             yield from self._connection(chapter, entry)
         if route:
@@ -140,9 +143,11 @@ class Narrator:
         return self._current.get(key)
 
     def _connection(self, chapter: Chapter, entry: Entry) -> Iterable[Conntrack]:
-        """Shown where it begins, and on the way back where it rewrites; once."""
+        """Shown where its last rewrite is done, once; on the way back only if there was one."""
         key = entry.place, entry.id, chapter.passage.leg
-        if key in self._shown or (key[2] == "reply" and chapter.begin == chapter.end):
+        back = key[2] == "reply"
+        done = chapter.end == (entry.original if back else entry.reply).reversed
+        if key in self._shown or not done or (back and chapter.begin == chapter.end):
             return
         self._shown.add(key)
         yield Conntrack(
@@ -151,6 +156,24 @@ class Narrator:
             reply=entry.reply,
             status=list(entry.status),
         )
+
+
+def _until_dropped(steps: Iterable[AnyStep], passage: Passage) -> Iterable[AnyStep]:
+    """Nothing follows a drop, unless it was that of another copy of the packet."""
+    for step in steps:
+        yield step
+        if isinstance(step, Rule) and step.verdict == "drop" and passage.after is None:
+            return
+
+
+def _with(rewrites: list[Nat], translator: Rule | None, rules: list[Rule]) -> Iterable[AnyStep]:
+    """Rules, and behind the one that translates its rewrite; later chains see what it wrote."""
+    for rule in rules:
+        yield rule
+        if rule is translator:
+            yield from rewrites
+    if translator is None:
+        yield from rewrites
 
 
 def _translator(rules: list[Rule], of_destination: bool) -> Rule | None:
@@ -179,23 +202,31 @@ def _route(chapter: Chapter, tables: Tables) -> Route | None:
         if bridge and after is None:
             return None
         iif = bridge or before.device
-        if after is None and any(chapter.end.destination.ip == own for own in place.addresses):
-            return None
+        if after is None and (before.device == "lo" or _is_own(chapter, tables)):
+            return None  # delivered
     # The first chain behind the routing decision saw the mark that it was taken with.
     mark = next((run.mark for run in chapter.runs if run.oif and not run.outer), 0)
     return tables.route(place, chapter.end.destination.ip, chapter.begin.source.ip, iif, mark)
 
 
+def _is_own(chapter: Chapter, tables: Tables) -> bool:
+    """Whether the namespace has the destination's address; if it cannot say, whether it should."""
+    place, address = chapter.passage.place, chapter.end.destination.ip
+    assert place is not None
+    route = tables.route(place, address)
+    return route.type == "local" if route else address in place.addresses
+
+
 def _neighbour(place: Place, route: Route, tables: Tables) -> Iterable[Neighbour]:
-    """The next hop's link-layer address."""
+    """The next hop's link-layer address; an entry that is not there was never looked for."""
     if route.device is None or route.type != "unicast" or route.device == "lo":
         return
     found = tables.neighbour(place, route.via or route.destination, route.device)
-    if found:
+    if found and found.state != "none":
         yield found
 
 
-def _bridge(passage: Passage, tables: Tables) -> Iterable[Bridge]:
+def _bridge(passage: Passage, tables: Tables) -> Iterable[AnyStep]:
     """A bridge's choice of the port that the packet left by."""
     after, place = passage.after, passage.place
     if place is None:
@@ -216,8 +247,8 @@ def _bridge(passage: Passage, tables: Tables) -> Iterable[Bridge]:
         yield found
 
 
-def _lost_in_tunnel(passage: Passage, place: Place, tables: Tables) -> Iterable[Bridge]:
-    """What a VXLAN device knows of a MAC that it did not send on."""
+def _lost_in_tunnel(passage: Passage, place: Place, tables: Tables) -> Iterable[AnyStep]:
+    """What a VXLAN device knows of a MAC whose frame was not seen to leave, and the way there."""
     before = passage.before
     if before is None or before.direction == "in" or before.packet.dst_mac is None:
         return
@@ -226,6 +257,8 @@ def _lost_in_tunnel(passage: Passage, place: Place, tables: Tables) -> Iterable[
         found = tables.tunnel(place, before.device, before.packet.dst_mac)
         if found:
             yield found
+        if found and found.remote:
+            yield from _outer_way(place, found.remote, tables)
 
 
 def _enters_tunnel(passage: Passage) -> bool:
@@ -244,7 +277,12 @@ def _encapsulate(passage: Passage, tables: Tables) -> Iterable[AnyStep]:
     yield Encapsulate(
         device=before.device, vni=outer.vni, local=outer.src, remote=outer.dst, mac=mac
     )
-    route = tables.route(place, outer.dst)
+    yield from _outer_way(place, outer.dst, tables)
+
+
+def _outer_way(place: Place, remote: str, tables: Tables) -> Iterable[AnyStep]:
+    """The route and the next hop of the packet that carries another."""
+    route = tables.route(place, remote)
     if route:
         yield route
         yield from _neighbour(place, route, tables)

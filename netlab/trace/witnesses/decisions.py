@@ -11,7 +11,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -39,8 +39,9 @@ from netlab.kernel.rtnetlink import (
     mac_bytes,
 )
 from netlab.trace.aim import Place
-from netlab.trace.model import Bridge, Neighbour, Route
+from netlab.trace.model import REFUSING, Bridge, Neighbour, Route
 from netlab.trace.witnesses import Canary
+from netlab.trace.witnesses.refused_routes import TYPES, Question, find
 
 RTA_SRC, RTA_IIF, RTA_PREFSRC, RTA_MARK = 2, 3, 7, 16
 NDA_MASTER = 9
@@ -52,12 +53,7 @@ _LINK = struct.Struct("=BxHiII")
 _AF_BRIDGE = 7
 
 _TABLES = {253: "default", 254: "main", 255: "local"}
-_ROUTE_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast"} | {
-    6: "blackhole",
-    7: "unreachable",
-    8: "prohibit",
-}
-# Types of which the kernel answers a lookup with an error instead of the route.
+# Refusals of which the kernel answers a lookup with an error instead of the route.
 _REFUSALS = {
     errno.ENETUNREACH: "no-route",
     errno.EHOSTUNREACH: "unreachable",
@@ -170,8 +166,8 @@ class Decisions:
             netlink = self._sockets[place]
             answer = netlink.get(RTM_GETROUTE, body)
         except NetlinkError as error:
-            refusal = _REFUSALS.get(error.errno or 0)
-            return Route(destination=destination, matched=None, type=refusal) if refusal else None
+            question = Question(destination, source, iif, mark)
+            return self._refused(place, question, error.errno or 0)
         except (KeyError, OSError):
             return None
         _, bits, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(answer)
@@ -186,7 +182,7 @@ class Decisions:
             via=_address(found.get(RTA_GATEWAY)),
             source=_address(found.get(RTA_PREFSRC)),
             table=_TABLES.get(table, str(table)),
-            type=_ROUTE_TYPES.get(kind, str(kind)),
+            type=TYPES.get(kind, str(kind)),
         )
 
     def neighbour(self, place: Place, address: str, device: str) -> Neighbour | None:
@@ -207,6 +203,52 @@ class Decisions:
                 state=_STATES.get(state, str(state)),
             )
         return Neighbour(address=address, device=device, mac=None, state="none")
+
+    def _refused(self, place: Place, question: Question, code: int) -> Route | None:
+        """A refusal, with the route or the rule that says so where there is one."""
+        refusal = _REFUSALS.get(code)
+        if refusal is None:
+            return None
+        found = find(self._sockets[place], question)
+        if found and found.type in REFUSING:
+            refusal = found.type
+        elif found and found.type == "unicast" and question.iif and code == errno.EHOSTUNREACH:
+            refusal = "forwarding-off"
+        else:
+            return Route(destination=question.destination, matched=None, type=refusal)
+        out = self.link(place, found.oif) if found.oif else None
+        return Route(
+            destination=question.destination,
+            matched=found.prefix,
+            device=out.name if out else None,
+            via=found.via,
+            table=_TABLES.get(found.table, str(found.table)),
+            type=refusal,
+            rule=found.rule,
+        )
+
+    def bridge_netfilter(self, place: Place) -> bool:
+        """Whether iptables' PREROUTING runs where a frame enters a bridge (br_netfilter)."""
+        path = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+        with suppress(OSError), entered(place.namespace), open(path) as file:
+            return file.read().strip() == "1"
+        return False
+
+    def ports(self, place: Place, bridge: str) -> list[Link]:
+        """A bridge's ports."""
+        master = self.link(place, bridge)
+        if master is None or place not in self._sockets:
+            return []
+        names = [
+            attributes(each, _LINK.size)
+            for each in self._sockets[place].dump(RTM_GETLINK, link_message(0))
+        ]
+        links = [
+            self.link(place, each[IFLA_IFNAME].rstrip(b"\0").decode())
+            for each in names
+            if IFLA_MASTER in each and _u32(each[IFLA_MASTER]) == master.index
+        ]
+        return [link for link in links if link]
 
     def port(self, place: Place, bridge: str, mac: str) -> Bridge | None:
         """A bridge's port for a MAC; `flooded` if it has no entry."""

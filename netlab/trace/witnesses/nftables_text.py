@@ -64,9 +64,9 @@ class Listing:
         self._nft.set_handle_output(True)
         self._nft.set_stateless_output(True)
 
-    def rules(self, table: str, chain: str) -> dict[int, str]:
+    def rules(self, family: str, table: str, chain: str) -> dict[int, str]:
         """Handle to text of a chain's rules; empty if it is gone."""
-        _, listing, _ = self._nft.cmd(f"list chain ip {table} {chain}")
+        _, listing, _ = self._nft.cmd(f"list chain {family} {table} {chain}")
         found = (_RULE.match(line) for line in listing.splitlines())
         return {int(rule.group(2)): rule.group(1) for rule in found if rule}
 

@@ -18,7 +18,7 @@ from netlab.kernel.netlink import NetlinkError, attributes, text
 from netlab.kernel.netlink import Socket as Netlink
 from netlab.trace.aim import Place
 from netlab.trace.model import Rule
-from netlab.trace.nfnetlink import SUBSYSTEM_NFTABLES, request_body
+from netlab.trace.nfnetlink import FAMILY_IPV4, SUBSYSTEM_NFTABLES, request_body
 from netlab.trace.witnesses.nftables_text import (
     KUBE_PROXY,
     Listing,
@@ -48,7 +48,10 @@ _SERVED = re.compile(
 )
 _COMMENT = re.compile(r'--comment (?:"((?:[^"\\]|\\.)*)"|(\S+))')
 
-Chain = tuple[Place, str, str]  # place, table, chain
+# linux/netfilter.h, NFPROTO_*
+_FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge"}
+
+Chain = tuple[Place, int, str, str]  # place, family, table, chain
 
 
 class RuleTexts:
@@ -56,7 +59,9 @@ class RuleTexts:
 
     def __init__(self, runs: Iterable[Run]) -> None:
         runs = [run for run in runs if run.matches]
-        chains = {(run.place, run.table, match.chain) for run in runs for match in run.matches}
+        chains = {
+            (run.place, run.family, run.table, match.chain) for run in runs for match in run.matches
+        }
         self._texts: dict[Chain, dict[int, str]] = {}
         self._elements: dict[tuple[Place, str, Lookup], str | None] = {}
         self._hooks: dict[Chain, str] = {}
@@ -77,7 +82,7 @@ class RuleTexts:
         lookup = lookup_of(rule, run) if rule else None
         element = self._elements.get((run.place, run.table, lookup)) if lookup else None
         return Rule(
-            hook=self._hooks.get((run.place, run.table, run.chain), run.chain),
+            hook=self._hooks.get((run.place, run.family, run.table, run.chain), run.chain),
             table=run.table,
             chain=match.chain,
             handle=match.handle,
@@ -87,11 +92,14 @@ class RuleTexts:
             comment=comment,
             object=served_object(comment or comment_of(element or "") or "")
             or self._served_in_nftables(run, match),
+            family=_FAMILIES.get(run.family, "ip"),
             outer=run.outer,
         )
 
     def _text(self, run: Run, match: Match) -> str | None:
-        return self._texts.get((run.place, run.table, match.chain), {}).get(match.handle)
+        return self._texts.get((run.place, run.family, run.table, match.chain), {}).get(
+            match.handle
+        )
 
     def _served_in_nftables(self, run: Run, match: Match) -> str | None:
         """By the name of a chain, or by the rule that led to a chain that Services share."""
@@ -109,16 +117,16 @@ class RuleTexts:
         iptables = shutil.which("iptables-nft") or shutil.which("iptables")
         native: Listing | None = None
         with entered(place.namespace), Netlink(_NETLINK_NETFILTER) as netlink:
-            for table, chain in {(run.table, run.chain) for run in runs}:
-                self._hooks[place, table, chain] = _hook(netlink, table, chain)
+            for family, table, chain in {(run.family, run.table, run.chain) for run in runs}:
+                self._hooks[place, family, table, chain] = _hook(netlink, family, table, chain)
             for each in chains:
-                _, table, chain = each
-                if iptables and table in _IPTABLES_TABLES:
+                _, family, table, chain = each
+                if iptables and family == FAMILY_IPV4 and table in _IPTABLES_TABLES:
                     handles = _handles(netlink, table, chain)
                     self._printing.append((each, handles, _print(iptables, table, chain)))
                 else:
                     native = native or Listing()
-                    self._texts[each] = native.rules(table, chain)
+                    self._texts[each] = native.rules(_FAMILIES.get(family, "ip"), table, chain)
             if native:
                 self._look_up(place, runs, native)
 
@@ -140,7 +148,7 @@ class RuleTexts:
             if len(rules) == len(handles):
                 self._texts[chain] = dict(zip(handles, rules, strict=True))
             else:
-                self.failed.append(f"{chain[1]} {chain[2]} of {chain[0].name} changed meanwhile")
+                self.failed.append(f"{chain[2]} {chain[3]} of {chain[0].name} changed meanwhile")
 
 
 def comment_of(rule: str) -> str | None:
@@ -155,9 +163,9 @@ def served_object(comment: str) -> str | None:
     return f"svc/{found.group(1)}{found.group(2) or ''}" if found else None
 
 
-def _hook(netlink: Netlink, table: str, chain: str) -> str:
+def _hook(netlink: Netlink, family: int, table: str, chain: str) -> str:
     """A base chain's hook in the spelling of iptables; the chain's name if it is gone."""
-    body = request_body(text(_CHAIN_TABLE, table) + text(_CHAIN_NAME, chain))
+    body = request_body(text(_CHAIN_TABLE, table) + text(_CHAIN_NAME, chain), family)
     try:
         found = attributes(netlink.get(_GET_CHAIN, body), 4)
     except NetlinkError:

@@ -27,7 +27,7 @@ from netlab.kernel.netlink import attributes
 from netlab.trace.aim import Place
 from netlab.trace.mark import Mark
 from netlab.trace.model import Socket, Tuple
-from netlab.trace.nfnetlink import SUBSYSTEM_NFTABLES, Listener
+from netlab.trace.nfnetlink import FAMILY_IPV4, SUBSYSTEM_NFTABLES, Listener
 from netlab.trace.witnesses import Canary
 
 _GROUP_NFTRACE = 9
@@ -87,6 +87,7 @@ class Run(msgspec.Struct):
     outer: bool  # whether this is the outer packet of a tunnel
     ours: bool  # known by its transport header
     mark: int = 0  # when it entered the chain
+    family: int = FAMILY_IPV4  # of the table, NFPROTO_*
     matches: list[Match] = []
     policy: str | None = None
 
@@ -186,14 +187,14 @@ class Rules:
         return any(ended(self._of_probe(place)) for place in self._runs)
 
     def _read(self, place: Place) -> None:
-        for kind, _, payload in self._listeners[place].read():
+        for kind, family, payload in self._listeners[place].read():
             if kind == _MESSAGE_TRACE:
-                self._event(place, attributes(payload))
+                self._event(place, family, attributes(payload))
 
-    def _event(self, place: Place, event: dict[int, bytes]) -> None:
+    def _event(self, place: Place, family: int, event: dict[int, bytes]) -> None:
         identity = place, int.from_bytes(event.get(_ID, b""), "big")
         if _NETWORK in event:
-            run = self._run(place, event)
+            run = self._run(place, family, event)
             if run is None:
                 self._open.pop(identity, None)
                 return
@@ -210,7 +211,7 @@ class Rules:
         elif kind == _TYPE_POLICY:
             run.policy = _VERDICTS.get(int.from_bytes(event.get(_POLICY, b""), "big"))
 
-    def _run(self, place: Place, event: dict[int, bytes]) -> Run | None:
+    def _run(self, place: Place, family: int, event: dict[int, bytes]) -> Run | None:
         network, transport = event[_NETWORK], event.get(_TRANSPORT, b"")
         if len(network) < 20 or network[0] >> 4 != 4:
             return None
@@ -238,6 +239,7 @@ class Rules:
             outer=protocol == 17 and not ours and dport == self._vxlan_port,
             ours=ours,
             mark=int.from_bytes(event.get(_MARK, b""), "big"),
+            family=family,
         )
 
     def _device(self, place: Place, index: bytes | None) -> str | None:

@@ -1,0 +1,164 @@
+"""What the kernel's tables say of the step that did not happen, from the surest to the least sure.
+
+The tables are those of the last place that saw the packet, and of the place that has, or should
+have, the address that it was on its way to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from netlab.datapath.overlay import vtep_mac
+from netlab.trace.aim import Place
+from netlab.trace.case import Case, last_steps
+from netlab.trace.model import Bridge, Leg, Neighbour, Route
+from netlab.trace.refusals import Doubt
+from netlab.trace.witnesses.decisions import Link
+from netlab.trace.witnesses.packets import Sighting
+
+NO_ROUTE_FIX = "add the route that is missing; `netlab up` puts a lab's own routes back"
+NEIGHBOUR_FIX = "find out why ARP is not answered: is the address there, is its link up?"
+
+
+def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
+    """What may have stopped a packet that was last seen at `last`."""
+    place = last.place
+    steps = last_steps(case, leg)
+    outer = last.packet.outer
+    target = outer.dst if outer else case.story.leg(leg)[-1].end.destination.ip
+    if last.direction == "in" and target in place.addresses:
+        yield from _without_address(case, place, target)
+        if leg == "forward" and not outer:
+            yield from _without_way_back(case, place)
+    for step in steps:
+        if isinstance(step, Bridge):
+            yield from _wrong_tunnel(case, place, step)
+    yield from (refused(step, place) for step in steps if isinstance(step, Route) and step.refuses)
+    for step in steps:
+        if isinstance(step, Route) and step.device and not step.refuses:
+            yield from _down(case, place, step.device)
+    # Before neighbours: a link that is down answers no ARP.
+    for address in [target, *(step.address for step in steps if isinstance(step, Neighbour))]:
+        for owner in _owners(case, address):
+            if owner != place:
+                yield from _down(case, owner, "eth0")
+    for step in steps:
+        if isinstance(step, Neighbour) and step.mac is None:
+            yield _unresolved(case, place, step)
+
+
+def refused(route: Route, place: Place) -> Doubt:
+    """What a route or a rule that refuses means, and how it is taken away."""
+    namespace = place.namespace
+    if route.rule:
+        words = f"a routing rule of {place} says {route.rule}"
+        removal = f"`ip -n {namespace} rule del {route.rule}`"
+        return Doubt(route.type, words, f"if that is not meant: {removal}")
+    if route.matched and route.type != "forwarding-off":
+        words = f"{place} has a {route.type} route for {route.matched}"
+        table = "" if route.table == "main" else f" table {route.table}"
+        removal = f"`ip -n {namespace} route del {route.type} {route.matched}{table}`"
+        return Doubt(route.type, words, f"if that is not meant: {removal}")
+    words, fix = {
+        "forwarding-off": (
+            f"has a route to {route.destination}, but forwarding is off",
+            f"`ip netns exec {namespace} sysctl net.ipv4.ip_forward=1`, or `netlab up`",
+        ),
+        "unreachable": (f"says that {route.destination} cannot be reached", None),
+        "prohibit": (f"is told by its routes not to send to {route.destination}", None),
+        "martian": ("takes the addresses for impossible (a martian)", None),
+        "reverse-path": ("would send the answer out of another device (rp_filter)", None),
+    }.get(route.type, (f"has no route to {route.destination}", NO_ROUTE_FIX))
+    return Doubt(route.type, f"{place} {words}", fix)
+
+
+def _owners(case: Case, address: str) -> list[Place]:
+    return [place for place in case.aim.places if address in place.addresses]
+
+
+def _without_address(case: Case, place: Place, address: str) -> Iterable[Doubt]:
+    route = case.tables.route(place, address)
+    if route and route.type != "local":
+        yield Doubt(
+            "address-missing",
+            f"{place} does not have its address {address}, so it takes the packet for somebody "
+            "else's",
+            "`netlab up` puts the address back",
+        )
+
+
+def _without_way_back(case: Case, place: Place) -> Iterable[Doubt]:
+    source = case.story.forward[-1].end.source.ip
+    route = case.tables.route(place, source)
+    if route and route.refuses:
+        why = refused(route, place)
+        yield Doubt(why.reason, f"it arrived, and cannot be answered: {why.words}", why.fix)
+
+
+def _wrong_tunnel(case: Case, place: Place, entry: Bridge) -> Iterable[Doubt]:
+    """An FDB entry that is missing, or leads to another node than the MAC's."""
+    if entry.port or entry.flooded:
+        return
+    node = next((each for each in case.lab.nodes if vtep_mac(each) == entry.mac), None)
+    command = f"bridge -n {place.namespace} fdb replace {entry.mac} dev {entry.device} dst"
+    fix = f"`{command} {node.address if node else 'NODE_ADDRESS'} self permanent`, or `netlab up`"
+    if entry.remote is None:
+        yield Doubt("fdb-missing", f"{entry}, so {place} cannot tell which node to send it to", fix)
+    elif node and entry.remote != node.address:
+        there = next((each for each in case.lab.nodes if each.address == entry.remote), None)
+        whose = f"is node {there.name}'s" if there else "no node has"
+        yield Doubt(
+            "fdb-wrong",
+            f"{entry}, an address that {whose}: the MAC is that of node {node.name}, "
+            f"{node.address}",
+            fix,
+        )
+
+
+def _unresolved(case: Case, place: Place, step: Neighbour) -> Doubt:
+    why = ""
+    for owner in _owners(case, step.address):
+        for doubt in _without_address(case, owner, step.address):
+            return Doubt(
+                doubt.reason,
+                f"{owner} does not have its address {step.address}, so "
+                f"nobody told {place} a MAC for it",
+                doubt.fix,
+            )
+    lab = case.lab
+    known = {lab.underlay.gateway, *(pod.address for pod in lab.pods)}
+    for node in lab.nodes:
+        known |= {node.address, node.bridge_address, *node.other_addresses}
+    fix = NEIGHBOUR_FIX
+    if step.address not in known:
+        why = "; no pod and no node of the lab has that address"
+        fix = "`netlab get pods` lists the addresses that there are"
+    return Doubt(
+        "neighbour-unresolved",
+        f"nobody told {place} the MAC of {step.address} on {step.device} ({step.state}){why}",
+        fix,
+    )
+
+
+def _down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
+    """A device that is down, or the one whose being down takes its carrier."""
+    link = case.tables.link(place, device)
+    if link is None or (link.up and link.carrier):
+        return
+    if not link.up:
+        yield _is_down(place, link)
+        return
+    if link.kind == "bridge":
+        for port in case.tables.ports(place, device):
+            yield from _down(case, place, port.name)
+    for owner in case.aim.places:
+        far = case.tables.link(owner, link.peer) if link.peer and owner != place else None
+        if far and far.peer == link.index and not far.up:
+            yield _is_down(owner, far)
+    yield Doubt("link-down", f"{device} of {place} has no carrier: its other end is down", None)
+
+
+def _is_down(place: Place, link: Link) -> Doubt:
+    fix = f"`ip -n {place.namespace} link set {link.name} up`"
+    bridge = f", a port of {link.master}," if link.master else ""
+    return Doubt("link-down", f"{link.name} of {place}{bridge} is down", fix)
