@@ -75,7 +75,7 @@ def _not_translated(service: Service, case: Case) -> Doubt:
     ]
     met = " → ".join(dict.fromkeys([*chains, *ways]))
     node = case.aim.source.node
-    through = f"it went through {met}, and no rule there translated it" if met else "it met none"
+    through = f"it went through {met}, and no rule there translated it" if met else "none matched"
     if case.lab.service_proxy.mode == "none":
         fix = "the lab has no service proxy (mode none): give it one, or trace to a pod"
     else:
