@@ -28,7 +28,11 @@ from netlab.datapath.state import (
 )
 from netlab.kernel import namespaces, rtnetlink
 from netlab.kernel.netlink import Socket
+from netlab.kernel.observe import await_ports
 from netlab.problems import Exit, NetlabError, Problem
+
+# How long ports may take to forward; on a machine that is not overloaded it is a millisecond.
+_PORTS_S = 3.0
 
 
 @dataclass
@@ -127,6 +131,9 @@ class _Work:
                 self._apply(leaf, _others(self.changes[name]))
                 del self.open[name]
                 leaf.close()
+            for name in bridged:
+                if name in self.changes:
+                    await_ports(self.open[name].descriptor, _PORTS_S)
         finally:
             thread.join()
             for entry in self.open.values():

@@ -103,9 +103,12 @@ def attribute_list(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 class Socket:
-    """A netlink socket in the network namespace of the thread that opens it."""
+    """A netlink socket in the network namespace of the thread that opens it.
 
-    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
+    `groups` are those of bind(2), as a mask; their messages are what :meth:`await_event` awaits.
+    """
+
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE, groups: int = 0) -> None:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
         )
@@ -113,7 +116,20 @@ class Socket:
         # filtered by the kernel.
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
+        if groups:
+            self._socket.bind((0, groups))
         self._sequence = 0
+
+    def await_event(self, timeout_s: float) -> bool:
+        """Wait until something happens in our groups, and forget it; False if nothing does."""
+        self._socket.settimeout(timeout_s)
+        try:
+            self._socket.recv(_RECEIVE)
+        except TimeoutError:
+            return False
+        finally:
+            self._socket.settimeout(None)
+        return True
 
     def close(self) -> None:
         self._socket.close()

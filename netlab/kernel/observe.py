@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable
 from ipaddress import ip_address
 
@@ -47,6 +48,40 @@ def observe(name: str, marks: str, desired: Namespace | None) -> Found:
             sysctls=tuple(_sysctls(desired.sysctls)) if desired else (),
         )
     return Found(namespace=namespace, index=index, marked=frozenset(marked))
+
+
+def await_ports(descriptor: int, timeout_s: float) -> None:
+    """Wait until the bridges of a namespace and the ports in them carry frames.
+
+    A carrier that came up is made known to the bridge by a work queue of the kernel, which may be
+    late; until then frames are lost.  Ports without a carrier at the far end are waited for, too.
+    """
+    deadline = time.monotonic() + timeout_s
+    with entered(descriptor):
+        events = Socket(groups=rt.RTMGRP_LINK)
+    with entered(descriptor), Socket() as netlink, events:
+        while _idle_ports(netlink) and (left := deadline - time.monotonic()) > 0:
+            events.await_event(left)
+
+
+def _idle_ports(netlink: Socket) -> bool:
+    idle, masters = set(), set()
+    for body in netlink.dump(
+        rt.RTM_GETLINK, rt.link_message(0) + number(rt.IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    ):
+        (index,) = struct.unpack_from("=i", body, 4)
+        found = attributes(body, 16)
+        if found.get(rt.IFLA_QDISC) == b"noop\0":
+            idle.add(index)
+        if rt.IFLA_MASTER not in found:
+            continue
+        masters.add(_u32(found[rt.IFLA_MASTER]))
+        info = attributes(found.get(rt.IFLA_LINKINFO, b""))
+        port = attributes(info.get(rt.IFLA_INFO_SLAVE_DATA, b""))
+        state = port.get(rt.IFLA_BRPORT_STATE, b"\0")
+        if index in idle or state[0] != rt.BR_STATE_FORWARDING:
+            return True
+    return bool(idle & masters)
 
 
 def _altnames(found: dict[int, bytes]) -> list[str]:
