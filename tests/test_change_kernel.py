@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from labs import fresh_name
 from netlab.datapath.build import pod_namespace_name
-from netlab.datapath.state import Ruleset
+from netlab.datapath.state import Ruleset, Server
 from netlab.kernel import namespaces, xtables
 from netlab.kernel.namespaces import entered
 from netlab.lab import control, lifecycle, record
@@ -290,6 +290,26 @@ def test_when_rules_cannot_be_loaded_all_is_as_it_was(
         changed(name, lambda lab: scale(lab, ["deploy/web"], 6))
     assert [problem.code for problem in caught.value.problems] == ["rules-refused"]
     assert failures == []
+    assert record.read(name) == lab
+    is_sound(name)
+
+
+def test_an_interrupted_change_is_taken_back(
+    build: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = build()
+    lab = record.read(name)
+    serve = control.Init.serve
+    interruptions = [KeyboardInterrupt()]
+
+    def interrupted(init: control.Init, servers: Sequence[Server]) -> tuple[object, ...]:
+        if interruptions:
+            raise interruptions.pop()
+        return serve(init, servers)
+
+    monkeypatch.setattr(control.Init, "serve", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        changed(name, lambda lab: delete(lab, ["deploy/web", "node/n2"]))
     assert record.read(name) == lab
     is_sound(name)
 
