@@ -142,6 +142,15 @@ def test_output_that_cannot_be_written() -> None:
 
 
 @pytest.mark.kernel
+def test_a_reader_that_has_seen_enough_is_no_drop(lab: str) -> None:
+    command = f"{NETLAB} trace pod1 svc/myblog --lab {lab} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("✓ delivered")
+    assert done.returncode in (0, 128 + signal.SIGPIPE)
+    assert done.stderr == ""
+
+
+@pytest.mark.kernel
 def test_status_says_what_differs(lab: str) -> None:
     subprocess.run(["ip", "-n", f"{lab}:demo:pod1", "link", "set", "eth0", "down"], check=True)
     status = netlab("status", lab)

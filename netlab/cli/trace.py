@@ -83,6 +83,13 @@ def trace(
 
         from netlab.report.terminal import print_trace
 
-        print_trace(found, Console(highlight=False))
+        console = Console(highlight=False)
+        # rich would end with 1, which says that the packet was dropped.
+        console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]
+        print_trace(found, console)
     exits = {"delivered": Exit.YES, "unobserved": Exit.UNOBSERVED}
     return exits.get(found.disposition, Exit.NO)
+
+
+def _raise_broken_pipe() -> None:
+    raise BrokenPipeError
