@@ -184,9 +184,6 @@ def test_connections_of_untouched_pods_live_on(build: Callable[[], str]) -> None
         assert say("after others went") == "after others went"
         changed(name, lambda lab: ready(lab, [server], ready=False))
         assert say("while not ready") == "while not ready"
-        # Nothing but the Service makes the pod answer on this port: with it, the answers end.
-        lifecycle.change(name, lambda lab: delete(lab, ["svc/web"]))
-        assert say("without the Service") == ""
 
 
 def test_a_removed_pod_is_gone_when_the_command_ends(build: Callable[[], str]) -> None:
