@@ -39,6 +39,8 @@ class Underlay(Frozen, frozen=True):
 
     cidr: str
     gateway: str
+    other_cidr: str = ""  # of the other family, in a dual-stack lab
+    other_gateway: str = ""
     mtu: int = 1500
 
 
@@ -90,8 +92,19 @@ class Node(Frozen, frozen=True):
     name: str
     address: str
     pod_cidr: str
+    other_pod_cidrs: tuple[str, ...] = ()  # of the other family, in a dual-stack lab
     labels: dict[str, str] = {}
     other_addresses: tuple[str, ...] = ()  # further ones, of either family
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Every address of the node, the primary one first."""
+        return (self.address, *self.other_addresses)
+
+    @property
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """A CIDR for each family, the primary one first."""
+        return (self.pod_cidr, *self.other_pod_cidrs)
 
     @property
     def bridge_address(self) -> str:
@@ -99,9 +112,19 @@ class Node(Frozen, frozen=True):
         return _first_two(self.pod_cidr)[1]
 
     @property
+    def bridge_addresses(self) -> tuple[str, ...]:
+        """The same for each pod CIDR."""
+        return tuple(_first_two(cidr)[1] for cidr in self.pod_cidrs)
+
+    @property
     def overlay_address(self) -> str:
         """Address of `flannel.1`: the network address of the pod CIDR, as flannel does."""
         return _first_two(self.pod_cidr)[0]
+
+    @property
+    def overlay_addresses(self) -> tuple[str, ...]:
+        """The same for each pod CIDR."""
+        return tuple(_first_two(cidr)[0] for cidr in self.pod_cidrs)
 
 
 @functools.cache
@@ -126,12 +149,18 @@ class Pod(Frozen, frozen=True):
     name: str
     node: str
     address: str
+    other_addresses: tuple[str, ...] = ()  # of the other family, in a dual-stack lab
     labels: dict[str, str] = {}
     ports: tuple[ContainerPort, ...] = ()  # as declared
     listen: tuple[tuple[Protocol, int], ...] = ()  # decided: declared ports and target ports
     host_network: bool = False
     ready: bool = True
     owner: str = ""  # "Deployment/myblog", or "" for a pod that stands in the file itself
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Every address of the pod, the primary one first."""
+        return (self.address, *self.other_addresses)
 
     @property
     def key(self) -> str:
@@ -207,6 +236,7 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     pod_cidr: str
     service_cidrs: tuple[str, ...]
     underlay: Underlay
+    other_pod_cidrs: tuple[str, ...] = ()  # of the other family, in a dual-stack lab
     overlay: Overlay = Overlay()
     service_proxy: ServiceProxy = ServiceProxy()
     nodes: tuple[Node, ...] = ()
