@@ -26,13 +26,13 @@ SWITCH = "_switch"
 SWITCH_BRIDGE = "br0"
 
 
-def build(lab: Lab) -> LabState:
-    """Everything that `up` makes true for this lab."""
+def build(lab: Lab, *, rules: bool = True) -> LabState:
+    """Everything that `up` makes true for this lab; without the nodes' rules if not wanted."""
     pods = _pods_by_node(lab)
     return LabState(
         lab=lab.name,
         switch=_switch(lab),
-        nodes=tuple(_node(lab, node, pods) for node in lab.nodes),
+        nodes=tuple(_node(lab, node, pods, rules) for node in lab.nodes),
         servers=tuple(
             Server(
                 namespace=pod_namespace_name(lab, pod),
@@ -100,7 +100,7 @@ def _switch(lab: Lab) -> Namespace:
     )
 
 
-def _node(lab: Lab, node: Node, pods: PodsByNode) -> NodeState:
+def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
     name = namespace_name(lab.name, node.name)
     own = pods[node.name]
     part = overlay(lab, node, pods)
@@ -133,5 +133,5 @@ def _node(lab: Lab, node: Node, pods: PodsByNode) -> NodeState:
             sysctls=(*podnet.NODE_SYSCTLS, *mode.sysctls(lab, node)),
         ),
         pods=tuple(podnet.pod_namespace(lab, node, pod, part.mtu) for pod in own),
-        rules=mode.render(lab, node),
+        rules=mode.render(lab, node) if rules else None,
     )

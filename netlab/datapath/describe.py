@@ -19,6 +19,7 @@ from netlab.datapath.state import (
     Ruleset,
     Sysctl,
     Tables,
+    Update,
 )
 
 _SIGNS = {"add": "+", "set": "~", "delete": "-"}
@@ -48,6 +49,8 @@ def describe(item: Item) -> str:
             return f"rules ({item.ipv4.count(chr(10) + '-A ')} for IPv4)"
         case Tables():
             return f"rules in table {' and '.join(_names(item))}"
+        case Update(ipv4=ipv4, ipv6=ipv6, tables=tables):
+            return f"rules of what changed ({(ipv4 + ipv6 + tables).count(chr(10))} lines)"
         case Leftovers():
             chains = (item.ipv4 + item.ipv6).count("\n-X ")
             parts = [f"{chains} chains of iptables"] if chains else []
@@ -92,7 +95,7 @@ def _stage(change: Change) -> int:
             return 2
         case Link():
             return 3
-        case Ruleset() | Tables():
+        case Ruleset() | Tables() | Update():
             return 5
         case Leftovers():
             return 6
@@ -129,9 +132,15 @@ def _commands(change: Change, ends: dict[Peer, Link]) -> Iterator[str]:
         case Ruleset():
             yield from _rules_commands(inside, change.item)
         case Tables():
-            yield f"{inside} nft -f - <<'EOF'\n{change.item.transaction}EOF"
+            yield _nft(inside, change.item.transaction)
+        case Update(ipv4=ipv4, ipv6=ipv6, tables=tables):
+            yield from _restores(inside, ipv4, ipv6)
+            if tables:
+                yield _nft(inside, tables)
         case Leftovers():
-            yield from _removal_commands(inside, change.item)
+            yield from _restores(inside, change.item.ipv4, change.item.ipv6)
+            for table in change.item.tables:
+                yield f"{inside} nft delete table {table}"
 
 
 def _link_commands(ip: str, verb: str, link: Link, ends: dict[Peer, Link]) -> Iterator[str]:
@@ -167,9 +176,11 @@ def _rules_commands(inside: str, rules: Ruleset) -> Iterator[str]:
         yield f"{inside} {program} <<'EOF'\n{text.rstrip()}\nEOF"
 
 
-def _removal_commands(inside: str, old: Leftovers) -> Iterator[str]:
-    for program, text in (("iptables-restore", old.ipv4), ("ip6tables-restore", old.ipv6)):
+def _restores(inside: str, ipv4: str, ipv6: str) -> Iterator[str]:
+    for program, text in (("iptables-restore", ipv4), ("ip6tables-restore", ipv6)):
         if text:
             yield f"{inside} {program} --noflush <<'EOF'\n{text.rstrip()}\nEOF"
-    for table in old.tables:
-        yield f"{inside} nft delete table {table}"
+
+
+def _nft(inside: str, text: str) -> str:
+    return f"{inside} nft -f - <<'EOF'\n{text}EOF"

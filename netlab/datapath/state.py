@@ -144,6 +144,20 @@ class Leftovers(State, frozen=True):
     tables: tuple[str, ...] = ()  # nftables tables, "ip kube-proxy"
 
 
+class Update(State, frozen=True):
+    """What turns rules that are loaded into others, written where little differs.
+
+    Each text is one transaction for its tool, "" if there is nothing for it to do.
+    """
+
+    ipv4: str = ""  # input for `iptables-restore --noflush`
+    ipv6: str = ""  # and for `ip6tables-restore --noflush`
+    tables: str = ""  # input for nft
+
+    def __bool__(self) -> bool:
+        return bool(self.ipv4 or self.ipv6 or self.tables)
+
+
 Rules = Ruleset | Tables
 
 
@@ -190,7 +204,9 @@ class Found(State, frozen=True):
     marked: frozenset[str]  # links that carry our mark
 
 
-Item = Namespace | Link | Address | Route | Neighbour | FdbEntry | Sysctl | Rules | Leftovers
+Item = (
+    Namespace | Link | Address | Route | Neighbour | FdbEntry | Sysctl | Rules | Update | Leftovers
+)
 
 
 class Change(State, frozen=True):

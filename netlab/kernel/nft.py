@@ -44,6 +44,15 @@ def load(namespace: str | int, tables: Tables) -> None:
         _run([tables.transaction])
 
 
+def change(namespace: str | int, transaction: str) -> None:
+    """Carry out input for nft, in one transaction: if it fails, all is as it was.
+
+    Raises NetlabError (exit 3) with nft's own words.
+    """
+    with entered(namespace):
+        _run([transaction])
+
+
 def delete(namespace: str | int, tables: Sequence[str]) -> None:
     """Delete tables, named as :func:`names` does; one that is not there is fine."""
     with entered(namespace):

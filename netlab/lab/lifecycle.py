@@ -43,7 +43,7 @@ def up(lab: Lab, dry_run: bool = False) -> Outcome:
     state = build(lab)
     if dry_run:
         found = _found(state)
-        changes = _changes(state, found)
+        changes = _changes(lab, state, found)
         before = record.read(lab.name)
         elapsed_s = time.perf_counter() - start
         return Outcome(state, tuple(changes), (), not found, False, elapsed_s, before)
@@ -77,8 +77,9 @@ def change(
     before = _declared(name)
     if dry_run:
         changed = decide(before)
-        state = build(changed.lab)
-        changes = _changes(state, _found(state))
+        base = _base(before, changed.lab)
+        state = build(changed.lab, rules=base is None)
+        changes = _changes(changed.lab, state, _found(state), base)
         elapsed_s = time.perf_counter() - start
         return changed, Outcome(state, tuple(changes), (), False, False, elapsed_s, before)
     with namespaces.run_dir(), record.locked(name):
@@ -88,11 +89,12 @@ def change(
             record.remove(name)
             raise
         changed = decide(before)
-        state = build(changed.lab)
+        base = _base(before, changed.lab)
+        state = build(changed.lab, rules=base is None)
         found = _found(state)
         restarted = not _has_processes(name)
         try:
-            changes, unserved = _converge(changed.lab, state, found)
+            changes, unserved = _converge(changed.lab, state, found, base)
         except BaseException:
             was = build(before)
             with contextlib.suppress(NetlabError, OSError):
@@ -122,17 +124,17 @@ def running() -> list[str]:
 def differences(lab: Lab) -> list[Change]:
     """What `up` would change now."""
     state = build(lab)
-    return _changes(state, _found(state))
+    return _changes(lab, state, _found(state))
 
 
 def _converge(
-    lab: Lab, state: LabState, found: Mapping[str, Found]
+    lab: Lab, state: LabState, found: Mapping[str, Found], base: Lab | None = None
 ) -> tuple[list[Change], tuple[control.Unserved, ...]]:
     data = record.encode(lab)
     record.write(lab.name, data)
     init = control.start(lab.name)
-    changes = _changes(state, found)
-    loads = rules.Loads(changes)
+    changes = _changes(lab, state, found, base)
+    loads = rules.Loads(changes, lab)
     try:
         for name in found:
             loads.begin(name)
@@ -143,6 +145,7 @@ def _converge(
     if problems:
         raise NetlabError(problems, Exit.MACHINE)
     init.declare(data)
+    record.settle(lab.name)
     return changes, init.serve(state.servers)
 
 
@@ -176,8 +179,19 @@ def _found(state: LabState) -> dict[str, Found]:
     return found
 
 
-def _changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
-    return [*plan(state, found), *rules.changes(state, found)]
+def _base(before: Lab, after: Lab) -> Lab | None:
+    """What the rules in the kernel are those of, if that is known and may be changed in place."""
+    same_mode = before.service_proxy.mode == after.service_proxy.mode
+    return before if same_mode and record.is_settled(before.name) else None
+
+
+def _changes(
+    lab: Lab, state: LabState, found: Mapping[str, Found], base: Lab | None = None
+) -> list[Change]:
+    """What leads from what is found to the state; rules from those of `base`, if it is known."""
+    if base is None:
+        return [*plan(state, found), *rules.changes(state, found)]
+    return [*plan(state, found), *rules.updates(base, lab, found)]
 
 
 def _has_processes(name: str) -> bool:

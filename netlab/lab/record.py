@@ -17,6 +17,7 @@ from netlab.kernel.namespaces import STATE_DIR, lock_directory
 from netlab.topology.model import Lab
 
 _FILE = "lab.json"
+_SETTLED = "settled"
 
 
 def directory(lab: str) -> str:
@@ -30,11 +31,24 @@ def encode(lab: Lab) -> bytes:
 
 
 def write(name: str, data: bytes) -> None:
-    """Replace the record in one step."""
+    """Replace the record in one step; it is what is to be, and nobody knows yet whether it is."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{directory(name)}/{_SETTLED}")
     path = f"{directory(name)}/{_FILE}"
     with open(f"{path}.new", "wb") as file:
         file.write(data)
     os.replace(f"{path}.new", path)
+
+
+def settle(name: str) -> None:
+    """Note that the kernel was made to hold what is recorded."""
+    with open(f"{directory(name)}/{_SETTLED}", "wb"):
+        pass
+
+
+def is_settled(name: str) -> bool:
+    """Whether the kernel was made to hold what is recorded, and nobody began to change it."""
+    return os.path.exists(f"{directory(name)}/{_SETTLED}")
 
 
 def read(name: str) -> Lab | None:

@@ -13,7 +13,8 @@ import msgspec
 from msgspec.structs import replace
 
 from netlab.datapath.services import iptables_save, nftables_list
-from netlab.datapath.services.modes import leftovers
+from netlab.datapath.services.modes import leftovers, mode_of
+from netlab.datapath.services.proxier import service_changes, update_between
 from netlab.datapath.state import (
     Change,
     Found,
@@ -23,6 +24,8 @@ from netlab.datapath.state import (
     Rules,
     Ruleset,
     Tables,
+    Update,
+    namespace_name,
 )
 from netlab.kernel import nft, xtables
 from netlab.lab import control
@@ -32,7 +35,7 @@ from netlab.topology.model import Lab
 
 def concerns(change: Change) -> bool:
     """Whether a change is one of rules, so that `Loads` makes it."""
-    return isinstance(change.item, Ruleset | Tables | Leftovers)
+    return isinstance(change.item, Ruleset | Tables | Update | Leftovers)
 
 
 def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
@@ -56,6 +59,30 @@ def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
             change = Change(verb="add", namespace=node.namespace.name, item=node.rules)
             made[node.name] = [change]
     return [change for node in state.nodes for change in made.get(node.name, ())]
+
+
+def updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> list[Change]:
+    """Changes that turn the rules of one lab into those of another of the same mode.
+
+    Nothing is read back, but where a mode cannot say what to write: the nodes are taken to have
+    the rules that they should have before.
+    """
+    mode = mode_of(after)
+    services = service_changes(before, after)
+    made: list[Change] = []
+    for node in after.nodes:
+        namespace = namespace_name(after.name, node.name)
+        if namespace not in found:
+            if (rules := mode.render(after, node)) is not None:
+                made.append(Change(verb="add", namespace=namespace, item=rules))
+            continue
+        update = update_between(mode.proxier, before, after, node, services)
+        if update is None:
+            if (rules := mode.render(after, node)) is not None:
+                made += _differences(namespace, rules)
+        elif update:
+            made.append(Change(verb="set", namespace=namespace, item=update))
+    return made
 
 
 def _had_rules(lab: str) -> bool:
@@ -106,9 +133,10 @@ def _is_there(namespace: str, wanted: Rules, saved: tuple[str, str]) -> bool:
 
 
 class Loads:
-    """The changes of rules, by namespace."""
+    """The changes of rules that give a lab's nodes the rules of that lab, by namespace."""
 
-    def __init__(self, changes: Iterable[Change]) -> None:
+    def __init__(self, changes: Iterable[Change], lab: Lab) -> None:
+        self._lab = lab
         self._changes: dict[str, list[Change]] = {}
         for change in changes:
             if concerns(change):
@@ -135,9 +163,21 @@ class Loads:
     def _make(self, changes: Iterable[Change]) -> None:
         try:
             for change in changes:
-                _make(change)
+                try:
+                    _make(change)
+                except NetlabError:
+                    if not isinstance(change.item, Update):
+                        raise
+                    self._make_whole(change.namespace)
         except NetlabError as error:
             self._problems += error.problems
+
+    def _make_whole(self, namespace: str) -> None:
+        """After an update that was refused: the rules are not those that it was made for."""
+        names = {namespace_name(self._lab.name, node.name): node for node in self._lab.nodes}
+        rules = mode_of(self._lab).render(self._lab, names[namespace])
+        for change in _differences(namespace, rules):
+            _make(change)
 
 
 def _make(change: Change) -> None:
@@ -146,6 +186,11 @@ def _make(change: Change) -> None:
             xtables.restore(change.namespace, change.item)
         case Tables():
             nft.load(change.namespace, change.item)
+        case Update(ipv4=ipv4, ipv6=ipv6, tables=tables):
+            if ipv4 or ipv6:
+                xtables.restore(change.namespace, Ruleset(ipv4=ipv4, ipv6=ipv6), flush=False)
+            if tables:
+                nft.change(change.namespace, tables)
         case Leftovers(ipv4=ipv4, ipv6=ipv6, tables=tables):
             if ipv4 or ipv6:
                 xtables.restore(change.namespace, Ruleset(ipv4=ipv4, ipv6=ipv6), flush=False)

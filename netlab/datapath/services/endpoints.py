@@ -11,11 +11,20 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from ipaddress import ip_network
+from typing import NamedTuple
 
 import msgspec
 
 from netlab.datapath.services.names import address_port, service_port_name
-from netlab.topology.model import Endpoint, Lab, Node, Service, ServicePort
+from netlab.topology.model import (
+    Endpoint,
+    Lab,
+    Node,
+    Service,
+    ServiceEndpoints,
+    ServicePort,
+    ServiceProxy,
+)
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
@@ -85,19 +94,46 @@ class ServicePortInfo(msgspec.Struct, frozen=True, kw_only=True):
         return Verdict.DROP if local and not self.local else Verdict.FORWARD
 
 
+class ServiceObjects(NamedTuple):
+    """A Service and what stands behind its ports: the objects that its rules are made of."""
+
+    service: Service
+    endpoints: tuple[ServiceEndpoints, ...] = ()
+
+
+def service_objects(lab: Lab) -> dict[str, ServiceObjects]:
+    """The objects of every Service, by its key (`namespace/name`)."""
+    behind: dict[str, tuple[ServiceEndpoints, ...]] = {}
+    for entry in lab.endpoints:
+        key = f"{entry.namespace}/{entry.service}"
+        behind[key] = (*behind.get(key, ()), entry)
+    return {
+        service.key: ServiceObjects(service, behind.get(service.key, ()))
+        for service in lab.services
+    }
+
+
 def service_ports(lab: Lab, node: Node, family: int) -> list[ServicePortInfo]:
-    """Every proxied Service port with an address of the family (4 or 6), sorted by name.
+    """Every proxied Service port with an address of the family (4 or 6), sorted by name."""
+    return ports_of(service_objects(lab).values(), lab.service_proxy, node, family)
+
+
+def ports_of(
+    services: Iterable[ServiceObjects], proxy: ServiceProxy, node: Node, family: int
+) -> list[ServicePortInfo]:
+    """Those of some Services.
 
     Headless and ExternalName Services, and those labelled for another proxy, are not proxied.
     """
-    gate = lab.service_proxy.featureGates.get("AllowServiceExternalIPs", True)
+    gate = proxy.featureGates.get("AllowServiceExternalIPs", True)
     found = []
-    for service in lab.services:
+    for service, behind in services:
         cluster_ip = _cluster_ip(service, family)
         if cluster_ip is None:
             continue
+        by_port = {(entry.port_name, entry.protocol): entry.endpoints for entry in behind}
         for port in service.ports:
-            endpoints = _distinct(lab.endpoints_of(service, port), family)
+            endpoints = _distinct(by_port.get((port.name, port.protocol), ()), family)
             found.append(_info(service, port, cluster_ip, endpoints, node, family, gate))
     return sorted(found, key=lambda info: (info.name, info.protocol))
 

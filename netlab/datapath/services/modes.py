@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from netlab.datapath.services import iptables, iptables_save, nftables, nftables_flat
+from netlab.datapath.services.proxier import Proxier
 from netlab.datapath.state import Change, Leftovers, Rules, Ruleset, Sysctl, Tables
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Lab, Node, ProxyMode
@@ -21,10 +22,14 @@ _KUBELETS = frozenset({"KUBE-FIREWALL"})
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """What a service proxy mode gives a node; without rules Services are left to somebody else."""
+    """What a service proxy mode gives a node; without rules Services are left to somebody else.
+
+    A mode without `proxier` has its rules loaded whole at each change.
+    """
 
     render: Callable[[Lab, Node], Rules | None]
     sysctls: Callable[[Lab, Node], tuple[Sysctl, ...]]
+    proxier: Callable[[Lab, Node], Proxier] | None = None
 
 
 MODES: Mapping[ProxyMode, Mode] = {
