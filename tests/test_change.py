@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netlab.lab.change import apply, delete, delete_stated, label, ready, scale
+from netlab.lab.change import apply, delete, delete_stated, label, proxy, ready, scale
 from netlab.lab.edits import Changed
 from netlab.lab.undone import undone
 from netlab.problems import Exit, NetlabError
@@ -632,3 +632,54 @@ def test_stating_everything_again_changes_nothing(objects: list[Object]) -> None
     # What was decided can be stated, too.
     twice = json.loads(json.dumps(lab.declared))
     assert {each.done for each in apply(lab, stated(*twice)).results} == {"unchanged"}
+
+
+# proxy
+
+
+@pytest.mark.parametrize("file", [False, True])
+def test_the_proxy_is_switched_and_stays_so(file: bool) -> None:
+    frame = {
+        "apiVersion": "netlab/v1",
+        "kind": "Lab",
+        "metadata": {"name": "x"},
+        "spec": {"serviceProxy": {"mode": "nftables", "nftables": {"masqueradeBit": 5}}},
+    }
+    lab = web(*([frame] if file else []))
+    changed = proxy(lab, "nftables-flat")
+    assert done(changed) == [f"lab/{'x' if file else lab.name} switched to nftables-flat"]
+    was, now = lab.service_proxy, changed.lab.service_proxy
+    assert (now.mode, now.clusterCIDR, now.nftables) == (
+        "nftables-flat",
+        was.clusterCIDR,
+        was.nftables,
+    )
+    scaled = scale(changed.lab, ["deploy/web"], 5).lab
+    assert scaled.service_proxy == now
+    # What is declared says so by itself.
+    assert allocated(list(scaled.declared)).service_proxy == now
+    assert proxy(scaled, "nftables-flat").lab is scaled
+    assert undone(scaled, lab) == [
+        "deployment/web scaled to 5",
+        f"lab/{'x' if file else lab.name} switched to nftables-flat",
+    ]
+    back = proxy(scaled, was.mode).lab
+    assert undone(back, lab) == ["deployment/web scaled to 5"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "code", "words"),
+    [
+        ("ipvs", "unsupported", "not built"),
+        ("userspace", "unsupported", "not built"),
+        ("nftable", "unknown-mode", 'did you mean "nftables"'),
+        ("", "unknown-mode", "no mode"),
+    ],
+)
+def test_a_mode_that_there_is_not(mode: str, code: str, words: str) -> None:
+    with pytest.raises(NetlabError) as caught:
+        proxy(web(), mode)
+    assert codes(caught) == [code]
+    (problem,) = caught.value.problems
+    assert words in str(problem)
+    assert "it builds iptables, nftables, nftables-flat, none" in str(problem)

@@ -14,7 +14,7 @@ from labs import fresh_name
 from netlab.lab import lifecycle
 from test_cli import NETLAB, netlab
 
-VERBS = ("apply", "delete", "scale", "label", "ready")
+VERBS = ("apply", "delete", "scale", "label", "ready", "proxy")
 
 OBJECTS = """apiVersion: apps/v1
 kind: Deployment
@@ -126,6 +126,40 @@ def test_standard_input_and_json(lab: str) -> None:
     assert made["changes"] == dry["changes"]
     undone = json.loads(netlab("up", "two-node-vxlan", "-o", "json").stdout)["undone"]
     assert undone == ["deployment/web created", "service/web created"]
+
+
+@pytest.mark.kernel
+def test_the_proxy_is_shown_and_switched(lab: str) -> None:
+    shown = fine("proxy").splitlines()
+    assert shown[0].split() == ["SETTING", "VALUE"]
+    settings = dict(line.split(maxsplit=1) for line in shown[1:])
+    assert settings["mode"] == "iptables"
+    assert settings["nodePortAddresses"] == "all (the default of this mode)"
+    assert settings["iptables.localhostNodePorts"] == "true"
+    for mode in ("ipvs", "nft"):
+        refused = netlab("proxy", "--mode", mode)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "it builds iptables, nftables, nftables-flat, none" in refused.stderr
+    assert netlab("up", "two-node-vxlan", "--proxy", "ipvs").returncode == 2
+    assert fine("proxy", "-o", "name") == "iptables\n"
+    planned = netlab("proxy", "--mode", "nftables", "--dry-run").stdout
+    assert planned.startswith("lab/two-node-vxlan switched to nftables (dry run)\n~ ")
+    assert fine("proxy", "--mode", "nftables") == "lab/two-node-vxlan switched to nftables\n"
+    assert fine("proxy", "--mode", "nftables") == "lab/two-node-vxlan unchanged\n"
+    settings = json.loads(fine("proxy", "-o", "json"))["serviceProxy"]
+    assert (settings["mode"], settings["clusterCIDR"]) == ("nftables", "10.244.0.0/16")
+    fine("ready", "pod/myblog-5c97d79cdb-jn7km", "--false")
+    assert "primary (the default of this mode)" in fine("proxy")
+    assert netlab("status").returncode == 0
+    saved = fine("exec", "node/k8s-slave1", "--", "iptables-save", "-t", "nat")
+    assert "KUBE-SERVICES" not in saved
+    up = netlab("up", "two-node-vxlan", "--proxy", "nftables-flat")
+    assert "undone: lab/two-node-vxlan switched to nftables\n" in up.stderr
+    assert fine("proxy", "-o", "name") == "nftables-flat\n"
+    assert "nothing to change" in netlab("up", "two-node-vxlan", "--proxy=nftables-flat").stderr
+    up = netlab("up", "two-node-vxlan")
+    assert "undone: lab/two-node-vxlan switched to nftables-flat\n" in up.stderr
+    assert fine("proxy", "-o", "name") == "iptables\n"
 
 
 @pytest.mark.kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from netlab.datapath.state import Ruleset
 from netlab.kernel import nft, xtables
 from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle
+from netlab.lab.change import proxy
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.load import load
 from netlab.topology.model import Lab, ProxyMode, ServicePort
@@ -206,12 +208,21 @@ def test_connections_live_on_when_the_mode_changes(up: Up) -> None:
     lab = in_mode("iptables")
     up(lab)
     p0 = f"{lab.name}:demo:p0"
-    with entered(p0):
-        connection = socket.create_connection(("10.99.0.1", 80), timeout=5)
-    with connection:
-        up(in_mode("nftables", lab))
-        connection.sendall(b"GET /hostname HTTP/1.0\r\n\r\n")
-        assert connection.recv(4096).startswith(b"HTTP/1.")
+    modes = ("nftables", "nftables-flat", "iptables")
+    # One for each mode, as the server closes after its answer; all are open from the beginning.
+    with entered(p0), contextlib.ExitStack() as opened:
+        address = ("10.99.0.1", 80)
+        connections = [
+            opened.enter_context(socket.create_connection(address, timeout=5)) for _ in modes
+        ]
+        keep = opened.pop_all()
+    with keep:
+        for mode, connection in zip(modes, connections, strict=True):
+            _, outcome = lifecycle.change(lab.name, lambda lab, mode=mode: proxy(lab, mode))  # type: ignore[misc]
+            assert outcome.changes
+            connection.sendall(b"GET /hostname HTTP/1.0\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.")
+            assert ask(p0, "10.99.0.1", 80) in {"p1", "p2", "p3"}
 
 
 def test_the_proxy_of_the_user_is_left_alone_in_mode_none(up: Up) -> None:

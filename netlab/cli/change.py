@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import click
 
@@ -45,10 +46,28 @@ def _complete_object(
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-def _change_options(function: F) -> F:
-    """Options that all these commands have."""
-    dry_run = click.option("--dry-run", is_flag=True, help="Only print what would change.")
-    return lab_option(namespace_option(dry_run(output_option("json", "name")(function))))
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only print what would change.")
+
+
+class Options(NamedTuple):
+    """Options that all commands of change have."""
+
+    lab_name: str | None
+    namespace: str | None
+    dry_run: bool
+    output: str | None
+
+
+def change_options(function: F) -> F:
+    """Declares them; the command gets them as `options`."""
+
+    @functools.wraps(function)
+    def call(**arguments: Any) -> Any:
+        options = Options(**{name: arguments.pop(name) for name in Options._fields})
+        return function(**arguments, options=options)
+
+    call = lab_option(namespace_option(dry_run_option(output_option("json", "name")(call))))
+    return cast(F, call)
 
 
 _files = click.option(
@@ -64,13 +83,10 @@ _files = click.option(
 
 @click.command()
 @_files
-@_change_options
+@change_options
 def apply(
     files: tuple[str, ...],
-    lab_name: str | None,
-    namespace: str | None,
-    dry_run: bool,
-    output: str | None,
+    options: Options,
 ) -> int:
     """Make objects of a running lab what FILE says, and leave all others alone.
 
@@ -82,20 +98,17 @@ def apply(
     if not files:
         raise _usage("apply takes the objects from a file: -f FILE", "`-f -` is standard input")
     stated = _read(files)
-    return _carry_out(lambda lab: change.apply(lab, stated, namespace), lab_name, dry_run, output)
+    return carry_out(lambda lab: change.apply(lab, stated, options.namespace), options)
 
 
 @click.command()
 @click.argument("references", metavar="[KIND/NAME]...", nargs=-1, shell_complete=_complete_object)
 @_files
-@_change_options
+@change_options
 def delete(
     references: tuple[str, ...],
     files: tuple[str, ...],
-    lab_name: str | None,
-    namespace: str | None,
-    dry_run: bool,
-    output: str | None,
+    options: Options,
 ) -> int:
     """Delete objects of a running lab, by name or as FILE names them.
 
@@ -108,13 +121,9 @@ def delete(
         raise _usage("delete takes objects, or a file that names them", "KIND/NAME, or -f FILE")
     if references:
         words = _objects(references)
-        return _carry_out(
-            lambda lab: change.delete(lab, words, namespace), lab_name, dry_run, output
-        )
+        return carry_out(lambda lab: change.delete(lab, words, options.namespace), options)
     stated = _read(files)
-    return _carry_out(
-        lambda lab: change.delete_stated(lab, stated, namespace), lab_name, dry_run, output
-    )
+    return carry_out(lambda lab: change.delete_stated(lab, stated, options.namespace), options)
 
 
 @click.command()
@@ -122,22 +131,17 @@ def delete(
     "references", metavar="KIND/NAME...", nargs=-1, required=True, shell_complete=_complete_object
 )
 @click.option("--replicas", type=click.IntRange(min=0), required=True, help="How many pods.")
-@_change_options
+@change_options
 def scale(
     references: tuple[str, ...],
     replicas: int,
-    lab_name: str | None,
-    namespace: str | None,
-    dry_run: bool,
-    output: str | None,
+    options: Options,
 ) -> int:
     """Give a Deployment, ReplicaSet or StatefulSet more pods, or fewer: the newest go."""
     from netlab.lab import change
 
     words = _objects(references)
-    return _carry_out(
-        lambda lab: change.scale(lab, words, replicas, namespace), lab_name, dry_run, output
-    )
+    return carry_out(lambda lab: change.scale(lab, words, replicas, options.namespace), options)
 
 
 @click.command()
@@ -148,13 +152,10 @@ def scale(
     required=True,
     shell_complete=_complete_object,
 )
-@_change_options
+@change_options
 def label(
     words: tuple[str, ...],
-    lab_name: str | None,
-    namespace: str | None,
-    dry_run: bool,
-    output: str | None,
+    options: Options,
 ) -> int:
     """Set labels of objects (KEY=VALUE), or take them away (KEY-).
 
@@ -173,9 +174,7 @@ def label(
     if not references or not labels:
         lacking = "labels: KEY=VALUE sets one, KEY- takes it away" if references else "KIND/NAME"
         raise _usage("label takes objects and labels", lacking)
-    return _carry_out(
-        lambda lab: change.label(lab, references, labels, namespace), lab_name, dry_run, output
-    )
+    return carry_out(lambda lab: change.label(lab, references, labels, options.namespace), options)
 
 
 @click.command()
@@ -183,22 +182,17 @@ def label(
     "references", metavar="pod/NAME...", nargs=-1, required=True, shell_complete=_complete_object
 )
 @click.option("--true/--false", "value", default=True, help="Ready, the default, or not.")
-@_change_options
+@change_options
 def ready(
     references: tuple[str, ...],
     value: bool,
-    lab_name: str | None,
-    namespace: str | None,
-    dry_run: bool,
-    output: str | None,
+    options: Options,
 ) -> int:
     """Make pods ready, or with --false not ready, as a readiness probe would."""
     from netlab.lab import change
 
     words = _objects(references)
-    return _carry_out(
-        lambda lab: change.ready(lab, words, value, namespace), lab_name, dry_run, output
-    )
+    return carry_out(lambda lab: change.ready(lab, words, value, options.namespace), options)
 
 
 def _usage(message: str, hint: str) -> NetlabError:
@@ -227,27 +221,26 @@ def _is_label(word: str) -> bool:
     return "=" in word or word.endswith("-")
 
 
-def _carry_out(
-    decide: Callable[[Lab], Changed], lab_name: str | None, dry_run: bool, output: str | None
-) -> int:
+def carry_out(decide: Callable[[Lab], Changed], options: Options) -> int:
+    """Change the lab that is meant, and tell what became of it; returns the exit code."""
     import gc
 
     gc.disable()  # (as in `up`)
-    name = running_lab(lab_name).name
+    name = running_lab(options.lab_name).name
     from netlab.lab import lifecycle
 
-    changed, outcome = lifecycle.change(name, decide, dry_run)
+    changed, outcome = lifecycle.change(name, decide, options.dry_run)
     for warning in changed.warnings:
         click.echo(str(warning), err=True)
-    if output == "json":
-        about = {"lab": changed.lab.name, "dryRun": dry_run}
+    if options.output == "json":
+        about = {"lab": changed.lab.name, "dryRun": options.dry_run}
         objects = [_as_json(result) for result in changed.results]
         print_json({**about, "objects": objects, **outcome_as_json(outcome)})
         return int(Exit.YES)
     for result in changed.results:
-        done = "" if output == "name" else f" {result.done}{' (dry run)' * dry_run}"
+        done = "" if options.output == "name" else f" {result.done}{' (dry run)' * options.dry_run}"
         click.echo(f"{result.reference}{done}")
-    if dry_run and output is None:
+    if options.dry_run and options.output is None:
         print_plan(outcome)
     tell_of_processes(name, outcome)
     return int(Exit.YES)

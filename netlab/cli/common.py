@@ -49,6 +49,21 @@ def output_option(*formats: str) -> Callable[[F], F]:
     return decorate
 
 
+def proxy_mode_option(name: str, help: str) -> Callable[[F], F]:
+    """`--proxy MODE` of `up`, `--mode MODE` of `proxy`."""
+    return click.option(name, "mode", metavar="MODE", shell_complete=_complete_mode, help=help)
+
+
+def _complete_mode(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from netlab.topology.allocate import PROXY_MODES
+
+    return [CompletionItem(mode) for mode in PROXY_MODES if mode.startswith(incomplete)]
+
+
 def require_root() -> None:
     """NetlabError (exit 3) if we are not root; its hint is the command that was typed."""
     if os.geteuid() != 0:

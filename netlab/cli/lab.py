@@ -14,6 +14,7 @@ from netlab.cli.common import (
     output_option,
     print_json,
     print_table,
+    proxy_mode_option,
     require_root,
     running_lab,
 )
@@ -43,12 +44,20 @@ def _complete_topology(
 @click.option(
     "--lab", "name", metavar="NAME", envvar="NETLAB_LAB", help="Another name for the lab."
 )
+@proxy_mode_option("--proxy", "Let the service proxy work in this mode, whatever the file says.")
 @output_option("json")
-def up(topology: str, dry_run: bool, as_shell: bool, name: str | None, output: str | None) -> int:
+def up(
+    topology: str,
+    dry_run: bool,
+    as_shell: bool,
+    name: str | None,
+    mode: str | None,
+    output: str | None,
+) -> int:
     """Build the lab of TOPOLOGY, or change what differs from it.
 
     TOPOLOGY is a file, or the name of one that comes with netlab (`netlab topology ls`).  What
-    `apply`, `delete`, `scale`, `label` and `ready` changed since is undone, and named.
+    `apply`, `delete`, `scale`, `label`, `ready` and `proxy` changed since is undone, and named.
     """
     import gc
 
@@ -60,6 +69,10 @@ def up(topology: str, dry_run: bool, as_shell: bool, name: str | None, output: s
     for warning in loaded.warnings:
         click.echo(str(warning), err=True)
     lab = loaded.lab
+    if mode is not None:
+        from netlab.lab import change
+
+        lab = change.proxy(lab, mode).lab
     require_root()
     from netlab.doctor import preflight
     from netlab.lab import lifecycle

@@ -25,6 +25,7 @@ _VERBS = {
     "scale": ("netlab.cli.change:scale", "Change how many pods a Deployment has."),
     "label": ("netlab.cli.change:label", "Set and take away labels; endpoints follow."),
     "ready": ("netlab.cli.change:ready", "Make pods ready, or not; endpoints follow."),
+    "proxy": ("netlab.cli.proxy:proxy", "Show the service proxy, or switch its mode."),
     "exec": ("netlab.cli.exec:exec_", "Run a command in a pod or on a node."),
     "shell": ("netlab.cli.exec:shell", "Open a shell in a pod or on a node."),
     "trace": ("netlab.cli.trace:trace", "Follow a packet there and back, and say why."),

@@ -1,4 +1,4 @@
-"""How the objects of a lab change while it runs: apply, delete, scale, label, ready.
+"""How a lab changes while it runs: apply, delete, scale, label, ready, and its proxy's mode.
 
 Pure: each takes the lab as it is and returns it as it should be, or raises NetlabError (exit code
 2) with everything that is wrong.  What is not touched keeps all that was decided for it
@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import msgspec
+from msgspec.structs import replace
 
 from netlab.lab.edits import Changed, Edits, Object, Result
+from netlab.problems import NetlabError, Problem, suggest
+from netlab.topology import lab_document
+from netlab.topology.allocate import PROXY_MODES
 from netlab.topology.earlier import key_of
-from netlab.topology.model import Lab
+from netlab.topology.model import Lab, ProxyMode
 from netlab.topology.places import Complaints, Document
 
 _SCALABLE = ("Deployment", "ReplicaSet", "StatefulSet")
@@ -136,6 +141,48 @@ def ready(
     return edits.decided()
 
 
+def proxy(running: Lab, mode: str) -> Changed:
+    """The service proxy of every node works in another mode; its other settings stay.
+
+    The Lab object says so then, and there is one if there was none.
+    """
+    if mode not in PROXY_MODES:
+        raise _no_such_mode(mode)
+    declared = list(running.declared)
+    index = next((i for i, value in enumerate(declared) if value["kind"] == "Lab"), None)
+    if index is None:
+        metadata = {"name": running.name}
+        declared.insert(
+            0, {"apiVersion": lab_document.API_VERSION, "kind": "Lab", "metadata": metadata}
+        )
+    value = declared[index or 0]
+    key = key_of(value)
+    if running.service_proxy.mode == mode:
+        return Changed(running, (Result(*key, "unchanged"),))
+    spec = value.get("spec") or {}
+    proxy = {**(spec.get("serviceProxy") or {}), "mode": mode}
+    declared[index or 0] = {**value, "spec": {**spec, "serviceProxy": proxy}}
+    lab = replace(
+        running,
+        service_proxy=replace(running.service_proxy, mode=mode),
+        declared=tuple(declared),
+        changed=tuple(sorted({*running.changed, key})),
+    )
+    return Changed(lab, (Result(*key, f"switched to {mode}"),))
+
+
+def _no_such_mode(mode: str) -> NetlabError:
+    known: tuple[str, ...] = get_args(ProxyMode)
+    built = f"it builds {', '.join(PROXY_MODES)}"
+    if mode in known:
+        message = f'the service proxy mode "{mode}" is not built by this version'
+        return NetlabError(Problem("unsupported", message, hint=built))
+    near = suggest(mode, PROXY_MODES)
+    message = f'"{mode}" is no mode of a service proxy'
+    hint = f'did you mean "{near}"? {built}' if near else built
+    return NetlabError(Problem("unknown-mode", message, hint=hint))
+
+
 def _in_namespace(value: Object, namespace: str | None) -> Object:
     """A stated object as the record will have it, in the namespace unless it names one."""
     plain: Object = msgspec.json.decode(msgspec.json.encode(value))
@@ -151,7 +198,8 @@ def _refuse_lab(edits: Edits, document: Document) -> None:
         f"Lab {document.value['metadata']['name']}: a lab that is up has its networks, overlay "
         "and proxy from the file it was built of",
         document.origin,
-        hint=f"`netlab up FILE` changes them, `netlab down {name}` removes the lab",
+        hint=f"`netlab up FILE` changes them, `netlab proxy --mode` the mode of the proxy, "
+        f"`netlab down {name}` removes the lab",
     )
 
 

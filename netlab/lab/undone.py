@@ -17,6 +17,10 @@ def undone(before: Lab | None, after: Lab) -> list[str]:
     lines = []
     for key in before.changed:
         kind, namespace, name = key
+        if kind == "Lab":
+            was, will_be = before.service_proxy.mode, after.service_proxy.mode
+            lines += [f"lab/{name} switched to {was}"] if was != will_be else []
+            continue
         if kind == "Pod":
             pod = f"{namespace}/{name}"
             words = list(_of_pod(old_pods.get(pod), new_pods.get(pod)))
