@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from ipaddress import ip_network
 
 from netlab.datapath import podnet
@@ -33,16 +34,7 @@ def build(lab: Lab, *, rules: bool = True) -> LabState:
         lab=lab.name,
         switch=_switch(lab),
         nodes=tuple(_node(lab, node, pods, rules) for node in lab.nodes),
-        servers=tuple(
-            Server(
-                namespace=pod_namespace_name(lab, pod),
-                identity=pod.name,
-                node=pod.node,
-                listen=pod.listen,
-            )
-            for pod in lab.pods
-            if pod.listen
-        ),
+        servers=tuple(_servers(lab)),
     )
 
 
@@ -51,6 +43,21 @@ def pod_namespace_name(lab: Lab, pod: Pod) -> str:
     if pod.host_network:
         return namespace_name(lab.name, pod.node)
     return namespace_name(lab.name, pod.namespace, pod.name)
+
+
+def _servers(lab: Lab) -> Iterator[Server]:
+    """What answers in the pods, and what the service proxies of the nodes answer themselves."""
+    for pod in lab.pods:
+        if pod.listen:
+            yield Server(
+                namespace=pod_namespace_name(lab, pod),
+                identity=pod.name,
+                node=pod.node,
+                listen=pod.listen,
+            )
+    mode = mode_of(lab)
+    for node in lab.nodes:
+        yield from mode.servers(lab, node)
 
 
 def _pods_by_node(lab: Lab) -> PodsByNode:

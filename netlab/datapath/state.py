@@ -170,6 +170,14 @@ class NodeState(State, frozen=True):
     rules: Rules | None = None
 
 
+class Page(State, frozen=True):
+    """The answer to every request over HTTP, whatever its path."""
+
+    status: int
+    fields: tuple[tuple[str, str], ...]
+    body: str
+
+
 class Server(State, frozen=True):
     """What answers in one namespace: the workload listens on these ports."""
 
@@ -177,6 +185,8 @@ class Server(State, frozen=True):
     identity: str  # what it says its name is
     node: str
     listen: tuple[tuple[str, int], ...] = ()  # ("TCP", 8002)
+    addresses: tuple[str, ...] = ()  # to listen on; none: every one
+    page: Page | None = None  # None: it tells who it is
 
 
 class LabState(State, frozen=True):

@@ -8,6 +8,8 @@ server (agnhost netexec): /hostname, /clientip, /echo, /healthz.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -15,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT")
 HEAD_LIMIT = 16 * 1024
 BODY_LIMIT = 1024 * 1024
+_CLOSE = "Connection: close\r\n"
 
 
 class Pod(NamedTuple):
@@ -39,6 +42,14 @@ def datagram(data: bytes, pod: Pod, client: str) -> bytes:
     if command == b"echo" and rest:
         return rest + b"\n"
     return data
+
+
+class Page(NamedTuple):
+    """What is said instead to everybody, by a program that is no pod."""
+
+    status: int
+    fields: tuple[tuple[str, str], ...]
+    body: str
 
 
 class Conversation:
@@ -99,6 +110,9 @@ class Conversation:
         self._head = None
         self._body.clear()
         self.over = not head.keep_alive
+        return self._answer(head, body)
+
+    def _answer(self, head: _Head, body: bytes) -> bytes:
         return self._response(
             HTTPStatus.OK,
             self._content(head, body),
@@ -129,6 +143,37 @@ class Conversation:
             f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
         )
         return head.encode() + (b"" if only_head else content)
+
+
+class Announcement(Conversation):
+    """One connection to a program that answers every request alike, as a server in Go does.
+
+    `page` is asked each time: it may change while the connection lasts.
+    """
+
+    def __init__(self, page: Callable[[], Page]) -> None:
+        super().__init__(Pod("", ""), "")
+        self._page = page
+        self._http = True  # whatever it begins with
+
+    def _answer(self, head: _Head, body: bytes) -> bytes:
+        page = self._page()
+        content = page.body.encode()
+        fields = "".join(f"{name}: {value}\r\n" for name, value in page.fields)
+        start = (
+            f"HTTP/1.1 {page.status} {HTTPStatus(page.status).phrase}\r\n{fields}"
+            f"Date: {time.strftime('%a, %d %b %Y %H:%M:%S GMT', time.gmtime())}\r\n"
+            f"Content-Length: {len(content)}\r\n{'' if head.keep_alive else _CLOSE}\r\n"
+        )
+        return start.encode() + (b"" if head.method == "HEAD" else content)
+
+    def _response(
+        self, status: HTTPStatus, content: bytes, *, keep_alive: bool, only_head: bool = False
+    ) -> bytes:
+        """To what is no request."""
+        reason = f"{status.value} {status.phrase}"
+        kind = "Content-Type: text/plain; charset=utf-8\r\n"
+        return f"HTTP/1.1 {reason}\r\n{kind}{_CLOSE}\r\n{reason}".encode()
 
 
 class _BadRequestError(Exception):

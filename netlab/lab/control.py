@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from netlab.kernel import namespaces
 from netlab.lab import messages
 from netlab.lab.launch import Launch, log_path
@@ -122,15 +124,7 @@ class Init:
                 unserved += _all_unserved(server, error)
                 continue
             files[inode] = server.namespace
-            wire.append(
-                {
-                    "namespace": server.namespace,
-                    "inode": inode,
-                    "identity": server.identity,
-                    "node": server.node,
-                    "listen": server.listen,
-                }
-            )
+            wire.append({**msgspec.to_builtins(server), "inode": inode})
         with self._connection() as connection:
             request = {"do": "serve", "servers": wire}
             answer = self._ask(connection, request).body

@@ -15,12 +15,12 @@ import socket
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from netlab.kernel.syscalls import CLONE_NEWNET, setns
 from netlab.lab import messages
-from netlab.lab.answers import Conversation, Pod, datagram
+from netlab.lab.answers import Announcement, Conversation, Page, Pod, datagram
 
 IDLE_S = 300.0  # a connection on which nothing moved for this long is closed
 _AT_ONCE = 64  # accepts or datagrams of one socket before others have their turn
@@ -45,11 +45,13 @@ class _Key(NamedTuple):
     inode: int  # of the network namespace: a name may come back as another namespace
     protocol: str
     port: int
+    address: str = ""  # every one
 
 
 class _Open(NamedTuple):
     socket: socket.socket
     pod: Pod
+    page: Page | None  # what is said instead of what pods say
 
 
 def main(channel: socket.socket) -> None:
@@ -90,8 +92,7 @@ class _Workload:
         wanted: dict[_Key, dict[str, Any]] = {}
         unserved = []
         for server in request.body["servers"]:
-            for protocol, port in server["listen"]:
-                key = _Key(server["inode"], protocol, port)
+            for key in _keys(server):
                 first = wanted.setdefault(key, server)
                 if first is not server:
                     unserved.append(_unserved(server, key, f"{first['identity']} has that port"))
@@ -101,14 +102,15 @@ class _Workload:
         try:
             for key, server in wanted.items():
                 pod = Pod(server["identity"], server["node"])
+                page = Page(**server["page"]) if "page" in server else None
                 if (there := self._open.get(key)) is not None:
-                    self._open[key] = there._replace(pod=pod)
+                    self._open[key] = there._replace(pod=pod, page=page)
                     continue
                 try:
                     if here != key.inode:
                         setns(namespaces[key.inode], CLONE_NEWNET)
                         here = key.inode
-                    self._listen(key, pod)
+                    self._listen(key, pod, page)
                 except OSError as error:
                     unserved.append(_unserved(server, key, os.strerror(error.errno or 0)))
         finally:
@@ -116,22 +118,25 @@ class _Workload:
             messages.close(request.descriptors)
         return {"sockets": len(self._open), "unserved": unserved}
 
-    def _listen(self, key: _Key, pod: Pod) -> None:
+    def _listen(self, key: _Key, pod: Pod, page: Page | None) -> None:
         """Open one socket in the namespace that this thread is in."""
         kind, protocol = _KINDS[key.protocol]
-        opened = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK, protocol)
+        family = socket.AF_INET6 if ":" in key.address else socket.AF_INET
+        opened = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
         try:
+            if family == socket.AF_INET6:
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if kind == socket.SOCK_DGRAM:
                 opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            opened.bind(("", key.port))
+            opened.bind((key.address, key.port))
             if kind == socket.SOCK_STREAM:
                 opened.listen(_BACKLOG)
             self._poll.register(opened, select.EPOLLIN)
         except BaseException:
             opened.close()
             raise
-        self._open[key] = _Open(opened, pod)
+        self._open[key] = _Open(opened, pod, page)
         self._listening[opened.fileno()] = key
 
     def _close(self, keys: Iterable[_Key]) -> None:
@@ -164,9 +169,15 @@ class _Workload:
     def _accept(self, key: _Key, there: _Open) -> None:
         accepted, address = there.socket.accept()
         accepted.setblocking(False)
-        connection = _Connection(key, accepted, Conversation(there.pod, "{}:{}".format(*address)))
+        connection = _Connection(key, accepted, self._conversation(key, there, address))
         self._poll.register(accepted, connection.events)
         self._connections[accepted.fileno()] = connection
+
+    def _conversation(self, key: _Key, there: _Open, address: tuple[str, int]) -> Conversation:
+        page = there.page
+        if page is None:
+            return Conversation(there.pod, "{}:{}".format(*address))
+        return Announcement(lambda: self._open[key].page or page)
 
     def _make_room(self) -> None:
         """Descriptors are used up: give up the connection that was idle longest."""
@@ -261,6 +272,12 @@ def _answer_datagram(there: _Open) -> None:
         if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO)
     ]
     there.socket.sendmsg([answer], sources, 0, address)
+
+
+def _keys(server: dict[str, Any]) -> Iterator[_Key]:
+    for address in server.get("addresses", ("",)):
+        for protocol, port in server.get("listen", ()):
+            yield _Key(server["inode"], protocol, port, address)
 
 
 def _unserved(server: dict[str, Any], key: _Key, reason: str) -> tuple[str, str, str, int, str]:

@@ -128,7 +128,7 @@ def ports_of(
     gate = proxy.featureGates.get("AllowServiceExternalIPs", True)
     found = []
     for service, behind in services:
-        cluster_ip = _cluster_ip(service, family)
+        cluster_ip = cluster_ip_of(service, family)
         if cluster_ip is None:
             continue
         by_port = {(entry.port_name, entry.protocol): entry.endpoints for entry in behind}
@@ -138,7 +138,7 @@ def ports_of(
     return sorted(found, key=lambda info: (info.name, info.protocol))
 
 
-def _cluster_ip(service: Service, family: int) -> str | None:
+def cluster_ip_of(service: Service, family: int) -> str | None:
     """The Service's ClusterIP of a family; None if a proxy has nothing to do for it there."""
     if service.type == "ExternalName" or service.cluster_ip in ("", "None"):
         return None

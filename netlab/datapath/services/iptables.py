@@ -14,6 +14,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from netlab.datapath.services.endpoints import service_ports
+from netlab.datapath.services.health import health_checks
 from netlab.datapath.services.iptables_save import Table, comment, host, nfacct
 from netlab.datapath.services.iptables_service import (
     LOCALHOST_ACCEPTED,
@@ -28,7 +29,7 @@ from netlab.datapath.services.local import (
     own_addresses,
 )
 from netlab.datapath.services.names import address_port, chain_hash, service_port_name
-from netlab.datapath.state import Ruleset, Sysctl
+from netlab.datapath.state import Ruleset, Server, Sysctl
 from netlab.topology.model import Lab, Node
 
 INVALID_DROPPED = "ct_state_invalid_dropped_pkts"
@@ -58,6 +59,11 @@ def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
     if lab.service_proxy.conntrack.tcpBeLiberal:
         settings.append(Sysctl(path="net/netfilter/nf_conntrack_tcp_be_liberal", value="1"))
     return tuple(settings)
+
+
+def servers(lab: Lab, node: Node) -> list[Server]:
+    """What kube-proxy itself answers on the node."""
+    return health_checks(lab, node, node_port_addresses)
 
 
 def purpose(lab: Lab) -> dict[str, str]:

@@ -7,12 +7,12 @@ into a namespace, and how what is there is read, depends on what it is made of (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from netlab.datapath.services import iptables, iptables_save, nftables, nftables_flat
 from netlab.datapath.services.proxier import Proxier
-from netlab.datapath.state import Change, Leftovers, Rules, Ruleset, Sysctl, Tables
+from netlab.datapath.state import Change, Leftovers, Rules, Ruleset, Server, Sysctl, Tables
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Lab, Node, ProxyMode
 
@@ -29,14 +29,15 @@ class Mode:
 
     render: Callable[[Lab, Node], Rules | None]
     sysctls: Callable[[Lab, Node], tuple[Sysctl, ...]]
+    servers: Callable[[Lab, Node], Sequence[Server]]  # what the proxy itself answers
     proxier: Callable[[Lab, Node], Proxier] | None = None
 
 
 MODES: Mapping[ProxyMode, Mode] = {
-    "iptables": Mode(iptables.render, iptables.sysctls),
-    "nftables": Mode(nftables.render, nftables.sysctls),
-    "nftables-flat": Mode(nftables_flat.render, nftables.sysctls),
-    "none": Mode(lambda lab, node: None, lambda lab, node: ()),
+    "iptables": Mode(iptables.render, iptables.sysctls, iptables.servers),
+    "nftables": Mode(nftables.render, nftables.sysctls, nftables.servers),
+    "nftables-flat": Mode(nftables_flat.render, nftables.sysctls, nftables.servers),
+    "none": Mode(lambda lab, node: None, lambda lab, node: (), lambda lab, node: ()),
 }
 
 

@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_network
 from msgspec.structs import replace
 
 from netlab.datapath.services.endpoints import service_ports
+from netlab.datapath.services.health import health_checks
 from netlab.datapath.services.local import (
     NodePortAddresses,
     local_detector,
@@ -23,7 +24,7 @@ from netlab.datapath.services.local import (
 )
 from netlab.datapath.services.nftables_list import TableText, addresses
 from netlab.datapath.services.nftables_service import Proxier, add_service, from_pods
-from netlab.datapath.state import Sysctl, Table, Tables
+from netlab.datapath.state import Server, Sysctl, Table, Tables
 from netlab.topology.model import Lab, Node, ServiceProxy
 
 TABLES = ("ip kube-proxy", "ip6 kube-proxy")
@@ -40,6 +41,11 @@ def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
     if lab.service_proxy.conntrack.tcpBeLiberal:
         return (Sysctl(path="net/netfilter/nf_conntrack_tcp_be_liberal", value="1"),)
     return ()
+
+
+def servers(lab: Lab, node: Node) -> list[Server]:
+    """What kube-proxy itself answers on the node."""
+    return health_checks(lab, node, primary_node_ports)
 
 
 def _table(lab: Lab, node: Node, family: int) -> Table:

@@ -1,0 +1,88 @@
+"""What kube-proxy answers to load balancers on a Service's healthCheckNodePort.
+
+A load balancer that keeps to externalTrafficPolicy Local asks every node at this port, and sends
+only to those that answer 200: those with a ready endpoint.  An endpoint that terminates does not
+count, though it may still be served to.
+
+Source: kube-proxy pkg/proxy/healthcheck/service_health.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from netlab.datapath.services.endpoints import cluster_ip_of
+from netlab.datapath.services.local import NodePortAddresses, own_addresses
+from netlab.datapath.state import Page, Server, namespace_name
+from netlab.topology.model import Lab, Node, Service, ServiceProxy
+
+_EVERY_ADDRESS = {4: "0.0.0.0", 6: "::"}
+
+
+def health_checks(
+    lab: Lab, node: Node, node_ports: Callable[[ServiceProxy, Node, int], NodePortAddresses]
+) -> list[Server]:
+    """What answers on a node; `node_ports` tells which of its addresses take NodePorts, by mode."""
+    asked = [service for service in lab.services if _is_asked(service)]
+    found = []
+    for family in (4, 6) if asked else ():
+        chosen = node_ports(lab.service_proxy, node, family)
+        listening = (
+            (_EVERY_ADDRESS[family],)
+            if chosen.match_all
+            else tuple(chosen.of(own_addresses(lab, node, family)))
+        )
+        found += [
+            Server(
+                namespace=namespace_name(lab.name, node.name),
+                identity=f"the health check of svc/{service.key}",
+                node=node.name,
+                listen=(("TCP", service.health_check_node_port or 0),),
+                addresses=listening,
+                page=_page(service, _local_endpoints(lab, node, service, family)),
+            )
+            for service in asked
+            if listening and cluster_ip_of(service, family) is not None
+        ]
+    return found
+
+
+def _is_asked(service: Service) -> bool:
+    return (
+        service.health_check_node_port is not None
+        and service.type == "LoadBalancer"
+        and service.external_traffic_policy == "Local"
+    )
+
+
+def _local_endpoints(lab: Lab, node: Node, service: Service, family: int) -> int:
+    """Addresses on the node that are ready for any port of the Service."""
+    six = family == 6
+    ready = {
+        endpoint.address
+        for port in service.ports
+        for endpoint in lab.endpoints_of(service, port)
+        if endpoint.ready and endpoint.node == node.name and (":" in endpoint.address) is six
+    }
+    return len(ready)
+
+
+def _page(service: Service, local: int) -> Page:
+    return Page(
+        status=200 if local else 503,
+        fields=(
+            ("Content-Type", "application/json"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("X-Load-Balancing-Endpoint-Weight", str(local)),
+        ),
+        body=(
+            "{\n"
+            '\t"service": {\n'
+            f'\t\t"namespace": "{service.namespace}",\n'
+            f'\t\t"name": "{service.name}"\n'
+            "\t},\n"
+            f'\t"localEndpoints": {local},\n'
+            '\t"serviceProxyHealthy": true\n'
+            "}"
+        ),
+    )
