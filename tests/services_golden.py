@@ -6,9 +6,11 @@ project's own loader: a mistake there must not hide one in the rules, nor the ot
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from netlab.topology.model import (
@@ -29,6 +31,7 @@ from netlab.topology.model import (
 
 GOLDEN = Path(__file__).parent / "golden"
 STATES = sorted(path.parent.name for path in GOLDEN.glob("*/iptables.txt"))
+SEQUENCES = sorted(path.parent.name for path in GOLDEN.glob("seq-*/objects.yaml"))
 NFTABLES_STATES = sorted(path.parent.name for path in GOLDEN.glob("*/nftables.txt"))
 
 # Recorded on a node with a second link, which the objects do not tell.
@@ -44,7 +47,53 @@ def read(state: str, name: str) -> str:
 def golden_lab(state: str) -> tuple[Lab, Node]:
     """The lab of a state, and the node that was recorded."""
     objects = list(yaml.safe_load_all(read(state, "objects.yaml")))
-    config = yaml.safe_load(read(state, "config.yaml"))
+    return _lab(state, objects, yaml.safe_load(read(state, "config.yaml")))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a sequence: what the lab is then, and what is said of how it came about."""
+
+    sequence: str
+    number: int
+    lab: Lab
+    node: Node  # the recorded one
+    change: dict[str, Any]  # change.yaml; empty for the first state
+
+    def read(self, name: str) -> str:
+        """What a file held after the step; one that is absent is as it was."""
+        for number in range(self.number, -1, -1):
+            path = GOLDEN / self.sequence / f"step-{number}" / name
+            if path.exists():
+                return path.read_text()
+        return ""
+
+
+def steps(sequence: str) -> list[Step]:
+    """A sequence of tests/golden from its first state on."""
+    config = yaml.safe_load(read(sequence, "config.yaml"))
+    objects = {_key(item): item for item in yaml.safe_load_all(read(sequence, "objects.yaml"))}
+    found = [Step(sequence, 0, *_lab(sequence, list(objects.values()), config), {})]
+    for number in range(1, len(list((GOLDEN / sequence).glob("step-*/change.yaml"))) + 1):
+        change = yaml.safe_load(read(sequence, f"step-{number}/change.yaml"))
+        objects |= {_key(item): item for item in change.get("put", ())}
+        for item in change.get("delete", ()):
+            del objects[item["kind"], item["name"]]
+        config |= change.get("restart", {})
+        lab, node = _lab(sequence, list(objects.values()), config)
+        found.append(Step(sequence, number, lab, node, change))
+    return found
+
+
+def _key(item: dict[str, Any]) -> tuple[str, str]:
+    """As `delete` of a step names it."""
+    metadata = item["metadata"]
+    namespace = metadata.get("namespace")
+    name = metadata["name"]
+    return item["kind"], f"{namespace}/{name}" if namespace else name
+
+
+def _lab(state: str, objects: list[dict[str, Any]], config: dict[str, Any]) -> tuple[Lab, Node]:
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for item in objects:
         by_kind.setdefault(item["kind"], []).append(item)
@@ -75,8 +124,8 @@ def _proxy(config: dict[str, Any]) -> ServiceProxy:
         detectLocal=DetectLocal(**config.get("detectLocal", {})),
         clusterCIDR=config.get("clusterCIDR", ""),
         nodePortAddresses=tuple(config.get("nodePortAddresses", ())),
-        iptables=IPTablesProxy(**config.get("iptables", {})),
-        nftables=NFTablesProxy(**config.get("nftables", {})),
+        iptables=msgspec.convert(config.get("iptables", {}), IPTablesProxy),
+        nftables=msgspec.convert(config.get("nftables", {}), NFTablesProxy),
         conntrack=ConntrackProxy(tcpBeLiberal=config["conntrack"].get("tcpBeLiberal", False)),
         featureGates=config.get("featureGates", {}),
     )

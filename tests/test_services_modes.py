@@ -282,7 +282,10 @@ def test_what_is_removed_is_what_kube_proxy_removes(up: Up) -> None:
     up(lab)
     node = f"{lab.name}:n1"
     steps = [
-        [(GOLDEN / "seq-switch-mode" / f"step-{step}" / file).read_text() for file in files]
+        [
+            (GOLDEN / "seq-switch-mode" / "from-iptables" / f"step-{step}" / file).read_text()
+            for file in files
+        ]
         for step in (0, 1)
         for files in [("iptables.txt", "ip6tables.txt")]
     ]

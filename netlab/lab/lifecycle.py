@@ -12,7 +12,7 @@ from netlab.datapath.build import build
 from netlab.datapath.plan import plan
 from netlab.datapath.state import Change, Found, LabState
 from netlab.kernel import converge, namespaces, observe
-from netlab.lab import control, record, rules
+from netlab.lab import connections, control, record, rules
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab
 
@@ -53,7 +53,8 @@ def up(lab: Lab, dry_run: bool = False) -> Outcome:
             before = record.read(lab.name)
             restarted = bool(found) and not _has_processes(lab.name)
             try:
-                changes, unserved = _converge(lab, state, found)
+                known = before if record.is_settled(lab.name) else None
+                changes, unserved = _converge(lab, state, found, known)
             except BaseException:
                 if not found:
                     _remove(lab.name)
@@ -89,16 +90,17 @@ def change(
             record.remove(name)
             raise
         changed = decide(before)
+        known = before if record.is_settled(name) else None
         base = _base(before, changed.lab)
         state = build(changed.lab, rules=base is None)
         found = _found(state)
         restarted = not _has_processes(name)
         try:
-            changes, unserved = _converge(changed.lab, state, found, base)
+            changes, unserved = _converge(changed.lab, state, found, known, base)
         except BaseException:
             was = build(before)
             with contextlib.suppress(NetlabError, OSError):
-                _converge(before, was, _found(was))
+                _converge(before, was, _found(was), None)
             raise
     elapsed_s = time.perf_counter() - start
     return changed, Outcome(state, tuple(changes), unserved, False, restarted, elapsed_s, before)
@@ -128,8 +130,13 @@ def differences(lab: Lab) -> list[Change]:
 
 
 def _converge(
-    lab: Lab, state: LabState, found: Mapping[str, Found], base: Lab | None = None
+    lab: Lab,
+    state: LabState,
+    found: Mapping[str, Found],
+    known: Lab | None,
+    base: Lab | None = None,
 ) -> tuple[list[Change], tuple[control.Unserved, ...]]:
+    """Make the kernel hold a lab; `known` is what it is known to hold, `base` as in `_changes`."""
     data = record.encode(lab)
     record.write(lab.name, data)
     init = control.start(lab.name)
@@ -144,6 +151,7 @@ def _converge(
         problems = loads.finish()
     if problems:
         raise NetlabError(problems, Exit.MACHINE)
+    connections.forget_stale(known, lab, found)
     init.declare(data)
     record.settle(lab.name)
     return changes, init.serve(state.servers)

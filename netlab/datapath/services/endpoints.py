@@ -63,7 +63,7 @@ class ServicePortInfo(msgspec.Struct, frozen=True, kw_only=True):
     cluster: Endpoints
     local: Endpoints
     has_any: bool
-    known: int  # endpoints of any condition
+    known: Endpoints  # of any condition
 
     @property
     def internal(self) -> Verdict:
@@ -190,7 +190,7 @@ def _info(
         cluster=cluster,
         local=_ready_or_draining(e for e in endpoints if e.node == node.name) if uses_local else (),
         has_any=bool(cluster or _ready_or_draining(endpoints)),
-        known=len(endpoints),
+        known=endpoints,
     )
 
 

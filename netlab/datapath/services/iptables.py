@@ -106,7 +106,7 @@ def _tables(lab: Lab, node: Node, family: int) -> str:
         detector=local_detector(proxy, node, family),
         masquerade_all=proxy.iptables.masqueradeAll,
         localhost_node_ports=_localhost_node_ports(lab, node, family),
-        large_cluster=sum(info.known for info in infos) > LARGE_CLUSTER,
+        large_cluster=sum(len(info.known) for info in infos) > LARGE_CLUSTER,
     )
     mark = f"{1 << proxy.iptables.masqueradeBit:#x}"
     mangle = Table("mangle", "PREROUTING INPUT FORWARD OUTPUT POSTROUTING", "KUBE-PROXY-CANARY")

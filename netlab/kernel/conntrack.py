@@ -1,0 +1,244 @@
+"""Connection tracking of a namespace: entries read, and deleted, by netlink.
+
+Source: linux/netfilter/nfnetlink_conntrack.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable
+
+import msgspec
+
+from netlab.kernel.namespaces import entered
+from netlab.kernel.netlink import NetlinkError, Socket, attribute, attributes, message, nested
+from netlab.problems import Exit, NetlabError, Problem
+
+MESSAGE_NEW = 1 << 8  # what announces an entry, and what becomes of it
+_MESSAGE_GET, _MESSAGE_DELETE = 1 << 8 | 1, 1 << 8 | 2
+_NETLINK_NETFILTER = 12
+_NFGENMSG_BYTES = 4
+
+# enum ctattr_type, ctattr_tuple, ctattr_ip, ctattr_l4proto, ctattr_counters, ctattr_protoinfo
+_ORIGINAL, _REPLY, _STATUS, _PROTOCOL_INFO = 1, 2, 3, 4
+_TIMEOUT, _MARK, _COUNTERS_ORIGINAL, _COUNTERS_REPLY, _ID, _ZONE = 7, 8, 9, 10, 12, 18
+_TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
+_ADDRESSES = {4: (1, 2), 6: (3, 4)}  # source, destination
+_PROTOCOL_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
+_ICMP = {4: (4, 5, 6), 6: (7, 8, 9)}  # id, type, code
+_PACKETS, _BYTES = 1, 2
+_INFO_TCP, _INFO_SCTP = 1, 3
+_STATE = 1
+
+# enum ip_conntrack_status, the bits that explain something
+_STATUS_BITS = {
+    0x1: "expected",
+    0x2: "seen-reply",
+    0x4: "assured",
+    0x8: "confirmed",
+    0x10: "src-nat",
+    0x20: "dst-nat",
+    0x4000: "offload",
+}
+# enum tcp_conntrack and sctp_conntrack, from 0
+_STATES = {
+    _INFO_TCP: (
+        "NONE SYN_SENT SYN_RECV ESTABLISHED FIN_WAIT CLOSE_WAIT LAST_ACK TIME_WAIT CLOSE SYN_SENT2"
+    ),
+    _INFO_SCTP: (
+        "NONE CLOSED COOKIE_WAIT COOKIE_ECHOED ESTABLISHED SHUTDOWN_SENT SHUTDOWN_RECD "
+        "SHUTDOWN_ACK_SENT HEARTBEAT_SENT"
+    ),
+}
+_FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
+_VERSIONS = {number: version for version, number in _FAMILIES.items()}
+
+
+class Icmp(msgspec.Struct, frozen=True):
+    """What an ICMP message has in place of ports."""
+
+    id: int
+    type: int
+    code: int
+
+
+class Tuple(msgspec.Struct, frozen=True):
+    """One direction of a connection; ports are None where the protocol has none."""
+
+    source: str
+    destination: str
+    source_port: int | None = None
+    destination_port: int | None = None
+    icmp: Icmp | None = None
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """What passed in one direction."""
+
+    packets: int
+    bytes: int
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A connection.
+
+    `reply` is what answers are expected to have: it differs from `original` turned round where
+    addresses are translated, its source being the translated destination.
+    """
+
+    family: int  # 4 or 6
+    protocol: int  # as IANA numbers them: socket.IPPROTO_UDP
+    original: Tuple
+    reply: Tuple
+    id: int
+    status: tuple[str, ...] = ()  # "seen-reply", "assured", "dst-nat", ...
+    state: str = ""  # of TCP and SCTP: "ESTABLISHED"
+    timeout_s: int | None = None  # None: not told, as of one that is announced to be gone
+    mark: int = 0
+    zone: int = 0
+    # None unless net.netfilter.nf_conntrack_acct is on
+    sent: Counters | None = None
+    answered: Counters | None = None
+
+
+def dump(namespace: str | int, family: int | None = None) -> list[Entry]:
+    """Every entry of a namespace (a name under /run/netns or a descriptor), in no order.
+
+    `family` is 4 or 6, None for both.  Raises NetlabError (exit 3) if the kernel does not tell.
+    """
+    number = _FAMILIES[family] if family else socket.AF_UNSPEC
+    with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
+        try:
+            found = netlink.dump(_MESSAGE_GET, _request(number))
+        except NetlinkError as error:
+            raise _untold(error) from None
+    entries = (decode(body[0], body[_NFGENMSG_BYTES:]) for body in found)
+    return [entry for entry in entries if entry is not None]
+
+
+def delete(namespace: str | int, entries: Iterable[Entry]) -> int:
+    """Delete entries; returns how many of them were still there.
+
+    Raises NetlabError (exit 3) if the kernel refuses.
+    """
+    messages = [message(_MESSAGE_DELETE, 0, _naming(entry)) for entry in entries]
+    if not messages:
+        return 0
+    with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
+        refused = netlink.request(messages)
+    for error in refused:
+        if error.errno != errno.ENOENT:
+            raise _untold(error)
+    return len(messages) - len(refused)
+
+
+def decode(family: int, payload: bytes) -> Entry | None:
+    """An entry from the family and the attributes of a message; None if it is of neither family."""
+    version = _VERSIONS.get(family)
+    found = attributes(payload)
+    if version is None or _ORIGINAL not in found or _REPLY not in found:
+        return None
+    protocol, original = _tuple(version, found[_ORIGINAL])
+    status = _number(found.get(_STATUS, b""))
+    return Entry(
+        family=version,
+        protocol=protocol,
+        original=original,
+        reply=_tuple(version, found[_REPLY])[1],
+        id=_number(found.get(_ID, b"")),
+        status=tuple(name for bit, name in _STATUS_BITS.items() if status & bit),
+        state=_state(found.get(_PROTOCOL_INFO, b"")),
+        timeout_s=_number(found[_TIMEOUT]) if _TIMEOUT in found else None,
+        mark=_number(found.get(_MARK, b"")),
+        zone=_number(found.get(_ZONE, b"")),
+        sent=_counters(found.get(_COUNTERS_ORIGINAL)),
+        answered=_counters(found.get(_COUNTERS_REPLY)),
+    )
+
+
+def _request(family: int) -> bytes:
+    """`struct nfgenmsg`."""
+    return struct.pack("=BBH", family, 0, 0)
+
+
+def _naming(entry: Entry) -> bytes:
+    """What tells the kernel which entry is meant."""
+    end = entry.original
+    addresses = zip(_ADDRESSES[entry.family], (end.source, end.destination), strict=True)
+    ports = {_SOURCE_PORT: end.source_port, _DESTINATION_PORT: end.destination_port}
+    protocol = [attribute(_PROTOCOL_NUMBER, bytes([entry.protocol]))]
+    protocol += (
+        attribute(kind, struct.pack("!H", port)) for kind, port in ports.items() if port is not None
+    )
+    if end.icmp:
+        identity, kind, code = _ICMP[entry.family]
+        protocol += (
+            attribute(identity, struct.pack("!H", end.icmp.id)),
+            attribute(kind, bytes([end.icmp.type])),
+            attribute(code, bytes([end.icmp.code])),
+        )
+    ip = (
+        attribute(kind, socket.inet_pton(_FAMILIES[entry.family], address))
+        for kind, address in addresses
+    )
+    return b"".join(
+        (
+            _request(_FAMILIES[entry.family]),
+            nested(_ORIGINAL, nested(_TUPLE_IP, *ip), nested(_TUPLE_PROTOCOL, *protocol)),
+            attribute(_ID, struct.pack("!I", entry.id)),
+            attribute(_ZONE, struct.pack("!H", entry.zone)) if entry.zone else b"",
+        )
+    )
+
+
+def _tuple(version: int, data: bytes) -> tuple[int, Tuple]:
+    parts = attributes(data)
+    ip, protocol = attributes(parts[_TUPLE_IP]), attributes(parts[_TUPLE_PROTOCOL])
+    source, destination = (
+        socket.inet_ntop(_FAMILIES[version], ip[kind]) for kind in _ADDRESSES[version]
+    )
+    source_port, destination_port = (
+        _number(protocol[kind]) if kind in protocol else None
+        for kind in (_SOURCE_PORT, _DESTINATION_PORT)
+    )
+    icmp = [_number(protocol[kind]) for kind in _ICMP[version] if kind in protocol]
+    return protocol[_PROTOCOL_NUMBER][0], Tuple(
+        source=source,
+        destination=destination,
+        source_port=source_port,
+        destination_port=destination_port,
+        icmp=Icmp(*icmp) if len(icmp) == 3 else None,
+    )
+
+
+def _state(data: bytes) -> str:
+    info = attributes(data)
+    for kind, states in _STATES.items():
+        if kind in info:
+            number = attributes(info[kind])[_STATE][0]
+            return dict(enumerate(states.split())).get(number, str(number))
+    return ""
+
+
+def _counters(data: bytes | None) -> Counters | None:
+    if data is None:
+        return None
+    found = attributes(data)
+    return Counters(packets=_number(found[_PACKETS]), bytes=_number(found[_BYTES]))
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "big")
+
+
+def _untold(error: NetlinkError) -> NetlabError:
+    return NetlabError(
+        Problem(
+            "no-conntrack",
+            f"the kernel refuses to speak of its connections: {error.strerror}",
+            hint="it needs nf_conntrack_netlink: `modprobe nf_conntrack_netlink`, as root",
+        ),
+        Exit.MACHINE,
+    )

@@ -1,0 +1,53 @@
+"""Connections of a lab's nodes, once their rules have changed."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Container
+
+from netlab.datapath.services.conntrack import UdpServices, is_cleaning_due
+from netlab.datapath.state import namespace_name
+from netlab.kernel import conntrack
+from netlab.problems import NetlabError
+from netlab.topology.model import Lab, Node
+
+
+def forget_stale(before: Lab | None, after: Lab, namespaces: Container[str]) -> None:
+    """Do with the nodes that were there before what kube-proxy does after it has written its rules.
+
+    `before` is what the nodes held, None if nobody knows.  A kernel that does not tell of its
+    connections keeps them, as under kube-proxy.
+    """
+    if not is_cleaning_due(before, after):
+        return
+    for node in after.nodes:
+        namespace = namespace_name(after.name, node.name)
+        if namespace in namespaces:
+            with contextlib.suppress(NetlabError):
+                forget_stale_on(after, node, namespace)
+
+
+def forget_stale_on(lab: Lab, node: Node, namespace: str | int) -> int:
+    """Delete UDP connections of one node that its Services no longer mean; how many there were.
+
+    Raises NetlabError (exit 3) if the kernel refuses.
+    """
+    deleted = 0
+    for family in (4, 6):
+        services = UdpServices(lab, node, family)
+        if not services:
+            continue
+        stale = (
+            entry
+            for entry in conntrack.dump(namespace, family)
+            if entry.protocol == socket.IPPROTO_UDP and _is_stale(services, entry)
+        )
+        deleted += conntrack.delete(namespace, stale)
+    return deleted
+
+
+def _is_stale(services: UdpServices, entry: conntrack.Entry) -> bool:
+    to, answering = entry.original, entry.reply
+    ports = to.destination_port or 0, answering.source_port or 0
+    return services.is_stale(to.destination, ports[0], (answering.source, ports[1]))
