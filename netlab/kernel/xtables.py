@@ -58,14 +58,14 @@ def restore(namespace: str | int, ruleset: Ruleset, flush: bool = True) -> None:
     _wait(loads, "rules-refused")
 
 
-def save(namespace: str | int) -> tuple[str, str]:
-    """What `iptables-save` and `ip6tables-save` say in a namespace.
+def save(namespace: str | int, counters: bool = False) -> tuple[str, str]:
+    """What `iptables-save` and `ip6tables-save` say in a namespace, if asked for with counters.
 
     Raises NetlabError (exit 3) if a tool is missing or fails.
     """
     with entered(namespace):
         saves = [
-            (program, _run([program], ""))
+            (program, _run([program, *["-c"] * counters], ""))
             for program in (program("iptables", "save"), program("ip6tables", "save"))
         ]
     ipv4, ipv6 = _wait(saves, "rules-unreadable")

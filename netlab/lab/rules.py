@@ -30,7 +30,7 @@ from netlab.datapath.state import (
 from netlab.kernel import nft, xtables
 from netlab.lab import control
 from netlab.problems import NetlabError, Problem
-from netlab.topology.model import Lab
+from netlab.topology.model import Lab, Node
 
 
 def concerns(change: Change) -> bool:
@@ -83,6 +83,24 @@ def updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> list[Change]
         elif update:
             made.append(Change(verb="set", namespace=namespace, item=update))
     return made
+
+
+def printed(lab: Lab, node: Node) -> Mapping[str, str]:
+    """What the tools print on a node of a running lab, for `datapath.services.reading`.
+
+    With counters where rules have some.  NetlabError (exit 3) if it cannot be read.
+    """
+    namespace = namespace_name(lab.name, node.name)
+    rules = mode_of(lab).render(replace(lab, services=(), endpoints=()), node)
+    match rules:
+        case Ruleset():
+            ipv4, ipv6 = xtables.save(namespace, counters=True)
+            return {"ip": ipv4, "ip6": ipv6}
+        case Tables(tables=tables):
+            text = nft.listing(namespace, [f"{table.family} {table.name}" for table in tables])
+            return {"ip": text}
+        case None:
+            return {}
 
 
 def _had_rules(lab: str) -> bool:

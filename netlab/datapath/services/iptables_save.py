@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 # Chains in which every Service has rules of its own: their order means nothing between Services.
-_SHARED = {"KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS", "KUBE-PROXY-FIREWALL"}
+SHARED = {"KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS", "KUBE-PROXY-FIREWALL"}
 _OWN = "KUBE-"
 _JUMP_TO_OWN = re.compile(r" -[jg] KUBE-")
 _SERVICE = re.compile(r'--comment "?([^ "]+/[^ "]+)')
-_COUNTERS = re.compile(r"^\[\d+:\d+\] ")
+_COUNTERS = re.compile(r"\[(\d+):(\d+)\] ")
 _TOKEN = re.compile(r'"[^"]*"|\S+')
 
 
@@ -86,7 +86,7 @@ def removal(saved: str, keep: frozenset[str] = frozenset()) -> str:
     "" if there is nothing to remove.
     """
     lines = []
-    for name, table in _parse(saved).items():
+    for name, table in parse(saved).items():
         gone = [chain for chain in table.policies if chain.startswith(_OWN) and chain not in keep]
         if not gone:
             continue
@@ -104,12 +104,12 @@ def with_others(rendered: str, saved: str) -> str:
 
     Others' rules in a built-in chain stay before or behind ours as they were.
     """
-    found = _parse(saved)
+    found = parse(saved)
     lines: list[str] = []
-    table = _Printed()
+    table = Printed()
     for line in rendered.splitlines():
         if line.startswith("*"):
-            table = found.get(line[1:], _Printed())
+            table = found.get(line[1:], Printed())
             lines.append(line)
             lines += (
                 f":{chain} {policy} [0:0]"
@@ -128,7 +128,7 @@ def with_others(rendered: str, saved: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def _others(table: _Printed, chain: str) -> tuple[list[str], list[str]]:
+def _others(table: Printed, chain: str) -> tuple[list[str], list[str]]:
     """Rules of a chain that are not ours: those before the first of ours, and the rest."""
     if chain.startswith(_OWN):
         return [], []
@@ -152,7 +152,7 @@ def differences(rendered: str, saved: str) -> list[str]:
     chains, are somebody else's and do not count; nor do counters, and the order of Services in the
     chains that they share.
     """
-    wanted, found = _parse(rendered), _parse(saved)
+    wanted, found = parse(rendered), parse(saved)
     different = []
     for name, table in wanted.items():
         there = found.get(name)
@@ -166,29 +166,35 @@ def differences(rendered: str, saved: str) -> list[str]:
 
 
 @dataclass(slots=True)
-class _Printed:
+class Printed:
     """A table as it was printed: policies and rules by chain."""
 
     policies: dict[str, str] = field(default_factory=dict)
     rules: dict[str, list[str]] = field(default_factory=dict)
+    counters: dict[str, list[tuple[int, int] | None]] = field(default_factory=dict)
 
 
-def _parse(text: str) -> dict[str, _Printed]:
-    tables: dict[str, _Printed] = {}
-    table = _Printed()
+def parse(text: str) -> dict[str, Printed]:
+    """Tables by name.  Rules come without counters; packets and bytes stand beside them."""
+    tables: dict[str, Printed] = {}
+    table = Printed()
     for line in text.splitlines():
         if line.startswith("*"):
-            table = tables.setdefault(line[1:].strip(), _Printed())
+            table = tables.setdefault(line[1:].strip(), Printed())
         elif line.startswith(":"):
             chain, policy, *_ = line[1:].split()
             table.policies[chain] = policy
         elif line.startswith(("-A ", "[")):
-            rule = _COUNTERS.sub("", line)
-            table.rules.setdefault(rule.split(None, 2)[1], []).append(rule)
+            counted = _COUNTERS.match(line)
+            rule = line[counted.end() :] if counted else line
+            chain = rule.split(None, 2)[1]
+            table.rules.setdefault(chain, []).append(rule)
+            counters = (int(counted[1]), int(counted[2])) if counted else None
+            table.counters.setdefault(chain, []).append(counters)
     return tables
 
 
-def _chain_same(chain: str, wanted: _Printed, found: _Printed) -> bool:
+def _chain_same(chain: str, wanted: Printed, found: Printed) -> bool:
     ours, theirs = wanted.rules.get(chain, []), found.rules.get(chain, [])
     if not chain.startswith(_OWN):
         if chain not in wanted.policies:
@@ -198,10 +204,10 @@ def _chain_same(chain: str, wanted: _Printed, found: _Printed) -> bool:
         return False
     if ours == theirs:
         return True
-    if chain in _SHARED:
+    if chain in SHARED:
         ours, theirs = _by_service(ours), _by_service(theirs)
     return len(ours) == len(theirs) and all(
-        one == other or _matches(one) == _matches(other)
+        one == other or matches(one) == matches(other)
         for one, other in zip(ours, theirs, strict=True)
     )
 
@@ -220,7 +226,7 @@ def _by_service(rules: list[str]) -> list[str]:
     return ordered
 
 
-def _matches(rule: str) -> list[list[str]]:
+def matches(rule: str) -> list[list[str]]:
     """The parts of a rule, each a match or the target with its options, in no particular order."""
     parts: list[list[str]] = []
     negation: list[str] = []
@@ -235,3 +241,18 @@ def _matches(rule: str) -> list[list[str]]:
             negation = []
     # `-m tcp` without options says nothing that `-p tcp` does not
     return sorted(part for part in parts if part[0] != "-m" or len(part) > 2)
+
+
+def tokens(rule: str) -> dict[str, str]:
+    """Options of a rule with their values: "-d", "! -s", "--dport"; "" where there is none."""
+    found: dict[str, str] = {}
+    name = negation = ""
+    for token in _TOKEN.findall(rule):
+        if token == "!":
+            negation = "! "
+        elif token.startswith("-"):
+            name, negation = f"{negation}{token}", ""
+            found[name] = ""
+        elif name and not found[name]:
+            found[name] = token.strip('"')
+    return found

@@ -31,12 +31,28 @@ class Mode:
     sysctls: Callable[[Lab, Node], tuple[Sysctl, ...]]
     servers: Callable[[Lab, Node], Sequence[Server]]  # what the proxy itself answers
     proxier: Callable[[Lab, Node], Proxier] | None = None
+    reading: str = ""  # the class that explains its rules, "module:Class"; loaded when asked for
 
 
 MODES: Mapping[ProxyMode, Mode] = {
-    "iptables": Mode(iptables.render, iptables.sysctls, iptables.servers),
-    "nftables": Mode(nftables.render, nftables.sysctls, nftables.servers),
-    "nftables-flat": Mode(nftables_flat.render, nftables.sysctls, nftables.servers),
+    "iptables": Mode(
+        iptables.render,
+        iptables.sysctls,
+        iptables.servers,
+        reading="iptables_reading:IptablesReading",
+    ),
+    "nftables": Mode(
+        nftables.render,
+        nftables.sysctls,
+        nftables.servers,
+        reading="nftables_reading:NftablesReading",
+    ),
+    "nftables-flat": Mode(
+        nftables_flat.render,
+        nftables.sysctls,
+        nftables.servers,
+        reading="nftables_flat_reading:FlatReading",
+    ),
     "none": Mode(lambda lab, node: None, lambda lab, node: (), lambda lab, node: ()),
 }
 

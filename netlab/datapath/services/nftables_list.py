@@ -121,7 +121,7 @@ def differences(wanted: str, found: str) -> list[str]:
     not count, nor do counters, remembered addresses and the tables' white space; the order of
     rules does.  Both must have been printed by one version of nft.
     """
-    ours, theirs = _parse(wanted), _parse(found)
+    ours, theirs = parse(wanted), parse(found)
     different = []
     for table in dict.fromkeys((*ours, *theirs)):
         if table not in ours or table not in theirs:
@@ -136,8 +136,11 @@ def differences(wanted: str, found: str) -> list[str]:
     return different
 
 
-def _parse(text: str) -> dict[str, dict[str, list[str]]]:
-    """Lines by table and object; those of the table itself stand under ""."""
+def parse(text: str, *, remembered: bool = False) -> dict[str, dict[str, list[str]]]:
+    """Lines by table and object; those of the table itself stand under "".
+
+    With `remembered` the elements of dynamic sets, which packets made, are among them.
+    """
     tables: dict[str, dict[str, list[str]]] = {}
     objects: dict[str, list[str]] = {}
     lines: list[str] = []
@@ -148,7 +151,7 @@ def _parse(text: str) -> dict[str, dict[str, list[str]]]:
             elements = elements or []
             elements.append(stripped.removeprefix(_ELEMENTS))
             if stripped.endswith("}"):
-                if not any(entry.startswith("flags") and "dynamic" in entry for entry in lines):
+                if remembered or not is_dynamic(lines):
                     lines += sorted(_split(" ".join(elements).removesuffix("}")))
                 elements = None
         elif line.startswith("table "):
@@ -161,6 +164,11 @@ def _parse(text: str) -> dict[str, dict[str, list[str]]]:
         elif stripped not in ("", "}") and not stripped.startswith("packets "):
             lines.append(stripped)
     return tables
+
+
+def is_dynamic(lines: Iterable[str]) -> bool:
+    """Whether packets add to the set or map that these are the lines of."""
+    return any(line.startswith("flags") and "dynamic" in line for line in lines)
 
 
 def _split(elements: str) -> list[str]:
