@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+from ipaddress import ip_interface
+
+import msgspec
+from msgspec.structs import replace
 
 from netlab.topology.model import (
     Endpoint,
@@ -92,5 +97,71 @@ def small_lab(
                 protocol="UDP",
                 endpoints=endpoints,
             ),
+        ),
+    )
+
+
+def six(text: str) -> str:
+    """Text with an IPv6 address or network in place of each IPv4 one.
+
+    10.244.1.11 becomes fd00:10:244:1::b, 10.244.1.0/24 fd00:10:244:1::/64.
+    """
+    return re.sub(r"\b(\d+)\.(\d+)\.(\d+)\.(\d+)(?:/(\d+))?\b", _six, text)
+
+
+def _six(match: re.Match[str]) -> str:
+    a, b, c, d, length = match.groups()
+    text = f"fd00:{a}:{b}:{c}::{int(d):x}"
+    if match[0].startswith("127.0.0."):
+        text = "::1"
+    if length is None:
+        return str(ip_interface(text).ip)
+    bits = int(length)
+    of_six = 0 if bits == 0 else 16 + 2 * bits if bits <= 24 else 96 + bits
+    interface = ip_interface(f"{text}/{of_six}")
+    return str(interface.network)
+
+
+def ipv6_lab(lab: Lab) -> Lab:
+    """The same lab with IPv6 alone."""
+    return msgspec.json.decode(six(msgspec.json.encode(lab).decode()), type=Lab)
+
+
+def dual_stack_lab(lab: Lab) -> Lab:
+    """The same lab with IPv6 beside its IPv4, all Services of both families."""
+    other = ipv6_lab(lab)
+    proxy = lab.service_proxy
+    both_cidrs = ",".join(filter(None, (proxy.clusterCIDR, other.service_proxy.clusterCIDR)))
+    return replace(
+        lab,
+        other_pod_cidrs=(other.pod_cidr,),
+        service_cidrs=lab.service_cidrs + other.service_cidrs,
+        underlay=replace(
+            lab.underlay, other_cidr=other.underlay.cidr, other_gateway=other.underlay.gateway
+        ),
+        service_proxy=replace(proxy, clusterCIDR=both_cidrs),
+        nodes=tuple(
+            replace(node, other_addresses=(there.address,), other_pod_cidrs=(there.pod_cidr,))
+            for node, there in zip(lab.nodes, other.nodes, strict=True)
+        ),
+        pods=tuple(
+            replace(pod, other_addresses=(there.address,))
+            for pod, there in zip(lab.pods, other.pods, strict=True)
+        ),
+        services=tuple(
+            replace(
+                service,
+                other_cluster_ips=(there.cluster_ip,),
+                external_ips=service.external_ips + there.external_ips,
+                load_balancer_ips=service.load_balancer_ips + there.load_balancer_ips,
+                load_balancer_source_ranges=(
+                    service.load_balancer_source_ranges + there.load_balancer_source_ranges
+                ),
+            )
+            for service, there in zip(lab.services, other.services, strict=True)
+        ),
+        endpoints=tuple(
+            replace(entry, endpoints=entry.endpoints + there.endpoints)
+            for entry, there in zip(lab.endpoints, other.endpoints, strict=True)
         ),
     )

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from labs import fresh_name, small_lab
+from labs import dual_stack_lab, fresh_name, small_lab
 from netlab.datapath.build import build
 from netlab.datapath.describe import shell, summary
 from netlab.datapath.services.iptables_save import differences
@@ -58,7 +58,8 @@ def http(namespace: str, address: str, port: int, path: str) -> str:
 
 def udp(namespace: str, address: str, port: int, text: str) -> str:
     """Answer to a datagram sent from inside a namespace."""
-    with entered(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with entered(namespace), socket.socket(family, socket.SOCK_DGRAM) as sender:
         sender.settimeout(5)
         sender.connect((address, port))
         sender.send(text.encode())
@@ -403,8 +404,11 @@ def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("nfacct"), reason="nfacct is not packaged here")
-def test_shell_commands_build_the_same(run: Callable[[Lab], lifecycle.Outcome]) -> None:
-    lab = small_lab()
+@pytest.mark.parametrize("stack", [lambda lab: lab, dual_stack_lab], ids=["IPv4", "dual"])
+def test_shell_commands_build_the_same(
+    run: Callable[[Lab], lifecycle.Outcome], stack: Callable[[Lab], Lab]
+) -> None:
+    lab = stack(small_lab())
     run(lab)
     twin = replace(lab, name=fresh_name())
     state = build(twin)

@@ -85,6 +85,15 @@ def test_vxlan() -> None:
     assert values(data, "IFLA_VXLAN_LEARNING") == 0
 
 
+def test_vxlan_over_ipv6() -> None:
+    assert VXLAN.vxlan
+    six = replace(VXLAN, vxlan=replace(VXLAN.vxlan, local="fd00:172:21:32::b"))
+    message = decoded(rtnetlink.add_vxlan(six, 4, 2))
+    data = values(message, "IFLA_LINKINFO", "IFLA_INFO_DATA")
+    assert values(data, "IFLA_VXLAN_LOCAL6") == "fd00:172:21:32::b"
+    assert data.get_attr("IFLA_VXLAN_LOCAL") is None
+
+
 def test_set_link_sets_only_what_differs() -> None:
     found = replace(VETH, mtu=1400)
     message = decoded(rtnetlink.set_link(VETH, found, 7, 3))
@@ -130,6 +139,15 @@ def test_host_address_has_no_broadcast() -> None:
     assert message.get_attr("IFA_BROADCAST") is None
 
 
+@pytest.mark.parametrize("pack", [rtnetlink.add_address, rtnetlink.delete_address])
+def test_address_of_ipv6(pack: Any) -> None:
+    message = decoded(pack(Address(link="cbr0", address="fd00:10:244:1::1/64"), 3))
+    assert (message["family"], message["prefixlen"], message["index"]) == (10, 64, 3)
+    assert message["flags"] == 2  # no duplicate detection
+    assert values(message, "IFA_LOCAL") == values(message, "IFA_ADDRESS") == "fd00:10:244:1::1"
+    assert message.get_attr("IFA_BROADCAST") is None
+
+
 @pytest.mark.parametrize("pack", [rtnetlink.add_route, rtnetlink.delete_route])
 def test_route(pack: Any) -> None:
     route = Route(destination="10.244.2.0/24", link="flannel.1", via="10.244.2.0", onlink=True)
@@ -142,6 +160,17 @@ def test_route(pack: Any) -> None:
     assert message["scope"] == 0
 
 
+@pytest.mark.parametrize("pack", [rtnetlink.add_route, rtnetlink.delete_route])
+def test_route_of_ipv6(pack: Any) -> None:
+    there = "fd00:10:244:2::"
+    message = decoded(pack(Route(destination=f"{there}/64", link="f", via=there, onlink=True), 4))
+    assert (message["family"], message["dst_len"], message["flags"]) == (10, 64, 4)
+    assert values(message, "RTA_DST") == values(message, "RTA_GATEWAY") == there
+    default = decoded(pack(Route(destination="::/0", link="e", via="fd00::1"), 2))
+    assert (default["family"], default["dst_len"]) == (10, 0)
+    assert default.get_attr("RTA_DST") is None
+
+
 def test_default_route_and_route_on_link() -> None:
     default = decoded(
         rtnetlink.add_route(Route(destination="0.0.0.0/0", link="e", via="10.0.0.1"), 2)
@@ -152,19 +181,21 @@ def test_default_route_and_route_on_link() -> None:
     assert on_link["scope"] == 253
 
 
+@pytest.mark.parametrize(("family", "address"), [(2, "10.244.2.0"), (10, "fd00:10:244:2::")])
 @pytest.mark.parametrize("pack", [rtnetlink.add_neighbour, rtnetlink.delete_neighbour])
-def test_neighbour(pack: Any) -> None:
-    message = decoded(pack(Neighbour(link="f", address="10.244.2.0", mac="0e:00:00:00:00:01"), 4))
-    assert (message["family"], message["state"], message["ifindex"]) == (2, 0x80, 4)
-    assert values(message, "NDA_DST") == "10.244.2.0"
+def test_neighbour(pack: Any, family: int, address: str) -> None:
+    message = decoded(pack(Neighbour(link="f", address=address, mac="0e:00:00:00:00:01"), 4))
+    assert (message["family"], message["state"], message["ifindex"]) == (family, 0x80, 4)
+    assert values(message, "NDA_DST") == address
     assert values(message, "NDA_LLADDR") == "0e:00:00:00:00:01"
 
 
+@pytest.mark.parametrize("destination", ["172.21.32.9", "fd00:172:21:32::9"])
 @pytest.mark.parametrize("pack", [rtnetlink.add_fdb, rtnetlink.delete_fdb])
-def test_fdb(pack: Any) -> None:
-    entry = FdbEntry(link="f", mac="0e:00:00:00:00:01", destination="172.21.32.9")
+def test_fdb(pack: Any, destination: str) -> None:
+    entry = FdbEntry(link="f", mac="0e:00:00:00:00:01", destination=destination)
     message = decoded(pack(entry, 4))
     assert (message["family"], message["flags"], message["ifindex"]) == (7, 2, 4)
     assert message["state"] & 0x80
     assert values(message, "NDA_LLADDR") == "0e:00:00:00:00:01"
-    assert values(message, "NDA_DST") == "172.21.32.9"
+    assert values(message, "NDA_DST") == destination

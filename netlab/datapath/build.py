@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from ipaddress import ip_network
 
 from netlab.datapath import podnet
 from netlab.datapath.overlay import PodsByNode, overlay
 from netlab.datapath.services.modes import mode_of
 from netlab.datapath.state import (
-    Address,
     LabState,
     Link,
     Namespace,
@@ -47,6 +45,7 @@ def pod_namespace_name(lab: Lab, pod: Pod) -> str:
 
 def _servers(lab: Lab) -> Iterator[Server]:
     """What answers in the pods, and what the service proxies of the nodes answer themselves."""
+    everywhere = podnet.any_addresses(lab)
     for pod in lab.pods:
         if pod.listen:
             yield Server(
@@ -54,6 +53,7 @@ def _servers(lab: Lab) -> Iterator[Server]:
                 identity=pod.name,
                 node=pod.node,
                 listen=pod.listen,
+                addresses=everywhere,
             )
     mode = mode_of(lab)
     for node in lab.nodes:
@@ -77,13 +77,8 @@ def _port(node: Node) -> str:
 
 def _switch(lab: Lab) -> Namespace:
     """The network between the nodes: a bridge that is also the way out, and knows none."""
-    length = ip_network(lab.underlay.cidr).prefixlen
-    bridge = Link(
-        name=SWITCH_BRIDGE,
-        kind="bridge",
-        mtu=lab.underlay.mtu,
-        mac=podnet.mac_of(lab.underlay.gateway),
-    )
+    mac = podnet.mac_of(lab.underlay.gateway)
+    bridge = Link(name=SWITCH_BRIDGE, kind="bridge", mtu=lab.underlay.mtu, mac=mac)
     ports = (
         Link(
             name=_port(node),
@@ -97,28 +92,32 @@ def _switch(lab: Lab) -> Namespace:
     return Namespace(
         name=namespace_name(lab.name, SWITCH),
         links=(bridge, *ports),
-        addresses=(Address(link=SWITCH_BRIDGE, address=f"{lab.underlay.gateway}/{length}"),),
-        sysctls=(
-            podnet.NO_IPV6,
-            Sysctl(path="net/ipv4/ip_forward", value="1"),
-            # A switch looks at frames only.
-            Sysctl(path="net/bridge/bridge-nf-call-iptables", value="0"),
+        addresses=podnet.link_addresses(
+            SWITCH_BRIDGE, mac, lab.underlay.gateways, lab.underlay.cidrs
         ),
+        sysctls=(*podnet.router_sysctls(lab), *_frames_only(lab)),
     )
+
+
+def _frames_only(lab: Lab) -> Iterator[Sysctl]:
+    """A switch looks at frames only."""
+    yield Sysctl(path="net/bridge/bridge-nf-call-iptables", value="0")
+    if podnet.has_ipv6(lab):
+        yield Sysctl(path="net/bridge/bridge-nf-call-ip6tables", value="0")
 
 
 def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
     name = namespace_name(lab.name, node.name)
     own = pods[node.name]
     part = overlay(lab, node, pods)
+    mac = podnet.mac_of(node.address)
     uplink = Link(
         name="eth0",
         kind="veth",
         mtu=lab.underlay.mtu,
-        mac=podnet.mac_of(node.address),
+        mac=mac,
         peer=Peer(namespace=namespace_name(lab.name, SWITCH), link=_port(node)),
     )
-    length = ip_network(lab.underlay.cidr).prefixlen
     mode = mode_of(lab)
     return NodeState(
         name=node.name,
@@ -126,18 +125,27 @@ def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
             name=name,
             links=(uplink, *part.links, *podnet.bridge_links(lab, node, own, part.mtu)),
             addresses=(
-                Address(link="eth0", address=f"{node.address}/{length}"),
+                *podnet.link_addresses(
+                    "eth0", mac, podnet.addresses_of(lab, node), lab.underlay.cidrs
+                ),
                 *part.addresses,
                 *podnet.bridge_addresses(node),
             ),
             routes=(
-                Route(destination=podnet.DEFAULT_ROUTE, link="eth0", via=lab.underlay.gateway),
+                *(
+                    Route(
+                        destination=podnet.DEFAULT_ROUTES[podnet.family_of(gateway)],
+                        link="eth0",
+                        via=gateway,
+                    )
+                    for gateway in lab.underlay.gateways
+                ),
                 *part.routes,
-                *podnet.bridge_routes(node, own),
+                *podnet.bridge_routes(lab, node, own),
             ),
             neighbours=part.neighbours,
             fdb=part.fdb,
-            sysctls=(*podnet.NODE_SYSCTLS, *mode.sysctls(lab, node)),
+            sysctls=(*podnet.node_sysctls(lab), *mode.sysctls(lab, node)),
         ),
         pods=tuple(podnet.pod_namespace(lab, node, pod, part.mtu) for pod in own),
         rules=mode.render(lab, node) if rules else None,

@@ -85,10 +85,15 @@ def shell(changes: Iterable[Change], desired: Iterable[Namespace]) -> Iterator[s
 
 
 def _stage(change: Change) -> int:
-    """Namespaces, bridges, pairs (made from the end in a bridge), then what needs them."""
+    """Namespaces, bridges, pairs (made from the end in a bridge), then what needs them.
+
+    What links are to be like is said before there are any.
+    """
     match change.item:
         case Namespace():
             return 0 if change.verb == "add" else 9
+        case Sysctl():
+            return 0
         case Link(kind="bridge"):
             return 1
         case Link(peer=Peer(), master=str()):
@@ -118,7 +123,8 @@ def _commands(change: Change, ends: dict[Peer, Link]) -> Iterator[str]:
         case Link():
             yield from _link_commands(ip, change.verb, change.item, ends)
         case Address(link=link, address=address):
-            yield f"{ip} address {verb} {address} dev {link}"
+            nodad = " nodad" if ":" in address and verb != "del" else ""
+            yield f"{ip} address {verb} {address} dev {link}{nodad}"
         case Route():
             via = f" via {change.item.via}" if change.item.via else ""
             onlink = " onlink" if change.item.onlink else ""

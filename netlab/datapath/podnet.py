@@ -1,14 +1,16 @@
 """The pod network of one node: cbr0, a veth pair for each pod, forwarding.
 
-What kubelet and the CNI plugin `bridge` (flannel's, kubenet's) leave behind.
+What kubelet and the CNI plugin `bridge` (flannel's, kubenet's) leave behind, with one address for
+each family of the lab.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from ipaddress import IPv4Network
-from socket import inet_aton
+from collections.abc import Iterable
+from ipaddress import ip_network
+from socket import AF_INET, AF_INET6, inet_aton, inet_ntop, inet_pton
 
 from netlab.datapath.state import (
     Address,
@@ -21,15 +23,27 @@ from netlab.datapath.state import (
 )
 from netlab.topology.model import Lab, Node, Pod
 
-DEFAULT_ROUTE = "0.0.0.0/0"
+EVERY_ADDRESS = {4: "0.0.0.0", 6: "::"}
+DEFAULT_ROUTES = {4: "0.0.0.0/0", 6: "::/0"}
 
 # An IPv4-only lab has no IPv6 at all: on a bridge each new port would otherwise make every other
 # one answer neighbour discovery.
-NO_IPV6 = Sysctl(path="net/ipv6/conf/all/disable_ipv6", value="1")
+_NO_IPV6 = (Sysctl(path="net/ipv6/conf/all/disable_ipv6", value="1"),)
 
-NODE_SYSCTLS = (
-    NO_IPV6,
-    Sysctl(path="net/ipv4/ip_forward", value="1"),
+_IPV6 = (
+    # Link-local addresses are given like all others, where they are of use: what the kernel makes
+    # by itself is late, and checked for duplicates.
+    Sysctl(path="net/ipv6/conf/all/addr_gen_mode", value="1"),
+    Sysctl(path="net/ipv6/conf/default/accept_ra", value="0"),
+    Sysctl(path="net/ipv6/conf/all/disable_ipv6", value="0"),
+)
+
+_FORWARDING = {
+    4: Sysctl(path="net/ipv4/ip_forward", value="1"),
+    6: Sysctl(path="net/ipv6/conf/all/forwarding", value="1"),
+}
+
+_NODE_SYSCTLS = (
     # Loose: a Service's answer may come back another way than the strict filter expects.
     Sysctl(path="net/ipv4/conf/all/rp_filter", value="2"),
     # Without it a Service that sends a pod to a pod on the same bridge answers past the NAT.
@@ -38,9 +52,84 @@ NODE_SYSCTLS = (
 )
 
 
+def family_of(text: str) -> int:
+    """4 or 6: the family of an address or a network."""
+    return 6 if ":" in text else 4
+
+
+def of_family(texts: Iterable[str], family: int) -> str | None:
+    """The first address or network of a family."""
+    return next((text for text in texts if family_of(text) == family), None)
+
+
+def host_network(address: str) -> str:
+    """The network of one address."""
+    return f"{address}/{128 if family_of(address) == 6 else 32}"
+
+
+def has_ipv6(lab: Lab) -> bool:
+    """Whether a lab has IPv6; without it nothing in it has any."""
+    return 6 in _families(lab)
+
+
+def any_addresses(lab: Lab) -> tuple[str, ...]:
+    """What a server binds to that is there for everybody: the unspecified address of a family."""
+    return tuple(EVERY_ADDRESS[family] for family in _families(lab))
+
+
+def addresses_of(lab: Lab, owner: Node | Pod) -> tuple[str, ...]:
+    """Addresses of a node or a pod, as far as the lab has their family."""
+    families = _families(lab)
+    return tuple(address for address in owner.addresses if family_of(address) in families)
+
+
+def _families(lab: Lab) -> tuple[int, ...]:
+    return tuple(family_of(cidr) for cidr in (lab.pod_cidr, *lab.other_pod_cidrs))
+
+
+def pod_sysctls(lab: Lab) -> tuple[Sysctl, ...]:
+    """IPv6 as the lab needs it, in every namespace."""
+    return _IPV6 if has_ipv6(lab) else _NO_IPV6
+
+
+def router_sysctls(lab: Lab) -> tuple[Sysctl, ...]:
+    """The same and forwarding, in a namespace that packets pass through."""
+    six = (_FORWARDING[6],) if has_ipv6(lab) else ()
+    return (*pod_sysctls(lab), _FORWARDING[4], *six)
+
+
+def node_sysctls(lab: Lab) -> tuple[Sysctl, ...]:
+    """Everything that a node needs to carry pods' packets."""
+    return (*router_sysctls(lab), *_NODE_SYSCTLS)
+
+
 def mac_of(address: str) -> str:
-    """The MAC that the CNI plugin bridge gives an IPv4 address: 0a:58 and its four bytes."""
+    """The MAC of a link by its primary address: 0a:58 and four bytes.
+
+    For IPv4 they are the address, as the CNI plugin bridge had it; for IPv6 the first of its
+    SHA-256, as OVN-Kubernetes has it (go-controller/pkg/util/net.go, IPAddrToHWAddr).
+    """
+    if family_of(address) == 6:
+        return (b"\x0a\x58" + hashlib.sha256(address.encode()).digest()[:4]).hex(":")
     return (b"\x0a\x58" + inet_aton(address)).hex(":")
+
+
+def link_addresses(
+    link: str, mac: str, addresses: Iterable[str], networks: tuple[str, ...]
+) -> tuple[Address, ...]:
+    """Addresses of a link, each with the prefix length of the network that it is in, else alone.
+
+    With IPv6 comes the link-local address that the kernel would make of the MAC (RFC 4291,
+    appendix A): from that one a router asks for its neighbours' MACs.
+    """
+    given = tuple(
+        Address(link=link, address=_with_length(address, networks)) for address in addresses
+    )
+    if of_family((each.address for each in given), 6) is None:
+        return given
+    six = bytes.fromhex(mac.replace(":", ""))
+    packed = b"\xfe\x80" + bytes(6) + bytes([six[0] ^ 2]) + six[1:3] + b"\xff\xfe" + six[3:]
+    return (*given, Address(link=link, address=f"{inet_ntop(AF_INET6, packed)}/64"))
 
 
 def outer_link(pod: Pod) -> str:
@@ -48,16 +137,30 @@ def outer_link(pod: Pod) -> str:
     return "veth" + hashlib.sha1(pod.key.encode()).hexdigest()[:8]
 
 
-def in_cidr(pod: Pod, node: Node) -> bool:
+def in_cidr(address: str, node: Node) -> bool:
     """Whether a pod's address is one of its node's CIDR; one that is not is routed by itself."""
-    base, mask, _ = _cidr(node.pod_cidr)
-    return int.from_bytes(inet_aton(pod.address), "big") & mask == base
+    return _length(address, node.pod_cidrs) is not None
+
+
+def _with_length(address: str, networks: Iterable[str]) -> str:
+    length = _length(address, networks)
+    return host_network(address) if length is None else f"{address}/{length}"
+
+
+def _length(address: str, networks: Iterable[str]) -> int | None:
+    family = AF_INET6 if family_of(address) == 6 else AF_INET
+    number = int.from_bytes(inet_pton(family, address), "big")
+    for text in networks:
+        base, mask, length = _cidr(text)
+        if number & mask == base and family_of(text) == family_of(address):
+            return length
+    return None
 
 
 @functools.cache
 def _cidr(text: str) -> tuple[int, int, int]:
     """Network address, mask and prefix length; asked for once for each pod."""
-    network = IPv4Network(text)
+    network = ip_network(text)
     return int(network.network_address), int(network.netmask), network.prefixlen
 
 
@@ -79,24 +182,25 @@ def bridge_links(lab: Lab, node: Node, pods: tuple[Pod, ...], mtu: int) -> tuple
 
 
 def bridge_addresses(node: Node) -> tuple[Address, ...]:
-    """The pods' gateway."""
-    length = _cidr(node.pod_cidr)[2]
-    return (Address(link="cbr0", address=f"{node.bridge_address}/{length}"),)
+    """The pods' gateways."""
+    mac = mac_of(node.bridge_address)
+    return link_addresses("cbr0", mac, node.bridge_addresses, node.pod_cidrs)
 
 
-def bridge_routes(node: Node, pods: tuple[Pod, ...]) -> tuple[Route, ...]:
-    """Routes to pods whose address is not one of the node's CIDR."""
+def bridge_routes(lab: Lab, node: Node, pods: tuple[Pod, ...]) -> tuple[Route, ...]:
+    """Routes to pods' addresses that are not of the node's CIDR."""
     return tuple(
-        Route(destination=f"{pod.address}/32", link="cbr0")
+        Route(destination=host_network(address), link="cbr0")
         for pod in pods
-        if not in_cidr(pod, node)
+        for address in addresses_of(lab, pod)
+        if not in_cidr(address, node)
     )
 
 
 def pod_namespace(lab: Lab, node: Node, pod: Pod, mtu: int) -> Namespace:
-    """A pod: `eth0`, its address, a default route by way of `cbr0`."""
-    inside = in_cidr(pod, node)
-    length = _cidr(node.pod_cidr)[2] if inside else 32
+    """A pod: `eth0`, its addresses, a default route by way of `cbr0` for each family."""
+    mac = mac_of(pod.address)
+    addresses = addresses_of(lab, pod)
     return Namespace(
         name=namespace_name(lab.name, pod.namespace, pod.name),
         links=(
@@ -104,15 +208,19 @@ def pod_namespace(lab: Lab, node: Node, pod: Pod, mtu: int) -> Namespace:
                 name="eth0",
                 kind="veth",
                 mtu=mtu,
-                mac=mac_of(pod.address),
+                mac=mac,
                 peer=Peer(namespace=namespace_name(lab.name, node.name), link=outer_link(pod)),
             ),
         ),
-        addresses=(Address(link="eth0", address=f"{pod.address}/{length}"),),
-        routes=(
+        addresses=link_addresses("eth0", mac, addresses, node.pod_cidrs),
+        routes=tuple(
             Route(
-                destination=DEFAULT_ROUTE, link="eth0", via=node.bridge_address, onlink=not inside
-            ),
+                destination=DEFAULT_ROUTES[family_of(address)],
+                link="eth0",
+                via=of_family(node.bridge_addresses, family_of(address)),
+                onlink=not in_cidr(address, node),
+            )
+            for address in addresses
         ),
-        sysctls=(NO_IPV6,),
+        sysctls=pod_sysctls(lab),
     )

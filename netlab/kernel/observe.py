@@ -6,8 +6,8 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable
-from ipaddress import ip_address
+from collections.abc import Container, Iterable
+from socket import AddressFamily
 
 from netlab.datapath.state import (
     Address,
@@ -27,23 +27,33 @@ from netlab.kernel.netlink import Socket, attribute_list, attributes, number
 
 RTEXT_FILTER_SKIP_STATS = 8
 _PERMANENT = rt.NUD_PERMANENT
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_ANY = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
+_BY_ITSELF = (bytes([rt.IFAPROT_KERNEL_RA]), bytes([rt.IFAPROT_KERNEL_LL]))
 _KINDS: dict[bytes, LinkKind] = {b"veth": "veth", b"bridge": "bridge", b"vxlan": "vxlan"}
 
 
 def observe(name: str, marks: str, desired: Namespace | None) -> Found:
     """Everything of ours in a namespace; `marks` is what our altnames begin with.
 
-    Of sysctls only those are read that `desired` names.  Only IPv4 is looked at.
+    Of sysctls only those are read that `desired` names.  IPv6 is looked at where it wants some;
+    elsewhere it is switched off, and with it all that was there.
     """
+    wanted = desired.addresses if desired else ()
+    families = _FAMILIES if any(":" in each.address for each in wanted) else _FAMILIES[:1]
     with entered(name), Socket() as netlink:
         links, index, marked = _links(netlink, marks)
         names = {number: link for link, number in index.items()}
         namespace = Namespace(
             name=name,
             links=links,
-            addresses=tuple(_addresses(netlink, names)),
-            routes=tuple(_routes(netlink, names)),
-            neighbours=tuple(_neighbours(netlink, names)),
+            addresses=tuple(
+                each for family in families for each in _addresses(netlink, names, family, wanted)
+            ),
+            routes=tuple(each for family in families for each in _routes(netlink, names, family)),
+            neighbours=tuple(
+                each for family in families for each in _neighbours(netlink, names, family)
+            ),
             fdb=tuple(_fdb(netlink, names, links)),
             sysctls=tuple(_sysctls(desired.sysctls)) if desired else (),
         )
@@ -131,27 +141,39 @@ def _link(name: str, flags: int, found: dict[int, bytes], names: dict[int, str])
 
 
 def _vxlan(data: dict[int, bytes], names: dict[int, str]) -> Vxlan:
-    local = data.get(rt.IFLA_VXLAN_LOCAL)
+    local = data.get(rt.IFLA_VXLAN_LOCAL) or data.get(rt.IFLA_VXLAN_LOCAL6)
     device = data.get(rt.IFLA_VXLAN_LINK)
     return Vxlan(
         vni=_u32(data[rt.IFLA_VXLAN_ID]),
         port=struct.unpack("!H", data[rt.IFLA_VXLAN_PORT])[0],
-        local=socket.inet_ntoa(local) if local else "",
+        local=_text(local) if local else "",
         device=names.get(_u32(device), "") if device else "",
         learning=data.get(rt.IFLA_VXLAN_LEARNING) == b"\1",
     )
 
 
-def _addresses(netlink: Socket, names: dict[int, str]) -> Iterable[Address]:
-    for body in netlink.dump(rt.RTM_GETADDR, struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0)):
+def _text(address: bytes) -> str:
+    """An address as text (ipaddress takes twenty times as long)."""
+    return socket.inet_ntop(_FAMILIES[len(address) == 16], address)
+
+
+def _addresses(
+    netlink: Socket, names: dict[int, str], family: AddressFamily, wanted: Container[Address]
+) -> Iterable[Address]:
+    for body in netlink.dump(rt.RTM_GETADDR, struct.pack("=BBBBI", family, 0, 0, 0, 0)):
         _, length, _, _, index = struct.unpack_from("=BBBBI", body)
-        local = attributes(body, 8)[rt.IFA_LOCAL]
-        if names[index] != "lo":
-            yield Address(link=names[index], address=f"{socket.inet_ntoa(local)}/{length}")
+        found = attributes(body, 8)
+        local = found.get(rt.IFA_LOCAL) or found[rt.IFA_ADDRESS]
+        address = Address(link=names[index], address=f"{_text(local)}/{length}")
+        if names[index] == "lo":
+            continue
+        # What the kernel gave itself is nobody's, unless it is just what is wanted.
+        if found.get(rt.IFA_PROTO) not in _BY_ITSELF or address in wanted:
+            yield address
 
 
-def _routes(netlink: Socket, names: dict[int, str]) -> Iterable[Route]:
-    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, rt.RT_TABLE_MAIN, 0, 0, 0, 0)
+def _routes(netlink: Socket, names: dict[int, str], family: AddressFamily) -> Iterable[Route]:
+    body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, rt.RT_TABLE_MAIN, 0, 0, 0, 0)
     for answer in netlink.dump(rt.RTM_GETROUTE, body + number(rt.RTA_TABLE, rt.RT_TABLE_MAIN)):
         _, length, _, _, _, protocol, _, kind, flags = struct.unpack_from("=BBBBBBBBI", answer)
         found = attributes(answer, 12)
@@ -159,22 +181,24 @@ def _routes(netlink: Socket, names: dict[int, str]) -> Iterable[Route]:
             continue
         if rt.RTA_OIF not in found:
             continue
-        destination = socket.inet_ntoa(found.get(rt.RTA_DST, bytes(4)))
+        destination = _text(found.get(rt.RTA_DST, _ANY[family]))
         via = found.get(rt.RTA_GATEWAY)
         yield Route(
             destination=f"{destination}/{length}",
             link=names.get(_u32(found[rt.RTA_OIF]), ""),
-            via=socket.inet_ntoa(via) if via else None,
+            via=_text(via) if via else None,
             onlink=bool(flags & rt.RTNH_F_ONLINK),
         )
 
 
-def _neighbours(netlink: Socket, names: dict[int, str]) -> Iterable[Neighbour]:
-    for index, state, found in _entries(netlink, socket.AF_INET):
+def _neighbours(
+    netlink: Socket, names: dict[int, str], family: AddressFamily
+) -> Iterable[Neighbour]:
+    for index, state, found in _entries(netlink, family):
         if state & _PERMANENT and rt.NDA_LLADDR in found:
             yield Neighbour(
                 link=names.get(index, ""),
-                address=str(ip_address(found[rt.NDA_DST])),
+                address=_text(found[rt.NDA_DST]),
                 mac=found[rt.NDA_LLADDR].hex(":"),
             )
 
@@ -188,11 +212,11 @@ def _fdb(netlink: Socket, names: dict[int, str], links: tuple[Link, ...]) -> Ite
             yield FdbEntry(
                 link=names[index],
                 mac=found[rt.NDA_LLADDR].hex(":"),
-                destination=str(ip_address(found[rt.NDA_DST])),
+                destination=_text(found[rt.NDA_DST]),
             )
 
 
-def _entries(netlink: Socket, family: int) -> Iterable[tuple[int, int, dict[int, bytes]]]:
+def _entries(netlink: Socket, family: AddressFamily) -> Iterable[tuple[int, int, dict[int, bytes]]]:
     for body in netlink.dump(rt.RTM_GETNEIGH, struct.pack("=BxxxiHBB", family, 0, 0, 0, 0)):
         index, state = struct.unpack_from("=iH", body, 4)
         yield index, state, attributes(body, 12)

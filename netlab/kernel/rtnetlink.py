@@ -42,9 +42,11 @@ BR_STATE_FORWARDING = 3
 RTMGRP_LINK = 1
 VETH_INFO_PEER = 1
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL = 1, 3, 4
-IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 7, 15
+IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 7, 15, 17
 
-IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_PROTO = 1, 2, 4, 11
+IFA_F_NODAD = 0x02
+IFAPROT_KERNEL_RA, IFAPROT_KERNEL_LL = 2, 3
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
 NDA_DST, NDA_LLADDR = 1, 2
 
@@ -62,6 +64,15 @@ _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    """The family of an address or a network, told by its colons."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _packed(address: str) -> bytes:
+    return socket.inet_pton(family_of(address), address)
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -113,11 +124,12 @@ def add_veth(
 def add_vxlan(link: Link, index: int, device: int) -> bytes:
     """A VXLAN device, up."""
     assert link.vxlan is not None
+    six = family_of(link.vxlan.local) == socket.AF_INET6
     data = nested(
         IFLA_INFO_DATA,
         number(IFLA_VXLAN_ID, link.vxlan.vni),
         number(IFLA_VXLAN_LINK, device),
-        attribute(IFLA_VXLAN_LOCAL, socket.inet_aton(link.vxlan.local)),
+        attribute(IFLA_VXLAN_LOCAL6 if six else IFLA_VXLAN_LOCAL, _packed(link.vxlan.local)),
         attribute(IFLA_VXLAN_LEARNING, bytes([link.vxlan.learning])),
         attribute(IFLA_VXLAN_PORT, struct.pack("!H", link.vxlan.port)),
     )
@@ -169,14 +181,17 @@ def delete_link(index: int) -> bytes:
 def _network(text: str) -> tuple[bytes, int]:
     """Address and prefix length of "10.244.1.1/24" (ipaddress takes twenty times as long)."""
     address, _, length = text.partition("/")
-    return socket.inet_aton(address), int(length)
+    return _packed(address), int(length)
 
 
 def _address(address: Address, index: int) -> bytes:
     packed, length = _network(address.address)
-    body = _ADDRESS.pack(socket.AF_INET, length, 0, RT_SCOPE_UNIVERSE, index)
+    family = family_of(address.address)
+    # Nobody else can have it: an IPv6 address need not wait a second or two to find that out.
+    flags = IFA_F_NODAD if family == socket.AF_INET6 else 0
+    body = _ADDRESS.pack(family, length, flags, RT_SCOPE_UNIVERSE, index)
     body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
-    if length < 31:
+    if family == socket.AF_INET and length < 31:
         host = 0xFFFFFFFF >> length
         broadcast = int.from_bytes(packed, "big") | host
         body += attribute(IFA_BROADCAST, broadcast.to_bytes(4, "big"))
@@ -196,7 +211,7 @@ def delete_address(address: Address, index: int) -> bytes:
 def _route(route: Route, index: int) -> bytes:
     destination, length = _network(route.destination)
     body = _ROUTE.pack(
-        socket.AF_INET,
+        family_of(route.destination),
         length,
         0,
         0,
@@ -209,7 +224,7 @@ def _route(route: Route, index: int) -> bytes:
     if length:
         body += attribute(RTA_DST, destination)
     if route.via:
-        body += attribute(RTA_GATEWAY, socket.inet_aton(route.via))
+        body += attribute(RTA_GATEWAY, _packed(route.via))
     return body + number(RTA_OIF, index)
 
 
@@ -225,8 +240,8 @@ def delete_route(route: Route, index: int) -> bytes:
 
 def _neighbour(entry: Neighbour, index: int) -> bytes:
     return (
-        _NEIGHBOUR.pack(socket.AF_INET, index, NUD_PERMANENT, 0, 0)
-        + attribute(NDA_DST, socket.inet_aton(entry.address))
+        _NEIGHBOUR.pack(family_of(entry.address), index, NUD_PERMANENT, 0, 0)
+        + attribute(NDA_DST, _packed(entry.address))
         + attribute(NDA_LLADDR, mac_bytes(entry.mac))
     )
 
@@ -245,7 +260,7 @@ def _fdb(entry: FdbEntry, index: int) -> bytes:
     return (
         _NEIGHBOUR.pack(socket.AF_BRIDGE, index, NUD_NOARP | NUD_PERMANENT, NTF_SELF, 0)
         + attribute(NDA_LLADDR, mac_bytes(entry.mac))
-        + attribute(NDA_DST, socket.inet_aton(entry.destination))
+        + attribute(NDA_DST, _packed(entry.destination))
     )
 
 

@@ -33,7 +33,7 @@ class Pod(NamedTuple):
 
 
 def datagram(data: bytes, pod: Pod, client: str) -> bytes:
-    """The answer to one datagram from `client` ("10.244.1.4:40000")."""
+    """The answer to one datagram from `client` ("10.244.1.4:40000", "[fd00:10:244:1::4]:40000")."""
     command, _, rest = data.strip().partition(b" ")
     if command == b"hostname" and not rest:
         return f"{pod.name}\n".encode()

@@ -37,6 +37,10 @@ _IP_PKTINFO = 8  # linux/in.h; Python 3.11 does not name it
 _PKTINFO = struct.Struct(
     "=I4s4s"
 )  # struct in_pktinfo: interface, source of the answer, destination
+_PKTINFO6 = struct.Struct("=16sI")  # struct in6_pktinfo: address, interface
+
+
+_Address = tuple[str, int] | tuple[str, int, int, int]  # as sockets tell it, by family
 
 
 class _Key(NamedTuple):
@@ -116,7 +120,7 @@ class _Workload:
         finally:
             setns(self._home, CLONE_NEWNET)
             messages.close(request.descriptors)
-        return {"sockets": len(self._open), "unserved": unserved}
+        return {"sockets": len(self._open), "unserved": list(dict.fromkeys(unserved))}
 
     def _listen(self, key: _Key, pod: Pod, page: Page | None) -> None:
         """Open one socket in the namespace that this thread is in."""
@@ -127,7 +131,9 @@ class _Workload:
             if family == socket.AF_INET6:
                 opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if kind == socket.SOCK_DGRAM:
+            if kind == socket.SOCK_DGRAM and family == socket.AF_INET6:
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            elif kind == socket.SOCK_DGRAM:
                 opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             opened.bind((key.address, key.port))
             if kind == socket.SOCK_STREAM:
@@ -173,10 +179,10 @@ class _Workload:
         self._poll.register(accepted, connection.events)
         self._connections[accepted.fileno()] = connection
 
-    def _conversation(self, key: _Key, there: _Open, address: tuple[str, int]) -> Conversation:
+    def _conversation(self, key: _Key, there: _Open, address: _Address) -> Conversation:
         page = there.page
         if page is None:
-            return Conversation(there.pod, "{}:{}".format(*address))
+            return Conversation(there.pod, _text(address))
         return Announcement(lambda: self._open[key].page or page)
 
     def _make_room(self) -> None:
@@ -263,15 +269,23 @@ class _Connection:
 
 
 def _answer_datagram(there: _Open) -> None:
-    data, ancillary, _, address = there.socket.recvmsg(1 << 16, socket.CMSG_SPACE(_PKTINFO.size))
-    answer = datagram(data, there.pod, "{}:{}".format(*address))
+    data, ancillary, _, address = there.socket.recvmsg(1 << 16, socket.CMSG_SPACE(_PKTINFO6.size))
+    answer = datagram(data, there.pod, _text(address))
     # From the address that was asked: a node has several, and the client knows only that one.
-    sources = [
-        (level, kind, _PKTINFO.pack(0, _PKTINFO.unpack(value)[1], b"\0" * 4))
-        for level, kind, value in ancillary
-        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO)
-    ]
+    sources = []
+    for level, kind, value in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+            value = _PKTINFO.pack(0, _PKTINFO.unpack(value)[1], b"\0" * 4)
+        elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+            value = _PKTINFO6.pack(_PKTINFO6.unpack(value)[0], 0)
+        sources.append((level, kind, value))
     there.socket.sendmsg([answer], sources, 0, address)
+
+
+def _text(address: _Address) -> str:
+    """A client as text: "10.244.1.4:40000", "[fd00:10:244:1::4]:40000"."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _keys(server: dict[str, Any]) -> Iterator[_Key]:

@@ -43,6 +43,16 @@ class Underlay(Frozen, frozen=True):
     other_gateway: str = ""
     mtu: int = 1500
 
+    @property
+    def cidrs(self) -> tuple[str, ...]:
+        """A network for each family, the primary one first."""
+        return (self.cidr, self.other_cidr) if self.other_cidr else (self.cidr,)
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """The switch's address in each."""
+        return (self.gateway, self.other_gateway) if self.other_gateway else (self.gateway,)
+
 
 class IPTablesProxy(Frozen, frozen=True):
     """`iptables` of KubeProxyConfiguration."""

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from netlab.datapath.podnet import EVERY_ADDRESS
 from netlab.datapath.services.endpoints import cluster_ip_of
 from netlab.datapath.services.local import NodePortAddresses, own_addresses
 from netlab.datapath.state import Page, Server, namespace_name
 from netlab.topology.model import Lab, Node, Service, ServiceProxy
-
-_EVERY_ADDRESS = {4: "0.0.0.0", 6: "::"}
 
 
 def health_checks(
@@ -28,7 +27,7 @@ def health_checks(
     for family in (4, 6) if asked else ():
         chosen = node_ports(lab.service_proxy, node, family)
         listening = (
-            (_EVERY_ADDRESS[family],)
+            (EVERY_ADDRESS[family],)
             if chosen.match_all
             else tuple(chosen.of(own_addresses(lab, node, family)))
         )

@@ -31,7 +31,7 @@ def local_detector(proxy: ServiceProxy, node: Node, family: int) -> LocalDetecto
         detector = LocalDetector(prefix=proxy.detectLocal.interfaceNamePrefix)
     else:
         by_node = proxy.detectLocalMode == "NodeCIDR"
-        networks = (node.pod_cidr if by_node else proxy.clusterCIDR).split(",")
+        networks = node.pod_cidrs if by_node else proxy.clusterCIDR.split(",")
         of_family = (cidr.strip() for cidr in networks if (":" in cidr) == (family == 6))
         first = next(of_family, "")
         # iptables and nft print networks without host bits
@@ -41,19 +41,15 @@ def local_detector(proxy: ServiceProxy, node: Node, family: int) -> LocalDetecto
 
 def node_ip(node: Node, family: int) -> str | None:
     """The node's first address of a family."""
-    return next((ip for ip in _given(node) if ip_address(ip).version == family), None)
+    return next((ip for ip in node.addresses if ip_address(ip).version == family), None)
 
 
 def own_addresses(lab: Lab, node: Node, family: int) -> list[str]:
     """Every address on the node's links, loopback first."""
-    addresses = ["127.0.0.1", "::1", *_given(node), node.bridge_address]
+    addresses = ["127.0.0.1", "::1", *node.addresses, *node.bridge_addresses]
     if lab.overlay.type == "vxlan":
-        addresses.append(node.overlay_address)
+        addresses += node.overlay_addresses
     return [ip for ip in addresses if ip_address(ip).version == family]
-
-
-def _given(node: Node) -> tuple[str, ...]:
-    return (node.address, *node.other_addresses)
 
 
 @dataclass(frozen=True, slots=True)

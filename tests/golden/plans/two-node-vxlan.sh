@@ -2,18 +2,37 @@
 # netlab does not know what this makes: `ip netns del` removes it.
 ip netns add two-node-vxlan:_switch
 ip -n two-node-vxlan:_switch link set lo up
+ip netns exec two-node-vxlan:_switch sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
+ip netns exec two-node-vxlan:_switch sysctl -q -w net/ipv4/ip_forward=1
+ip netns exec two-node-vxlan:_switch sysctl -q -w net/bridge/bridge-nf-call-iptables=0
 ip netns add two-node-vxlan:k8s-slave1
 ip -n two-node-vxlan:k8s-slave1 link set lo up
+ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
+ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/ipv4/ip_forward=1
+ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/ipv4/conf/all/rp_filter=2
+ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/bridge/bridge-nf-call-iptables=1
+ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/bridge/bridge-nf-call-ip6tables=1
+ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/ipv4/conf/all/route_localnet=1
 ip netns add two-node-vxlan:demo:pod1
 ip -n two-node-vxlan:demo:pod1 link set lo up
+ip netns exec two-node-vxlan:demo:pod1 sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
 ip netns add two-node-vxlan:demo:mysql-85f4f65f99-w6jkj
 ip -n two-node-vxlan:demo:mysql-85f4f65f99-w6jkj link set lo up
+ip netns exec two-node-vxlan:demo:mysql-85f4f65f99-w6jkj sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
 ip netns add two-node-vxlan:demo:myblog-5c97d79cdb-jn7km
 ip -n two-node-vxlan:demo:myblog-5c97d79cdb-jn7km link set lo up
+ip netns exec two-node-vxlan:demo:myblog-5c97d79cdb-jn7km sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
 ip netns add two-node-vxlan:k8s-slave2
 ip -n two-node-vxlan:k8s-slave2 link set lo up
+ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
+ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/ipv4/ip_forward=1
+ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/ipv4/conf/all/rp_filter=2
+ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/bridge/bridge-nf-call-iptables=1
+ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/bridge/bridge-nf-call-ip6tables=1
+ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/ipv4/conf/all/route_localnet=1
 ip netns add two-node-vxlan:demo:myblog-5c97d79cdb-j485f
 ip -n two-node-vxlan:demo:myblog-5c97d79cdb-j485f link set lo up
+ip netns exec two-node-vxlan:demo:myblog-5c97d79cdb-j485f sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
 ip -n two-node-vxlan:_switch link add br0 mtu 1500 address 0a:58:ac:15:20:01 type bridge
 ip -n two-node-vxlan:_switch link set br0 up
 ip -n two-node-vxlan:k8s-slave1 link add cbr0 mtu 1450 address 0a:58:0a:f4:01:01 type bridge
@@ -52,16 +71,7 @@ ip -n two-node-vxlan:k8s-slave2 link set eth0 up
 ip -n two-node-vxlan:k8s-slave2 link add flannel.1 mtu 1450 address 0e:8e:e7:50:b0:34 type vxlan id 1 local 172.21.32.9 dev eth0 dstport 8472 nolearning
 ip -n two-node-vxlan:k8s-slave2 link set flannel.1 up
 ip -n two-node-vxlan:demo:myblog-5c97d79cdb-j485f link set eth0 up
-ip netns exec two-node-vxlan:_switch sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
-ip netns exec two-node-vxlan:_switch sysctl -q -w net/ipv4/ip_forward=1
-ip netns exec two-node-vxlan:_switch sysctl -q -w net/bridge/bridge-nf-call-iptables=0
 ip -n two-node-vxlan:_switch address replace 172.21.32.1/24 dev br0
-ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
-ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/ipv4/ip_forward=1
-ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/ipv4/conf/all/rp_filter=2
-ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/bridge/bridge-nf-call-iptables=1
-ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/bridge/bridge-nf-call-ip6tables=1
-ip netns exec two-node-vxlan:k8s-slave1 sysctl -q -w net/ipv4/conf/all/route_localnet=1
 ip -n two-node-vxlan:k8s-slave1 address replace 172.21.32.11/24 dev eth0
 ip -n two-node-vxlan:k8s-slave1 address replace 10.244.1.0/32 dev flannel.1
 ip -n two-node-vxlan:k8s-slave1 address replace 10.244.1.1/24 dev cbr0
@@ -69,21 +79,12 @@ ip -n two-node-vxlan:k8s-slave1 neighbour replace 10.244.2.0 lladdr 0e:8e:e7:50:
 bridge -n two-node-vxlan:k8s-slave1 fdb replace 0e:8e:e7:50:b0:34 dev flannel.1 dst 172.21.32.9 self permanent
 ip -n two-node-vxlan:k8s-slave1 route replace 0.0.0.0/0 via 172.21.32.1 dev eth0
 ip -n two-node-vxlan:k8s-slave1 route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink
-ip netns exec two-node-vxlan:demo:pod1 sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
 ip -n two-node-vxlan:demo:pod1 address replace 10.244.1.2/24 dev eth0
 ip -n two-node-vxlan:demo:pod1 route replace 0.0.0.0/0 via 10.244.1.1 dev eth0
-ip netns exec two-node-vxlan:demo:mysql-85f4f65f99-w6jkj sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
 ip -n two-node-vxlan:demo:mysql-85f4f65f99-w6jkj address replace 10.244.1.3/24 dev eth0
 ip -n two-node-vxlan:demo:mysql-85f4f65f99-w6jkj route replace 0.0.0.0/0 via 10.244.1.1 dev eth0
-ip netns exec two-node-vxlan:demo:myblog-5c97d79cdb-jn7km sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
 ip -n two-node-vxlan:demo:myblog-5c97d79cdb-jn7km address replace 10.244.1.4/24 dev eth0
 ip -n two-node-vxlan:demo:myblog-5c97d79cdb-jn7km route replace 0.0.0.0/0 via 10.244.1.1 dev eth0
-ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
-ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/ipv4/ip_forward=1
-ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/ipv4/conf/all/rp_filter=2
-ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/bridge/bridge-nf-call-iptables=1
-ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/bridge/bridge-nf-call-ip6tables=1
-ip netns exec two-node-vxlan:k8s-slave2 sysctl -q -w net/ipv4/conf/all/route_localnet=1
 ip -n two-node-vxlan:k8s-slave2 address replace 172.21.32.9/24 dev eth0
 ip -n two-node-vxlan:k8s-slave2 address replace 10.244.2.0/32 dev flannel.1
 ip -n two-node-vxlan:k8s-slave2 address replace 10.244.2.1/24 dev cbr0
@@ -91,6 +92,5 @@ ip -n two-node-vxlan:k8s-slave2 neighbour replace 10.244.1.0 lladdr 0e:cc:d8:b0:
 bridge -n two-node-vxlan:k8s-slave2 fdb replace 0e:cc:d8:b0:3c:c1 dev flannel.1 dst 172.21.32.11 self permanent
 ip -n two-node-vxlan:k8s-slave2 route replace 0.0.0.0/0 via 172.21.32.1 dev eth0
 ip -n two-node-vxlan:k8s-slave2 route replace 10.244.1.0/24 via 10.244.1.0 dev flannel.1 onlink
-ip netns exec two-node-vxlan:demo:myblog-5c97d79cdb-j485f sysctl -q -w net/ipv6/conf/all/disable_ipv6=1
 ip -n two-node-vxlan:demo:myblog-5c97d79cdb-j485f address replace 10.244.2.5/24 dev eth0
 ip -n two-node-vxlan:demo:myblog-5c97d79cdb-j485f route replace 0.0.0.0/0 via 10.244.2.1 dev eth0
