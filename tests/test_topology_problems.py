@@ -77,6 +77,12 @@ MISTAKES = {
         ("bad-value", 4, 37),
         ['"tcp"', 'did you mean "TCP"'],
     ),
+    "traffic distribution of nobody": (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
+        "spec: {ports: [{port: 80}], trafficDistribution: PreferSamZone}\n",
+        ("bad-value", 4, 50),
+        ['"PreferSamZone"', 'did you mean "PreferSameZone"'],
+    ),
     "missing field": (
         "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n  - name: http\n",
         ("missing-field", 6, 5),

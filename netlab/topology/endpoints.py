@@ -3,22 +3,31 @@
 * EndpointSlices in the file are taken as they are, for a Service with a selector too.
 * Otherwise a Service with a selector has the pods that it selects: `ready` if they are ready and
   not being deleted, `serving` if they are ready, `terminating` if they are being deleted.
+  Those that are ready have the hints that `trafficDistribution` asks for: their zone, and with
+  PreferSameNode their node.
 * A Service without selector and slices has those of the Endpoints object of its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+
+from msgspec.structs import replace
 
 from netlab.topology import kubernetes as k8s
 from netlab.topology import model
 from netlab.topology.addresses import address, is_ipv6
+from netlab.topology.model import ZONE_LABEL
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints
 from netlab.topology.pods import DraftPod
 from netlab.topology.services import target_number
 
 _SERVICE_NAME = "kubernetes.io/service-name"
+_TOPOLOGY_MODE = (  # the first that is there counts
+    "service.kubernetes.io/topology-aware-hints",
+    "service.kubernetes.io/topology-mode",
+)
 
 
 def decide(
@@ -26,6 +35,11 @@ def decide(
 ) -> list[model.ServiceEndpoints]:
     """Endpoints of every port of every Service; also has the pods listen on target ports."""
     index = _PodIndex(pods)
+    zones = {
+        pod.node.name: zone
+        for pod in pods
+        if pod.node and (zone := pod.node.labels.get(ZONE_LABEL))
+    }
     given = _Given(objects, services, pods, found)
     decided: list[model.ServiceEndpoints] = []
     for service, stated in zip(services, objects.services, strict=True):
@@ -41,12 +55,12 @@ def decide(
         if service.selector and not has_slices:
             if not selected:
                 _warn_of_selector(service, stated, pods, found)
-            _warn_of_distribution(stated, found)
+            _warn_of_topology_mode(stated, found)
         for port in service.ports:
             if has_slices or not service.selector:
                 endpoints = tuple(given.endpoints(service, port))
             else:
-                endpoints = tuple(_of_pods(service, port, selected))
+                endpoints = tuple(_hinted(_of_pods(service, port, selected), stated, zones))
             decided.append(
                 model.ServiceEndpoints(
                     namespace=service.namespace,
@@ -128,14 +142,42 @@ def _warn_of_selector(
     found.warning("selects-nothing", message, stated.origin, "spec", "selector", hint=hint)
 
 
-def _warn_of_distribution(stated: Stated[k8s.Service], found: Complaints) -> None:
+def _hinted(
+    endpoints: Iterable[model.Endpoint], stated: Stated[k8s.Service], zones: Mapping[str, str]
+) -> Iterator[model.Endpoint]:
+    """Endpoints with hints, as k8s.io/endpointslice/trafficdist gives them to ready ones."""
     wanted = stated.item.spec.trafficDistribution if stated.item.spec else None
-    if wanted:
-        message = (
-            f"{stated.title}: trafficDistribution {wanted} gives no hints in this version; "
-            "EndpointSlices with hints are heeded"
+    if wanted is None or _topology_mode(stated):
+        yield from endpoints
+        return
+    for each in endpoints:
+        if not each.ready or each.node is None:
+            yield each
+            continue
+        zone = zones.get(each.node)
+        yield replace(
+            each,
+            for_zones=(zone,) if zone else (),
+            for_nodes=(each.node,) if wanted == "PreferSameNode" else (),
         )
-        found.warning("not-built", message, stated.origin, "spec", "trafficDistribution")
+
+
+def _topology_mode(stated: Stated[k8s.Service]) -> str | None:
+    """The annotation that has the controller give hints in its place, if it is set."""
+    annotations = stated.item.metadata.annotations or {}
+    name = next((name for name in _TOPOLOGY_MODE if name in annotations), None)
+    return name if name and annotations[name] in ("Auto", "auto") else None
+
+
+def _warn_of_topology_mode(stated: Stated[k8s.Service], found: Complaints) -> None:
+    if annotation := _topology_mode(stated):
+        message = (
+            f"{stated.title}: the annotation {annotation} gives no hints: they depend on how many "
+            "processors each zone has"
+        )
+        hint = "spec.trafficDistribution gives some, EndpointSlices with hints are heeded"
+        where = ("metadata", "annotations", annotation)
+        found.warning("not-built", message, stated.origin, *where, hint=hint)
 
 
 class _Given:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from netlab.topology.model import Protocol, ServiceType, TrafficPolicy
+from netlab.topology.model import Protocol, ServiceType, TrafficDistribution, TrafficPolicy
 
 _LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 
@@ -206,7 +206,7 @@ class ServiceSpec(Part, frozen=True):
     internalTrafficPolicy: TrafficPolicy | None = None
     healthCheckNodePort: PortOrZero | None = None
     publishNotReadyAddresses: bool | None = None
-    trafficDistribution: str | None = None
+    trafficDistribution: TrafficDistribution | None = None
 
 
 class LoadBalancerIngress(Part, frozen=True):
@@ -222,8 +222,12 @@ class ServiceStatus(Part, frozen=True):
     loadBalancer: LoadBalancerStatus | None = None
 
 
+class ServiceMetadata(LabelMetadata, frozen=True, kw_only=True):
+    annotations: Labels | None = None
+
+
 class Service(Object, frozen=True, tag="Service"):
-    metadata: LabelMetadata
+    metadata: ServiceMetadata
     spec: ServiceSpec | None = None
     status: ServiceStatus | None = None
 

@@ -19,7 +19,11 @@ import msgspec
 Protocol = Literal["TCP", "UDP", "SCTP"]
 ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
 TrafficPolicy = Literal["Cluster", "Local"]
+TrafficDistribution = Literal["PreferClose", "PreferSameZone", "PreferSameNode"]
 ProxyMode = Literal["iptables", "nftables", "nftables-flat", "ipvs", "userspace", "none"]
+
+
+ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

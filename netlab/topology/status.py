@@ -6,10 +6,18 @@ that was made from another (a Deployment's pods, EndpointSlices) is written out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from netlab.topology.model import Lab, Node, Pod, Service, ServiceEndpoints
+from netlab.topology.model import (
+    ZONE_LABEL,
+    Endpoint,
+    Lab,
+    Node,
+    Pod,
+    Service,
+    ServiceEndpoints,
+)
 
 Object = dict[str, Any]
 
@@ -53,7 +61,8 @@ def services(lab: Lab) -> list[Object]:
 
 def endpoint_slices(lab: Lab) -> list[Object]:
     """One EndpointSlice for each set of ports of each Service, `discovery.k8s.io/v1`."""
-    return [_slice(entry, number) for entry, number in _numbered(lab.endpoints)]
+    zones = {node.name: node.labels.get(ZONE_LABEL, "") for node in lab.nodes}
+    return [_slice(entry, number, zones) for entry, number in _numbered(lab.endpoints)]
 
 
 def _declared(lab: Lab, kind: str) -> dict[tuple[str, str], Object]:
@@ -137,6 +146,8 @@ def _service(service: Service) -> Object:
     if service.cluster_ip:
         spec["clusterIP"] = service.cluster_ip
         spec["clusterIPs"] = [service.cluster_ip, *service.other_cluster_ips]
+    if service.health_check_node_port:
+        spec["healthCheckNodePort"] = service.health_check_node_port
     ingress = [{"ip": address} for address in service.load_balancer_ips]
     return {
         "apiVersion": "v1",
@@ -162,7 +173,7 @@ def _numbered(
         yield entry, number
 
 
-def _slice(entry: ServiceEndpoints, number: int) -> Object:
+def _slice(entry: ServiceEndpoints, number: int, zones: Mapping[str, str]) -> Object:
     ports = sorted({endpoint.port for endpoint in entry.endpoints})
     return {
         "apiVersion": "discovery.k8s.io/v1",
@@ -186,6 +197,8 @@ def _slice(entry: ServiceEndpoints, number: int) -> Object:
                 },
             }
             | ({"nodeName": endpoint.node} if endpoint.node else {})
+            | ({"zone": zone} if (zone := zones.get(endpoint.node or "")) else {})
+            | _hints(endpoint)
             | (
                 {
                     "targetRef": {
@@ -200,3 +213,9 @@ def _slice(entry: ServiceEndpoints, number: int) -> Object:
             for endpoint in entry.endpoints
         ],
     }
+
+
+def _hints(endpoint: Endpoint) -> Object:
+    kinds = (("forZones", endpoint.for_zones), ("forNodes", endpoint.for_nodes))
+    hints = {kind: [{"name": name} for name in names] for kind, names in kinds if names}
+    return {"hints": hints} if hints else {}

@@ -17,6 +17,7 @@ import msgspec
 
 from netlab.datapath.services.names import address_port, service_port_name
 from netlab.topology.model import (
+    ZONE_LABEL,
     Endpoint,
     Lab,
     Node,
@@ -26,7 +27,6 @@ from netlab.topology.model import (
     ServiceProxy,
 )
 
-ZONE_LABEL = "topology.kubernetes.io/zone"
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 
 Endpoints = tuple[Endpoint, ...]
