@@ -347,7 +347,14 @@ def test_slices_in_the_file_win_over_the_selector(tmp_path: Path) -> None:
         "- addresses: [192.0.2.9]\n  conditions: {ready: false, serving: true, terminating: true}\n"
         "  hints: {forZones: [{name: z1}], forNodes: [{name: n1}]}\n"
     )
-    of = lab(tmp_path, text + slices)
+    result = loaded(tmp_path, text + slices)
+    of = result.lab
+    (warning,) = result.warnings
+    assert warning.code == "no-pod"
+    assert "EndpointSlice default/web-1" in warning.message
+    assert "192.0.2.9" in warning.message
+    assert warning.place is not None
+    assert warning.place.line == 18
     assert endpoints(of, "web", 0) == (
         Endpoint(address="10.244.1.2", port=7000, node="node1", pod="default/x"),
         Endpoint(
@@ -366,18 +373,19 @@ def test_a_service_without_selector_has_its_endpoints_object(tmp_path: Path) -> 
     text = "---\n".join(
         (SEED / f"{name}.yaml").read_text() for name in ("my-service", "my-service-endpoints")
     )
-    of = lab(tmp_path, text)
-    assert endpoints(of, "my-service") == (Endpoint(address="192.0.2.42", port=9376),)
+    result = loaded(tmp_path, text)
+    assert endpoints(result.lab, "my-service") == (Endpoint(address="192.0.2.42", port=9376),)
+    assert [problem.code for problem in result.warnings] == ["no-pod"]
 
 
 def test_addresses_that_are_not_ready_in_an_endpoints_object(tmp_path: Path) -> None:
-    of = lab(
+    result = loaded(
         tmp_path,
         (SEED / "my-service.yaml").read_text()
         + "---\napiVersion: v1\nkind: Endpoints\nmetadata: {name: my-service}\n"
         "subsets: [{notReadyAddresses: [{ip: 192.0.2.1, nodeName: n1}], ports: [{port: 1}]}]\n",
     )
-    assert endpoints(of, "my-service") == (
+    assert endpoints(result.lab, "my-service") == (
         Endpoint(address="192.0.2.1", port=1, node="n1", ready=False, serving=False),
     )
 
@@ -502,32 +510,18 @@ def test_spec_of_the_lab(tmp_path: Path) -> None:
 
 
 def test_service_cidr_objects(tmp_path: Path) -> None:
-    result = loaded(
+    of = lab(
         tmp_path,
         "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: kubernetes}\n"
-        "spec: {cidrs: [fd00::/108, 10.50.0.0/24]}\n---\n"
+        "spec: {cidrs: [10.50.0.0/24]}\n---\n"
         "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: more}\n"
         "spec: {cidrs: [10.51.0.0/24]}\n---\n"
         "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n---\n"
         "apiVersion: v1\nkind: Service\nmetadata: {name: b}\n"
         "spec: {clusterIP: 10.51.0.9, ports: [{port: 80}]}\n",
     )
-    assert result.lab.service_cidrs == ("10.50.0.0/24", "10.51.0.0/24")
-    assert [each.cluster_ip for each in result.lab.services] == ["10.50.0.11", "10.51.0.9"]
-    assert [problem.code for problem in result.warnings] == ["ipv4-only"]
-
-
-def test_a_dual_stack_node_is_taken_with_its_ipv4_side(tmp_path: Path) -> None:
-    result = loaded(
-        tmp_path,
-        "apiVersion: v1\nkind: Node\nmetadata: {name: a}\n"
-        "spec: {podCIDR: 'fd00::/64', podCIDRs: ['fd00::/64', 10.244.3.0/24]}\n"
-        "status: {addresses: [{type: InternalIP, address: 'fd01::1'},"
-        " {type: InternalIP, address: 192.0.2.7}]}\n",
-    )
-    (node,) = result.lab.nodes
-    assert (node.pod_cidr, node.address) == ("10.244.3.0/24", "192.0.2.7")
-    assert [problem.code for problem in result.warnings] == ["ipv4-only"]
+    assert of.service_cidrs == ("10.50.0.0/24", "10.51.0.0/24")
+    assert [each.cluster_ip for each in of.services] == ["10.50.0.11", "10.51.0.9"]
 
 
 @pytest.mark.parametrize(

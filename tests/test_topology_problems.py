@@ -176,17 +176,6 @@ MISTAKES = {
         ("missing-field", 4, 40),
         ["detectLocal.bridgeInterface"],
     ),
-    "IPv6 node": (
-        "apiVersion: v1\nkind: Node\nmetadata: {name: a}\nspec: {podCIDR: 'fd00::/64'}\n",
-        ("unsupported", 4, 17),
-        ["Node a", "fd00::/64", "IPv4 only"],
-    ),
-    "IPv6 cluster IP": (
-        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
-        "spec: {clusterIP: 'fd00::1', ports: [{port: 80}]}\n",
-        ("unsupported", 4, 19),
-        ["fd00::1", "IPv4 only"],
-    ),
     "no address": (
         "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nstatus: {podIP: 10.244.1.256}\n",
         ("bad-address", 4, 17),

@@ -7,7 +7,7 @@ applied, in `networks`, `pods`, `placement`, `services`, `endpoints`, and in doc
 from __future__ import annotations
 
 from netlab.topology import endpoints, lab_document, model, networks, placement, services
-from netlab.topology.addresses import network
+from netlab.topology.addresses import network, split
 from netlab.topology.networks import DraftNode, Networks
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints
@@ -25,42 +25,50 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
     """
     decided = networks.decide(objects, found)
     overlay, proxy = _overlay(objects.lab, found), _service_proxy(objects.lab, decided, found)
-    drafts = placement.decide(objects, decided.nodes, found)
-    made = services.decide(objects.services, decided.service_cidrs, found)
-    behind = endpoints.decide(objects, made, drafts, found)
+    drafts = placement.decide(objects, decided, found)
+    made = services.decide(objects.services, decided, found)
+    behind = endpoints.decide(objects, decided, made, drafts, found)
     _listen_on_declared(drafts, found)
     found.raise_errors()
+    pod_cidr, *other_pod_cidrs = map(str, decided.pod_cidrs)
     return model.Lab(
         name=objects.lab.item.metadata.name if objects.lab else name,
-        pod_cidr=str(decided.pod_cidr),
+        pod_cidr=pod_cidr,
+        other_pod_cidrs=tuple(other_pod_cidrs),
         service_cidrs=tuple(str(cidr) for cidr in decided.service_cidrs),
         underlay=decided.underlay,
         overlay=overlay,
         service_proxy=proxy,
-        nodes=tuple(_node(draft) for draft in decided.nodes),
-        pods=tuple(_pod(draft) for draft in drafts),
+        nodes=tuple(_node(draft, decided.families) for draft in decided.nodes),
+        pods=tuple(_pod(draft, decided.families) for draft in drafts),
         services=tuple(made),
         endpoints=tuple(behind),
         declared=tuple(each.value for each in objects.declared),
     )
 
 
-def _node(draft: DraftNode) -> model.Node:
+def _node(draft: DraftNode, families: tuple[model.Family, ...]) -> model.Node:
+    address, *other_addresses = (str(draft.addresses[each]) for each in families)
+    pod_cidr, *other_pod_cidrs = (str(draft.pod_cidrs[each]) for each in families)
     return model.Node(
         name=draft.name,
-        address=str(draft.address),
-        pod_cidr=str(draft.pod_cidr),
+        address=address,
+        other_addresses=tuple(other_addresses),
+        pod_cidr=pod_cidr,
+        other_pod_cidrs=tuple(other_pod_cidrs),
         labels=draft.labels,
     )
 
 
-def _pod(draft: DraftPod) -> model.Pod:
+def _pod(draft: DraftPod, families: tuple[model.Family, ...]) -> model.Pod:
     assert draft.node is not None
+    address, *other_addresses = (str(draft.addresses[each]) for each in families)
     return model.Pod(
         namespace=draft.namespace,
         name=draft.name,
         node=draft.node.name,
-        address=str(draft.address),
+        address=address,
+        other_addresses=tuple(other_addresses),
         labels=draft.labels,
         ports=tuple(
             model.ContainerPort(
@@ -132,7 +140,9 @@ def _service_proxy(
             bridgeInterface=local.bridgeInterface or "",
             interfaceNamePrefix=local.interfaceNamePrefix or "",
         ),
-        clusterCIDR=str(decided.pod_cidr) if spec.clusterCIDR is None else spec.clusterCIDR,
+        clusterCIDR=(
+            ",".join(map(str, decided.pod_cidrs)) if spec.clusterCIDR is None else spec.clusterCIDR
+        ),
         nodePortAddresses=tuple(spec.nodePortAddresses or ()),
         iptables=model.IPTablesProxy(
             masqueradeAll=bool(iptables.masqueradeAll),
@@ -159,7 +169,9 @@ def _check_service_proxy(
         hint = f"it builds {', '.join(PROXY_MODES)}"
         found.error("unsupported", message, origin, *path, "mode", hint=hint)
     if spec.clusterCIDR:
-        network(spec.clusterCIDR, title, found, origin, (*path, "clusterCIDR"))
+        where = (*path, "clusterCIDR")
+        for part in split(spec.clusterCIDR, title, found, origin, where).values():
+            network(part, title, found, origin, where)
     for index, text in enumerate(spec.nodePortAddresses or ()):
         if text != "primary":
             network(text, title, found, origin, (*path, "nodePortAddresses", index))

@@ -14,7 +14,9 @@ are the running lab's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
+from ipaddress import ip_address, ip_network
 
 import msgspec
 from msgspec.structs import replace
@@ -22,6 +24,7 @@ from msgspec.structs import replace
 from netlab.problems import Problem
 from netlab.topology import kubernetes as k8s
 from netlab.topology import lab_document, model
+from netlab.topology.addresses import family_of
 from netlab.topology.allocate import allocate
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints, Origin, Source
@@ -80,6 +83,7 @@ def decide_again(
         lab,
         name=running.name,
         pod_cidr=running.pod_cidr,
+        other_pod_cidrs=running.other_pod_cidrs,
         underlay=running.underlay,
         overlay=running.overlay,
         service_proxy=running.service_proxy,
@@ -112,11 +116,11 @@ def _keep_frame(objects: Objects, running: model.Lab) -> None:
     derived = [cidr for cidr in running.service_cidrs if cidr not in of_objects]
     spec = replace(
         spec,
-        podCIDR=running.pod_cidr,
-        serviceCIDR=spec.serviceCIDR or (derived[0] if derived else None),
+        podCIDR=",".join(running.pod_cidrs),
+        serviceCIDR=spec.serviceCIDR or ",".join(derived) or None,
         underlay=lab_document.UnderlaySpec(
-            cidr=running.underlay.cidr,
-            gateway=running.underlay.gateway,
+            cidr=_joined(running.underlay.cidr, running.underlay.other_cidr),
+            gateway=_joined(running.underlay.gateway, running.underlay.other_gateway),
             mtu=running.underlay.mtu,
         ),
     )
@@ -126,6 +130,33 @@ def _keep_frame(objects: Objects, running: model.Lab) -> None:
         spec=spec,
     )
     objects.lab = Stated(lab, stated.origin if stated else NOWHERE)
+
+
+def _joined(*texts: str) -> str:
+    """A field that has a value for each family."""
+    return ",".join(filter(None, texts))
+
+
+def _lacking(given: Iterable[str], decided: Iterable[str]) -> list[str]:
+    """What was decided for families of which nothing is given."""
+    families = set(map(family_of, given))
+    return [text for text in decided if family_of(text) not in families]
+
+
+def _is_other(given: Iterable[str], decided: Collection[str]) -> bool:
+    """Whether something else is given than was decided for its family."""
+    families = set(map(family_of, decided))
+    return any(
+        text not in decided and _canonical(text) not in decided
+        for text in given
+        if family_of(text) in families
+    )
+
+
+def _canonical(text: str) -> str:
+    with contextlib.suppress(ValueError):
+        return str(ip_network(text) if "/" in text else ip_address(text))
+    return text
 
 
 def _keep_nodes(objects: Objects, running: model.Lab) -> set[str]:
@@ -139,16 +170,16 @@ def _keep_nodes(objects: Objects, running: model.Lab) -> set[str]:
         if node is None:
             continue
         spec = each.item.spec or k8s.NodeSpec()
-        given = [cidr for cidr in (spec.podCIDR, *(spec.podCIDRs or ())) if cidr]
-        if not given:
-            spec = replace(spec, podCIDR=node.pod_cidr)
-        if not given or node.pod_cidr in given:
+        cidrs = spec.podCIDRs or []
+        given = [cidr for cidr in (spec.podCIDR, *cidrs) if cidr]
+        if not _is_other(given, node.pod_cidrs):
             same.add(node.name)
+        spec = replace(spec, podCIDRs=[*cidrs, *_lacking(given, node.pod_cidrs)])
         status = each.item.status or k8s.NodeStatus()
         listed = status.addresses or []
-        if not any(entry.type in ("InternalIP", "ExternalIP") for entry in listed):
-            decided = k8s.NodeAddress("InternalIP", node.address)
-            status = replace(status, addresses=[*listed, decided])
+        given = [each.address for each in listed if each.type in ("InternalIP", "ExternalIP")]
+        added = (k8s.NodeAddress("InternalIP", ip) for ip in _lacking(given, node.addresses))
+        status = replace(status, addresses=[*listed, *added])
         objects.nodes[index] = Stated(replace(each.item, spec=spec, status=status), each.origin)
     return same
 
@@ -166,13 +197,15 @@ def _keep_pods(objects: Objects, running: model.Lab, same_cidr: set[str]) -> Non
             continue
         spec = each.item.spec or k8s.PodSpec()
         status = each.item.status or k8s.PodStatus()
-        given = [ip for ip in (status.podIP, *(entry.ip for entry in status.podIPs or ())) if ip]
-        moves = given and pod.address not in given
+        ips = status.podIPs or []
+        given = [ip for ip in (status.podIP, *(entry.ip for entry in ips)) if ip]
+        moves = _is_other(given, pod.addresses)
         if not spec.nodeName and pod.node in nodes and not moves:
             spec = replace(spec, nodeName=pod.node)
         own_address = not spec.hostNetwork and not pod.host_network
-        if not given and own_address and spec.nodeName == pod.node and pod.node in same_cidr:
-            status = replace(status, podIP=pod.address)
+        if own_address and spec.nodeName == pod.node and pod.node in same_cidr:
+            added = (k8s.PodIP(ip) for ip in _lacking(given, pod.addresses))
+            status = replace(status, podIPs=[*ips, *added])
         objects.pods[index] = Stated(replace(each.item, spec=spec, status=status), each.origin)
 
 
@@ -184,7 +217,7 @@ def _keep_replicas(
     gone: Collection[str],
 ) -> None:
     """Write out the pods that controllers made and that live on; take away those that do not."""
-    stated = {pod.key: pod for pod in stated_pods(objects, Complaints())}
+    stated = {pod.key: pod for pod in stated_pods(objects, running.families, Complaints())}
     owned: dict[tuple[str, str], list[model.Pod]] = {}
     were_stated = {f"{key[1]}/{key[2]}" for key in map(key_of, running.declared) if key[0] == "Pod"}
     for pod in running.pods:
@@ -260,7 +293,8 @@ def _written_out(pod: model.Pod, controller: Stated[k8s.Controller]) -> Stated[k
         ownerReferences=[k8s.OwnerReference(kind, name, controller=True)],
     )
     spec = replace(controller.item.spec.template.spec or k8s.PodSpec(), nodeName=pod.node)
-    status = k8s.PodStatus(podIP=None if pod.host_network else pod.address)
+    ips = () if pod.host_network else pod.addresses
+    status = k8s.PodStatus(podIPs=[k8s.PodIP(ip) for ip in ips])
     return Stated(k8s.Pod(metadata=metadata, spec=spec, status=status), controller.origin)
 
 
@@ -274,12 +308,24 @@ def _keep_services(objects: Objects, running: model.Lab) -> None:
         spec = each.item.spec
         if service is None or spec is None or spec.type == "ExternalName":
             continue
-        given = spec.clusterIP or spec.clusterIPs
-        if not given and service.cluster_ip not in ("", "None"):
-            spec = replace(spec, clusterIP=service.cluster_ip)
+        spec = _with_cluster_ips(spec, service)
         if spec.type in ("NodePort", "LoadBalancer"):
             spec = _with_node_ports(spec, service)
         objects.services[index] = Stated(replace(each.item, spec=spec), each.origin)
+
+
+def _with_cluster_ips(spec: k8s.ServiceSpec, service: model.Service) -> k8s.ServiceSpec:
+    """A Service keeps the cluster IPs of the families that it still has."""
+    ips = spec.clusterIPs or []
+    given = [ip for ip in (spec.clusterIP, *ips) if ip]
+    if service.cluster_ip in ("", "None") or "None" in given:
+        return spec
+    wanted = spec.ipFamilies or service.ip_families
+    decided = [ip for of in wanted for ip in service.cluster_ips if family_of(ip) == of]
+    kept = _lacking(given, decided)
+    if spec.ipFamilyPolicy in (None, "SingleStack"):
+        kept = [] if given else kept[:1]
+    return replace(spec, clusterIPs=[*ips, *kept])
 
 
 def _with_node_ports(spec: k8s.ServiceSpec, service: model.Service) -> k8s.ServiceSpec:

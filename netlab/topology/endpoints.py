@@ -6,6 +6,8 @@
   Those that are ready have the hints that `trafficDistribution` asks for: their zone, and with
   PreferSameNode their node.
 * A Service without selector and slices has those of the Endpoints object of its name.
+
+A pod is an endpoint once for each family of the Service, those of the primary family first.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from msgspec.structs import replace
 
 from netlab.topology import kubernetes as k8s
 from netlab.topology import model
-from netlab.topology.addresses import address, is_ipv6
+from netlab.topology.addresses import Address, address, family, family_of, left_out
+from netlab.topology.convert import shown_path
 from netlab.topology.model import ZONE_LABEL
+from netlab.topology.networks import Networks
 from netlab.topology.objects import Objects, Stated
-from netlab.topology.places import Complaints
+from netlab.topology.places import Complaints, Path
 from netlab.topology.pods import DraftPod
 from netlab.topology.services import target_number
 
@@ -31,7 +35,11 @@ _TOPOLOGY_MODE = (  # the first that is there counts
 
 
 def decide(
-    objects: Objects, services: list[model.Service], pods: list[DraftPod], found: Complaints
+    objects: Objects,
+    networks: Networks,
+    services: list[model.Service],
+    pods: list[DraftPod],
+    found: Complaints,
 ) -> list[model.ServiceEndpoints]:
     """Endpoints of every port of every Service; also has the pods listen on target ports."""
     index = _PodIndex(pods)
@@ -40,7 +48,7 @@ def decide(
         for pod in pods
         if pod.node and (zone := pod.node.labels.get(ZONE_LABEL))
     }
-    given = _Given(objects, services, pods, found)
+    given = _Given(objects, networks, services, pods, found)
     decided: list[model.ServiceEndpoints] = []
     for service, stated in zip(services, objects.services, strict=True):
         if service.type == "ExternalName":
@@ -100,18 +108,20 @@ class _PodIndex:
 def _of_pods(
     service: model.Service, port: model.ServicePort, pods: list[DraftPod]
 ) -> Iterator[model.Endpoint]:
-    for pod in pods:
-        number = target_number(port, pod)
-        if number is not None and pod.address is not None:
-            yield model.Endpoint(
-                address=str(pod.address),
-                port=number,
-                node=pod.node.name if pod.node else None,
-                pod=pod.key,
-                ready=service.publish_not_ready_addresses or (pod.ready and not pod.terminating),
-                serving=pod.ready,
-                terminating=pod.terminating,
-            )
+    numbers = [target_number(port, pod) for pod in pods]
+    for of in service.ip_families:
+        for pod, number in zip(pods, numbers, strict=True):
+            if number is not None and of in pod.addresses:
+                yield model.Endpoint(
+                    address=str(pod.addresses[of]),
+                    port=number,
+                    node=pod.node.name if pod.node else None,
+                    pod=pod.key,
+                    ready=service.publish_not_ready_addresses
+                    or (pod.ready and not pod.terminating),
+                    serving=pod.ready,
+                    terminating=pod.terminating,
+                )
 
 
 def _warn_of_selector(
@@ -186,36 +196,48 @@ class _Given:
     def __init__(
         self,
         objects: Objects,
+        networks: Networks,
         services: list[model.Service],
         pods: list[DraftPod],
         found: Complaints,
     ) -> None:
         self._found = found
+        self._families = networks.families
         self._pods = {pod.key: pod for pod in pods}
-        self._by_address = {str(pod.address): pod for pod in pods if not pod.host_network}
+        self._by_address = {
+            each: pod for pod in pods if not pod.host_network for each in pod.addresses.values()
+        }
+        self._of_nodes = {each for node in networks.nodes for each in node.addresses.values()}
         self._slices: dict[str, list[Stated[k8s.EndpointSlice]]] = {}
         self._endpoints: dict[str, Stated[k8s.Endpoints]] = {}
         known = {service.key for service in services}
         for each in objects.slices:
-            name = (each.item.metadata.labels or {}).get(_SERVICE_NAME)
-            if name is None or f"{each.namespace}/{name}" not in known:
-                what = (
-                    f"belongs to Service {name}, which is not in the file"
-                    if name
-                    else (f"has no label {_SERVICE_NAME}")
-                )
-                found.warning("no-service", f"{each.title} {what}", each.origin)
-            elif each.item.addressType != "IPv4":
-                message = f"{each.title}: {each.item.addressType} endpoints are left out"
-                found.warning("ipv4-only", message, each.origin)
-            else:
-                self._slices.setdefault(f"{each.namespace}/{name}", []).append(each)
+            self._add(each, known)
         for endpoints in objects.endpoints:
             key = f"{endpoints.namespace}/{endpoints.item.metadata.name}"
             self._endpoints[key] = endpoints
             if key not in known:
                 message = f"{endpoints.title}: there is no Service of that name in the file"
                 found.warning("no-service", message, endpoints.origin)
+
+    def _add(self, each: Stated[k8s.EndpointSlice], known: set[str]) -> None:
+        """Sort in a slice of a Service that there is, of a family that there is."""
+        name = (each.item.metadata.labels or {}).get(_SERVICE_NAME)
+        kind = each.item.addressType
+        if name is None:
+            message = f"{each.title} has no label {_SERVICE_NAME}"
+            self._found.warning("no-service", message, each.origin)
+        elif f"{each.namespace}/{name}" not in known:
+            message = f"{each.title} belongs to Service {name}, which is not in the file"
+            self._found.warning("no-service", message, each.origin)
+        elif kind == "FQDN":
+            message = f"{each.title}: kube-proxy heeds no endpoints of addressType FQDN"
+            self._found.warning("no-part", message, each.origin, "addressType")
+        elif kind not in self._families:
+            message = f"{each.title} is left out: it is {kind}, the lab {self._families[0]} only"
+            self._found.warning("other-family", message, each.origin, "addressType")
+        else:
+            self._slices.setdefault(f"{each.namespace}/{name}", []).append(each)
 
     def has_slices(self, service: model.Service) -> bool:
         """Whether the file has EndpointSlices for a Service."""
@@ -236,17 +258,25 @@ class _Given:
     ) -> Iterator[model.Endpoint]:
         for number in _numbers(stated.item.ports or (), port):
             for index, entry in enumerate(stated.item.endpoints or ()):
-                path = ("endpoints", index, "addresses", 0)
+                path: Path = ("endpoints", index, "addresses", 0)
                 if not entry.addresses:
                     continue
                 ip = address(entry.addresses[0], stated.title, self._found, stated.origin, path)
+                if ip is None:
+                    continue
+                if family(ip) != stated.item.addressType:
+                    message = (
+                        f"{stated.title}: {shown_path(path)} {ip} is {family(ip)}; "
+                        f"its addressType is {stated.item.addressType}"
+                    )
+                    self._found.error("mixed-families", message, stated.origin, *path)
                 conditions = entry.conditions or k8s.EndpointConditions()
                 hints = entry.hints or k8s.EndpointHints()
                 yield model.Endpoint(
                     address=str(ip),
                     port=number,
                     node=entry.nodeName,
-                    pod=self._pod(str(ip), entry.targetRef, stated.namespace),
+                    pod=self._pod(ip, entry.targetRef, stated, path),
                     ready=conditions.ready is not False,
                     serving=conditions.serving is not False,
                     terminating=conditions.terminating is True,
@@ -261,28 +291,43 @@ class _Given:
             for number in _numbers(subset.ports or (), port):
                 for name in ("addresses", "notReadyAddresses"):
                     for position, entry in enumerate(getattr(subset, name) or ()):
-                        path = ("subsets", index, name, position, "ip")
-                        if is_ipv6(entry.ip):
-                            message = f"{stated.title}: {entry.ip} is left out, it is IPv6"
-                            self._found.warning("ipv4-only", message, stated.origin, *path)
+                        path: Path = ("subsets", index, name, position, "ip")
+                        if family_of(entry.ip) not in self._families:
+                            families, title = self._families, stated.title
+                            left_out(entry.ip, families, title, self._found, stated.origin, path)
                             continue
                         ip = address(entry.ip, stated.title, self._found, stated.origin, path)
+                        if ip is None:
+                            continue
                         yield model.Endpoint(
                             address=str(ip),
                             port=number,
                             node=entry.nodeName,
-                            pod=self._pod(str(ip), entry.targetRef, stated.namespace),
+                            pod=self._pod(ip, entry.targetRef, stated, path),
                             ready=name == "addresses",
                             serving=name == "addresses",
                         )
 
-    def _pod(self, ip: str, reference: k8s.ObjectReference | None, namespace: str) -> str | None:
-        """`namespace/name` of the lab's pod that an endpoint is."""
+    def _pod(
+        self,
+        ip: Address,
+        reference: k8s.ObjectReference | None,
+        stated: Stated[k8s.EndpointSlice] | Stated[k8s.Endpoints],
+        path: Path,
+    ) -> str | None:
+        """`namespace/name` of the lab's pod that an endpoint is; warns if it is nothing here."""
         if reference and reference.kind == "Pod":
-            pod = self._pods.get(f"{reference.namespace or namespace}/{reference.name}")
+            pod = self._pods.get(f"{reference.namespace or stated.namespace}/{reference.name}")
         else:
             pod = self._by_address.get(ip)
-        return pod.key if pod and str(pod.address) == ip else None
+        if pod and ip == pod.addresses.get(family(ip)):
+            return pod.key
+        if ip not in self._of_nodes:
+            whose = f"; {pod.title} has another" if pod else ""
+            message = f"{stated.title}: no pod of the lab has {shown_path(path)} {ip}{whose}"
+            hint = "it is kept; what is sent there is lost"
+            self._found.warning("no-pod", message, stated.origin, *path, hint=hint)
+        return None
 
 
 def _numbers(ports: Iterable[k8s.EndpointPort], port: model.ServicePort) -> Iterator[int]:

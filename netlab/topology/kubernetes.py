@@ -12,7 +12,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from netlab.topology.model import Protocol, ServiceType, TrafficDistribution, TrafficPolicy
+from netlab.topology.model import (
+    Family,
+    Protocol,
+    ServiceType,
+    TrafficDistribution,
+    TrafficPolicy,
+)
 
 _LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 
@@ -194,7 +200,8 @@ class ServiceSpec(Part, frozen=True):
     type: ServiceType | None = None
     clusterIP: str | None = None
     clusterIPs: list[str] | None = None
-    ipFamilies: list[Literal["IPv4", "IPv6"]] | None = None
+    ipFamilies: list[Family] | None = None
+    ipFamilyPolicy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None = None
     selector: Labels | None = None
     ports: list[ServicePort] | None = None
     externalIPs: list[str] | None = None

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
+Family = Literal["IPv4", "IPv6"]
 Protocol = Literal["TCP", "UDP", "SCTP"]
 ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
 TrafficPolicy = Literal["Cluster", "Local"]
@@ -200,6 +201,7 @@ class Service(Frozen, frozen=True):
     type: ServiceType = "ClusterIP"
     cluster_ip: str = ""
     other_cluster_ips: tuple[str, ...] = ()  # of the other family, in a dual-stack Service
+    ip_families: tuple[Family, ...] = ()  # the primary one first; also if headless
     selector: dict[str, str] = {}
     ports: tuple[ServicePort, ...] = ()
     external_ips: tuple[str, ...] = ()
@@ -212,6 +214,11 @@ class Service(Frozen, frozen=True):
     health_check_node_port: int | None = None
     publish_not_ready_addresses: bool = False
     labels: dict[str, str] = {}
+
+    @property
+    def cluster_ips(self) -> tuple[str, ...]:
+        """An address for each family, the primary one first; ("None",) if headless, else ()."""
+        return (self.cluster_ip, *self.other_cluster_ips) if self.cluster_ip else ()
 
     @property
     def key(self) -> str:
@@ -260,6 +267,16 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     declared: tuple[dict[str, Any], ...] = ()  # the Kubernetes objects as the file has them
     # Kind, namespace, name of those in which commands changed something since `up`.
     changed: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """A CIDR for each family, the primary one first."""
+        return (self.pod_cidr, *self.other_pod_cidrs)
+
+    @cached_property
+    def families(self) -> tuple[Family, ...]:
+        """The families of the lab, the primary one first."""
+        return tuple("IPv6" if ":" in cidr else "IPv4" for cidr in self.pod_cidrs)
 
     @cached_property
     def _node_by_name(self) -> dict[str, Node]:

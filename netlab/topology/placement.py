@@ -6,29 +6,33 @@
   pod on each node.  `nodeSelector` narrows the choice.
 * Pods that stand in the file come first, then the replicas that its controllers lack, in order.
 * A pod's address is the lowest free one of its node's pod CIDR, from the third on: the first is
-  the network's (and the overlay's), the second the bridge's.
+  the network's (and the overlay's), the second the bridge's.  In a dual-stack lab it has one of
+  each family.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from netlab.problems import suggest
 from netlab.topology import kubernetes as k8s
-from netlab.topology.networks import BRIDGE_PORTS, DraftNode
+from netlab.topology.addresses import Address, address_at, family, hosts, width
+from netlab.topology.model import Family
+from netlab.topology.networks import BRIDGE_PORTS, DraftNode, Networks
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints, Origin, Path
 from netlab.topology.pods import TEMPLATE, DraftPod, made_pods, stated_pods
 
 
-def decide(objects: Objects, nodes: list[DraftNode], found: Complaints) -> list[DraftPod]:
-    """All pods of a lab, each with its node and address (None only after an error)."""
-    pods = stated_pods(objects, found)
-    _Placement(nodes, found).place(pods, objects)
-    leaving = {IPv4Address(pod.address) for pod in objects.leaving}
-    _allocate_addresses(pods, nodes, leaving, found)
+def decide(objects: Objects, networks: Networks, found: Complaints) -> list[DraftPod]:
+    """All pods of a lab, each with its node and addresses (none only after an error)."""
+    pods = stated_pods(objects, networks.families, found)
+    _Placement(networks, found).place(pods, objects)
+    leaving = {ip_address(text) for pod in objects.leaving for text in pod.addresses}
+    for each in networks.families:
+        _allocate_addresses(each, pods, networks.nodes, leaving, found)
     host_ports = sum(
         1 for pod in pods if not pod.host_network and any(port.hostPort for port in pod.ports)
     )
@@ -41,15 +45,15 @@ def decide(objects: Objects, nodes: list[DraftNode], found: Complaints) -> list[
 class _Placement:
     """How many pods each node has, and where the next one goes."""
 
-    def __init__(self, nodes: list[DraftNode], found: Complaints) -> None:
-        self._nodes = nodes
+    def __init__(self, networks: Networks, found: Complaints) -> None:
+        self._nodes = networks.nodes
         self._found = found
-        self._by_name = {node.name: node for node in nodes}
+        self._by_name = {node.name: node for node in self._nodes}
         self._pods: Counter[str] = Counter()
         self._links: Counter[str] = Counter()  # pods with a link of their own
         self._room = {
-            node.name: min(BRIDGE_PORTS, node.pod_cidr.num_addresses - 3 if node.pod_cidr else 0)
-            for node in nodes
+            node.name: min(BRIDGE_PORTS, *(_room(node, each) for each in networks.families))
+            for node in self._nodes
         }
         self._nowhere: list[DraftPod] = []
 
@@ -119,10 +123,11 @@ class _Placement:
             if node is not None:
                 self._settle(pod, node)
             return True
-        for node in self._nodes if pod.address is not None else ():
-            if node.pod_cidr and pod.address in node.pod_cidr:
-                self._settle(pod, node)
-                return True
+        for each, address in pod.addresses.items():
+            for node in self._nodes:
+                if each in node.pod_cidrs and address in node.pod_cidrs[each]:
+                    self._settle(pod, node)
+                    return True
         return False
 
     def _settle(self, pod: DraftPod, node: DraftNode) -> None:
@@ -181,7 +186,7 @@ class _Placement:
                 labels = ", ".join(f"{key}={value}" for key, value in wanted.items())
                 message = f"{pod.title}: no node has the labels of its nodeSelector, {labels}"
                 self._found.error("no-node", message, pod.origin, *pod.path, "nodeSelector")
-        if full and all(node.pod_cidr for node in self._nodes):
+        if full and all(self._room.values()):
             others = f" (nor has it for {len(full) - 1} more)" if len(full) > 1 else ""
             message = f"{full[0].title}: no node has an address left in its pod CIDR{others}"
             hint = f"a /24 holds 253 pods, a bridge {BRIDGE_PORTS}; add nodes or widen spec.podCIDR"
@@ -201,44 +206,64 @@ def _selects(selector: dict[str, str], labels: dict[str, str]) -> bool:
 # Addresses
 
 
+def _pod_hosts(node: DraftNode, of: Family) -> range:
+    """The addresses that a node's pods may have, as numbers."""
+    if of not in node.pod_cidrs:
+        return range(0)
+    machines = hosts(node.pod_cidrs[of])
+    return range(machines.start + 1, machines.stop)  # (the first is the bridge's)
+
+
+def _room(node: DraftNode, of: Family) -> int:
+    possible = _pod_hosts(node, of)
+    return min(possible.stop - possible.start, BRIDGE_PORTS)
+
+
 def _allocate_addresses(
-    pods: list[DraftPod], nodes: list[DraftNode], leaving: set[IPv4Address], found: Complaints
+    of: Family,
+    pods: list[DraftPod],
+    nodes: list[DraftNode],
+    leaving: set[Address],
+    found: Complaints,
 ) -> None:
-    taken: dict[IPv4Address, str] = {node.address: node.title for node in nodes if node.address}
+    taken: dict[Address, str] = {
+        node.addresses[of]: node.title for node in nodes if of in node.addresses
+    }
     for node in nodes:
-        if node.pod_cidr:
-            first = node.pod_cidr.network_address
-            taken[first] = f"flannel.1 on {node.name}"
-            taken[first + 1] = f"cbr0 on {node.name}"
-            taken[node.pod_cidr.broadcast_address] = f"broadcasts on {node.name}"
+        if of in node.pod_cidrs:
+            cidr = node.pod_cidrs[of]
+            taken[cidr.network_address] = f"flannel.1 on {node.name}"
+            taken[cidr.network_address + 1] = f"cbr0 on {node.name}"
+            if of == "IPv4":
+                taken[cidr.broadcast_address] = f"broadcasts on {node.name}"
     for pod in pods:
-        if pod.address is None:
+        given = pod.addresses.get(of)
+        if given is None:
             continue
-        if pod.address in taken:
-            message = f"{pod.title}: {pod.address} is already the address of {taken[pod.address]}"
-            found.error("duplicate-address", message, pod.origin, "status", "podIP")
-        taken[pod.address] = pod.title
-        if pod.node and pod.node.pod_cidr and pod.address not in pod.node.pod_cidr:
+        if given in taken:
+            message = f"{pod.title}: {given} is already the address of {taken[given]}"
+            found.error("duplicate-address", message, pod.origin, *pod.paths[of])
+        taken[given] = pod.title
+        if pod.node and of in pod.node.pod_cidrs and given not in pod.node.pod_cidrs[of]:
             found.warning(
                 "outside-cidr",
-                f"{pod.title}: its address {pod.address} is outside {pod.node.pod_cidr}, "
+                f"{pod.title}: its address {given} is outside {pod.node.pod_cidrs[of]}, "
                 f"the pod CIDR of its node {pod.node.name}",
                 pod.origin,
-                "status",
-                "podIP",
-                hint="it is kept, and routed to its node as a /32",
+                *pod.paths[of],
+                hint=f"it is kept, and routed to its node as a /{width(of)}",
             )
-    free = {node.name: _free_addresses(node, taken, leaving) for node in nodes}
+    free = {node.name: _free_addresses(node, of, taken, leaving) for node in nodes}
     lacking: dict[str, list[DraftPod]] = {}
     for pod in pods:
-        if pod.node is None or pod.address is not None:
+        if pod.node is None or of in pod.addresses:
             continue
-        if pod.host_network:
-            pod.address = pod.node.address
-        else:
-            pod.address = next(free[pod.node.name], None)
-            if pod.address is None and pod.node.pod_cidr:
-                lacking.setdefault(pod.node.name, []).append(pod)
+        own = None if pod.host_network else free[pod.node.name]
+        chosen = next(own, None) if own else pod.node.addresses.get(of)
+        if chosen is not None:
+            pod.addresses[of] = chosen
+        elif of in pod.node.pod_cidrs:
+            lacking.setdefault(pod.node.name, []).append(pod)
     for name, without in lacking.items():
         others = f" and {len(without) - 1} more" if len(without) > 1 else ""
         message = f"the pod CIDR of Node {name} has no address left for {without[0].title}{others}"
@@ -247,15 +272,14 @@ def _allocate_addresses(
 
 
 def _free_addresses(
-    node: DraftNode, taken: dict[IPv4Address, str], leaving: set[IPv4Address]
-) -> Iterator[IPv4Address]:
+    node: DraftNode, of: Family, taken: dict[Address, str], leaving: set[Address]
+) -> Iterator[Address]:
     """The free addresses of a node; those of pods that are about to leave come last."""
-    if node.pod_cidr:
-        first, last = int(node.pod_cidr.network_address), int(node.pod_cidr.broadcast_address)
-        for value in range(first + 2, last):
-            host = IPv4Address(value)
-            if host not in taken and host not in leaving:
-                yield host
-        for host in sorted(leaving):
-            if first + 2 <= int(host) < last and host not in taken:
-                yield host
+    possible = _pod_hosts(node, of)
+    for number in possible:
+        host = address_at(number, of)
+        if host not in taken and host not in leaving:
+            yield host
+    for number in sorted(int(host) for host in leaving if family(host) == of):
+        if number in possible and (host := address_at(number, of)) not in taken:
+            yield host

@@ -10,13 +10,12 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 
 import msgspec
 
 from netlab.topology import kubernetes as k8s
-from netlab.topology.addresses import address, ipv4_of
-from netlab.topology.model import Protocol
+from netlab.topology.addresses import Address, address, of_families
+from netlab.topology.model import Family, Protocol
 from netlab.topology.networks import DraftNode
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints, Origin, Path
@@ -24,7 +23,10 @@ from netlab.topology.places import Complaints, Origin, Path
 
 @dataclass(slots=True)
 class DraftPod:
-    """A pod while it is decided; `path` leads from its origin to its spec."""
+    """A pod while it is decided.
+
+    `path` leads from its origin to its spec, `paths` to the addresses that are given.
+    """
 
     namespace: str
     name: str
@@ -35,7 +37,8 @@ class DraftPod:
     owner: str = ""
     ready: bool = True
     terminating: bool = False
-    address: IPv4Address | None = None
+    addresses: dict[Family, Address] = field(default_factory=dict)
+    paths: dict[Family, Path] = field(default_factory=dict)
     node: DraftNode | None = None
     listen: dict[tuple[Protocol, int], None] = field(default_factory=dict)  # an ordered set
 
@@ -64,7 +67,9 @@ class DraftPod:
 # Pods in the file
 
 
-def stated_pods(objects: Objects, found: Complaints) -> list[DraftPod]:
+def stated_pods(
+    objects: Objects, families: tuple[Family, ...], found: Complaints
+) -> list[DraftPod]:
     """The pods that stand in the file and have not finished."""
     owners = {
         (each.namespace, each.item.metadata.name): each.item.metadata.ownerReferences
@@ -93,7 +98,7 @@ def stated_pods(objects: Objects, found: Complaints) -> list[DraftPod]:
             terminating=metadata.deletionTimestamp is not None,
         )
         if not draft.host_network:
-            draft.address = _given_address(draft, status, found)
+            _keep_addresses(draft, status, families, found)
         pods.append(draft)
     if finished:
         found.warning("no-part", f"left out, as they have finished: {finished} pods")
@@ -120,15 +125,19 @@ def _owner(
     return f"{controller.kind}/{controller.name}"
 
 
-def _given_address(pod: DraftPod, status: k8s.PodStatus, found: Complaints) -> IPv4Address | None:
-    candidates: list[tuple[str, Path]] = [(status.podIP or "", ("status", "podIP"))]
+def _keep_addresses(
+    pod: DraftPod, status: k8s.PodStatus, families: tuple[Family, ...], found: Complaints
+) -> None:
+    candidates: list[tuple[str | None, Path]] = [(status.podIP, ("status", "podIP"))]
     candidates += [
         (each.ip, ("status", "podIPs", i, "ip")) for i, each in enumerate(status.podIPs or ())
     ]
-    chosen = ipv4_of(candidates, pod.title, found, pod.origin)
-    if chosen is None:
-        return None
-    return address(chosen[0], pod.title, found, pod.origin, chosen[1])
+    kept = of_families(candidates, families, pod.title, found, pod.origin)
+    for each, (text, path) in kept.items():
+        given = address(text, pod.title, found, pod.origin, path)
+        if given:
+            pod.addresses[each] = given
+            pod.paths[each] = path
 
 
 # Pods that controllers make

@@ -1,8 +1,10 @@
 """Services: their cluster IPs and node ports, given or decided, and the ports that pods answer on.
 
+* A Service has the families that its ipFamilies, clusterIPs and ipFamilyPolicy name, as the API
+  server reads them; the default is the first Service CIDR's.
 * A cluster IP that is not given is the lowest free one of the Service CIDR from its eleventh
-  address on (10.96.0.11; those before are where clusters have `kubernetes` and DNS), then the
-  lower ones.
+  address on (10.96.0.11, fd00:10:96::b; those before are where clusters have `kubernetes` and DNS),
+  then the lower ones.
 * A node port that is not given is the lowest free one from 30000 to 32767, for each protocol; so
   is the health check's node port of a LoadBalancer with externalTrafficPolicy Local.
 """
@@ -10,11 +12,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from itertools import chain
 
 from netlab.topology import kubernetes as k8s
 from netlab.topology import model
-from netlab.topology.addresses import address, ipv4_of, is_ipv6, network
+from netlab.topology.addresses import (
+    DUAL_STACK_HINT,
+    Address,
+    Network,
+    address,
+    address_at,
+    family,
+    family_of,
+    first_of,
+    hosts,
+    left_out,
+    network,
+    of_families,
+    width,
+)
+from netlab.topology.model import Family
+from netlab.topology.networks import Networks
 from netlab.topology.objects import Stated
 from netlab.topology.places import Complaints, Path
 from netlab.topology.pods import DraftPod
@@ -24,15 +42,16 @@ _FIRST_CLUSTER_IP = 11  # counted from the network's address
 
 
 def decide(
-    stated: list[Stated[k8s.Service]], cidrs: tuple[IPv4Network, ...], found: Complaints
+    stated: list[Stated[k8s.Service]], networks: Networks, found: Complaints
 ) -> list[model.Service]:
     """All Services of a lab, in the file's order."""
-    cluster_ips = _cluster_ips(stated, cidrs, found)
+    cluster_ips = _ClusterIPs(stated, networks, found)
     node_ports = _NodePorts(stated, found)
     services = []
     for each in stated:
         spec = each.item.spec or k8s.ServiceSpec()
         _check_ports(each, found)
+        cluster_ip, *other_cluster_ips = cluster_ips.of(each) or ("",)
         policy = spec.externalTrafficPolicy or "Cluster"
         affinity = spec.sessionAffinityConfig
         timeout = affinity.clientIP.timeoutSeconds if affinity and affinity.clientIP else None
@@ -41,7 +60,9 @@ def decide(
                 namespace=each.namespace,
                 name=each.item.metadata.name,
                 type=spec.type or "ClusterIP",
-                cluster_ip=cluster_ips.get(each.title, ""),
+                cluster_ip=cluster_ip,
+                other_cluster_ips=tuple(other_cluster_ips),
+                ip_families=cluster_ips.families(each),
                 selector=spec.selector or {},
                 ports=tuple(
                     model.ServicePort(
@@ -53,9 +74,9 @@ def decide(
                     )
                     for index, port in enumerate(spec.ports or ())
                 ),
-                external_ips=_external_ips(each, found),
-                load_balancer_ips=_load_balancer_ips(each, found),
-                load_balancer_source_ranges=_source_ranges(each, found),
+                external_ips=_external_ips(each, networks.families, found),
+                load_balancer_ips=_load_balancer_ips(each, networks.families, found),
+                load_balancer_source_ranges=_source_ranges(each, networks.families, found),
                 session_affinity=spec.sessionAffinity or "None",
                 affinity_timeout_s=timeout or 10800,
                 external_traffic_policy=policy,
@@ -68,84 +89,177 @@ def decide(
     return services
 
 
-# Cluster IPs
+# Families and cluster IPs
 
 
-def _cluster_ips(
-    stated: list[Stated[k8s.Service]], cidrs: tuple[IPv4Network, ...], found: Complaints
-) -> dict[str, str]:
-    """Cluster IP by the title of the Service: an address, "None", or "" for ExternalName."""
-    decided: dict[str, str] = {}
-    owner: dict[IPv4Address, str] = {}
-    waiting = []
-    for each in stated:
-        spec = each.item.spec or k8s.ServiceSpec()
+class _ClusterIPs:
+    """The families and cluster IPs of a lab's Services."""
+
+    def __init__(
+        self, stated: list[Stated[k8s.Service]], networks: Networks, found: Complaints
+    ) -> None:
+        self._found = found
+        self._cidrs = networks.service_cidrs
+        # Their first one is what a Service has by default.
+        self._available = tuple(dict.fromkeys(map(family, self._cidrs))) or networks.families
+        self._owner: dict[Address, str] = {}
+        self._families: dict[str, tuple[Family, ...]] = {}  # by the title of the Service
+        self._decided: dict[str, dict[Family, str]] = {}
+        for each in stated:
+            self._keep(each, each.item.spec or k8s.ServiceSpec())
+        for of in self._available:
+            self._allocate(of, [each for each in stated if self._lacks(each, of)])
+
+    def families(self, each: Stated[k8s.Service]) -> tuple[Family, ...]:
+        """The families of a Service, the primary one first; none of an ExternalName."""
+        return self._families[each.title]
+
+    def of(self, each: Stated[k8s.Service]) -> tuple[str, ...]:
+        """Its cluster IPs in the order of its families, "None", or nothing if ExternalName."""
+        if _is_headless(each.item.spec):
+            return ("None",)
+        decided = self._decided[each.title]
+        return tuple(decided[of] for of in self._families[each.title] if of in decided)
+
+    def _keep(self, each: Stated[k8s.Service], spec: k8s.ServiceSpec) -> None:
+        self._families[each.title] = ()
+        self._decided[each.title] = decided = {}
         if spec.type == "ExternalName":
-            decided[each.title] = ""
-        elif "None" in (spec.clusterIP, *(spec.clusterIPs or ())):
-            decided[each.title] = "None"
-        elif spec.clusterIP or spec.clusterIPs:
-            _keep_cluster_ip(each, spec, cidrs, owner, decided, found)
-        elif spec.ipFamilies and "IPv4" not in spec.ipFamilies:
-            message = f"{each.title}: an IPv6 Service; this version builds IPv4 only"
-            found.error("unsupported", message, each.origin, "spec", "ipFamilies")
-        else:
-            waiting.append(each)
-    free = (candidate for candidate in _candidates(cidrs) if candidate not in owner)
-    for served, each in enumerate(waiting):
-        chosen = next(free, None)
-        if chosen is not None:
-            decided[each.title] = str(chosen)
-        elif cidrs:
+            if spec.selector:
+                message = f"{each.title}: an ExternalName Service has no use for its selector"
+                self._found.warning("selects-nothing", message, each.origin, "spec", "selector")
+            return
+        given: dict[Family, tuple[str, Path]] = {}
+        if not _is_headless(spec):
+            given = of_families(
+                _stated_ips(spec), self._available, each.title, self._found, each.origin
+            )
+        for of, (text, path) in given.items():
+            ip = address(text, each.title, self._found, each.origin, path)
+            if ip is not None:
+                self._check(each, ip, path)
+                self._owner[ip] = each.title
+                decided[of] = str(ip)
+        self._families[each.title] = self._families_of(each, spec)
+
+    def _check(self, each: Stated[k8s.Service], ip: Address, path: Path) -> None:
+        cidrs = [cidr for cidr in self._cidrs if cidr.version == ip.version]
+        if ip in self._owner:
+            message = f"{each.title}: {ip} is already the cluster IP of {self._owner[ip]}"
+            self._found.error("duplicate-address", message, each.origin, *path)
+        elif cidrs and not any(_holds(cidr, ip) for cidr in cidrs):
+            message = (
+                f"{each.title}: its cluster IP {ip} is outside the Service CIDR {_list(cidrs)}"
+            )
+            hint = "leave clusterIP out to have one allocated, or widen spec.serviceCIDR of the Lab"
+            self._found.error("outside-cidr", message, each.origin, *path, hint=hint)
+
+    def _families_of(self, each: Stated[k8s.Service], spec: k8s.ServiceSpec) -> tuple[Family, ...]:
+        """As the API server decides: initIPFamilyFields, pkg/registry/core/service/storage."""
+        stated = spec.ipFamilies or []
+        of_ips: list[Family] = []
+        if not _is_headless(spec):
+            of_ips = list(dict.fromkeys(family_of(text) for text, _ in _stated_ips(spec) if text))
+        named = tuple(dict.fromkeys((*stated, *of_ips)))
+        open_ended = _is_headless(spec) and not spec.selector  # its endpoints may be anything
+        policy = spec.ipFamilyPolicy or ("RequireDualStack" if open_ended else "SingleStack")
+        self._check_families(each, stated, of_ips, policy)
+        kept = tuple(of for of in named if of in self._available)
+        if policy == "RequireDualStack" and len(self._available) < 2:
+            # (One that has two addresses is of a cluster of both families: half of it is here.)
+            if not open_ended and len(of_ips) < 2:
+                message = (
+                    f"{each.title}: ipFamilyPolicy is RequireDualStack; "
+                    f"Services of this lab have {self._available[0]} only"
+                )
+                path = ("spec", "ipFamilyPolicy")
+                self._found.error(
+                    "mixed-families", message, each.origin, *path, hint=DUAL_STACK_HINT
+                )
+        elif len(kept) < len(named) and not of_ips:
+            message = (
+                f"{each.title}: spec.ipFamilies is {', '.join(named)}; "
+                f"Services of this lab have {self._available[0]} only"
+            )
+            where = (message, each.origin, "spec", "ipFamilies")
+            if kept:
+                self._found.warning("other-family", *where)
+            else:
+                self._found.error("mixed-families", *where, hint=DUAL_STACK_HINT)
+        kept = kept or self._available[:1]
+        if policy == "SingleStack":
+            return kept[:1]
+        return tuple(dict.fromkeys((*kept, *self._available)))
+
+    def _check_families(
+        self, each: Stated[k8s.Service], stated: list[Family], of_ips: list[Family], policy: str
+    ) -> None:
+        """What does not fit together, whatever the lab."""
+        found, origin = self._found, each.origin
+        if len(set(stated)) < len(stated):
+            message = f"{each.title}: spec.ipFamilies has two of {stated[0]}"
+            found.error("mixed-families", message, origin, "spec", "ipFamilies")
+        for index, (of, is_of) in enumerate(zip(stated, of_ips, strict=False)):
+            if of != is_of:
+                message = (
+                    f"{each.title}: spec.ipFamilies[{index}] is {of}, its cluster IP is {is_of}"
+                )
+                found.error("mixed-families", message, origin, "spec", "ipFamilies", index)
+        field = "ipFamilies" if len(stated) > 1 else "clusterIPs"
+        if policy == "SingleStack" and max(len(stated), len(of_ips)) > 1:
+            message = f"{each.title}: spec.{field} has two families, ipFamilyPolicy is SingleStack"
+            hint = "give it ipFamilyPolicy: PreferDualStack or RequireDualStack"
+            found.error("mixed-families", message, origin, "spec", field, hint=hint)
+
+    def _lacks(self, each: Stated[k8s.Service], of: Family) -> bool:
+        return (
+            of in self._families[each.title]
+            and of not in self._decided[each.title]
+            and not _is_headless(each.item.spec)
+        )
+
+    def _allocate(self, of: Family, waiting: list[Stated[k8s.Service]]) -> None:
+        cidrs = [cidr for cidr in self._cidrs if family(cidr) == of]
+        free = (ip for ip in _candidates(cidrs) if ip not in self._owner)
+        for served, each in enumerate(waiting if cidrs else ()):
+            chosen = next(free, None)
+            if chosen is not None:
+                self._decided[each.title][of] = str(chosen)
+                continue
             more = len(waiting) - served - 1
             others = f" and {more} more" if more else ""
-            listed = ", ".join(str(cidr) for cidr in cidrs)
-            message = f"the Service CIDR {listed} has no address left for {each.title}{others}"
+            message = (
+                f"the Service CIDR {_list(cidrs)} has no address left for {each.title}{others}"
+            )
             hint = "give the lab a wider spec.serviceCIDR"
-            found.error("exhausted-cidr", message, each.origin, hint=hint)
+            self._found.error("exhausted-cidr", message, each.origin, hint=hint)
             break
-    return decided
 
 
-def _keep_cluster_ip(
-    each: Stated[k8s.Service],
-    spec: k8s.ServiceSpec,
-    cidrs: tuple[IPv4Network, ...],
-    owner: dict[IPv4Address, str],
-    decided: dict[str, str],
-    found: Complaints,
-) -> None:
-    candidates: list[tuple[str, Path]] = [(spec.clusterIP or "", ("spec", "clusterIP"))]
-    candidates += [(ip, ("spec", "clusterIPs", i)) for i, ip in enumerate(spec.clusterIPs or ())]
-    chosen = ipv4_of(candidates, each.title, found, each.origin)
-    given = address(chosen[0], each.title, found, each.origin, chosen[1]) if chosen else None
-    if given is None or chosen is None:
-        return
-    if given in owner:
-        message = f"{each.title}: {given} is already the cluster IP of {owner[given]}"
-        found.error("duplicate-address", message, each.origin, *chosen[1])
-    elif cidrs and not any(_holds(cidr, given) for cidr in cidrs):
-        listed = ", ".join(str(cidr) for cidr in cidrs)
-        message = f"{each.title}: its cluster IP {given} is outside the Service CIDR {listed}"
-        hint = "leave clusterIP out to have one allocated, or widen spec.serviceCIDR of the Lab"
-        found.error("outside-cidr", message, each.origin, *chosen[1], hint=hint)
-    owner[given] = each.title
-    decided[each.title] = str(given)
+def _is_headless(spec: k8s.ServiceSpec | None) -> bool:
+    return spec is not None and "None" in (spec.clusterIP, *(spec.clusterIPs or ()))
 
 
-def _holds(cidr: IPv4Network, given: IPv4Address) -> bool:
-    if cidr.prefixlen > 30:
-        return given in cidr
-    return cidr.network_address < given < cidr.broadcast_address
+def _stated_ips(spec: k8s.ServiceSpec) -> Iterator[tuple[str | None, Path]]:
+    yield spec.clusterIP, ("spec", "clusterIP")
+    for index, ip in enumerate(spec.clusterIPs or ()):
+        yield ip, ("spec", "clusterIPs", index)
 
 
-def _candidates(cidrs: tuple[IPv4Network, ...]) -> Iterator[IPv4Address]:
+def _list(cidrs: list[Network]) -> str:
+    return ", ".join(map(str, cidrs))
+
+
+def _holds(cidr: Network, ip: Address) -> bool:
+    return ip in cidr if cidr.prefixlen > width(family(cidr)) - 2 else int(ip) in hosts(cidr)
+
+
+def _candidates(cidrs: list[Network]) -> Iterator[Address]:
     for cidr in cidrs:
-        first = int(cidr.network_address)
-        last = int(cidr.broadcast_address)
-        start = min(first + _FIRST_CLUSTER_IP, last)
-        for values in (range(start, last), range(first + 1, start)):
-            yield from map(IPv4Address, values)
+        possible = hosts(cidr)
+        start = min(first_of(cidr) + _FIRST_CLUSTER_IP, possible.stop)
+        for number in chain(range(start, possible.stop), range(possible.start, start)):
+            yield address_at(number, family(cidr))
 
 
 # Ports
@@ -155,7 +269,7 @@ def _check_ports(each: Stated[k8s.Service], found: Complaints) -> None:
     """What the API server would refuse."""
     spec = each.item.spec or k8s.ServiceSpec()
     ports = spec.ports or []
-    headless = "None" in (spec.clusterIP, *(spec.clusterIPs or ()))
+    headless = _is_headless(spec)
     if not ports and not headless and spec.type != "ExternalName":
         found.error("missing-field", f"{each.title}: spec.ports is missing", each.origin, "spec")
     if headless and spec.type in ("NodePort", "LoadBalancer"):
@@ -252,18 +366,23 @@ class _NodePorts:
 # Addresses from outside
 
 
-def _external_ips(each: Stated[k8s.Service], found: Complaints) -> tuple[str, ...]:
+def _external_ips(
+    each: Stated[k8s.Service], families: tuple[Family, ...], found: Complaints
+) -> tuple[str, ...]:
     given = (each.item.spec.externalIPs if each.item.spec else None) or []
     kept = []
     for index, text in enumerate(given):
-        if is_ipv6(text):
-            _left_out(each, text, found)
-        elif ip := address(text, each.title, found, each.origin, ("spec", "externalIPs", index)):
+        path = ("spec", "externalIPs", index)
+        if family_of(text) not in families:
+            left_out(text, families, each.title, found, each.origin, path)
+        elif ip := address(text, each.title, found, each.origin, path):
             kept.append(str(ip))
     return tuple(kept)
 
 
-def _load_balancer_ips(each: Stated[k8s.Service], found: Complaints) -> tuple[str, ...]:
+def _load_balancer_ips(
+    each: Stated[k8s.Service], families: tuple[Family, ...], found: Complaints
+) -> tuple[str, ...]:
     """Ingress addresses that kube-proxy makes rules for: `ipMode` VIP, or none."""
     status = each.item.status
     ingress = (status.loadBalancer.ingress if status and status.loadBalancer else None) or []
@@ -273,28 +392,25 @@ def _load_balancer_ips(each: Stated[k8s.Service], found: Complaints) -> tuple[st
         if not entry.ip or (entry.ipMode or "VIP") != "VIP" or spec.type != "LoadBalancer":
             continue
         path = ("status", "loadBalancer", "ingress", index, "ip")
-        if is_ipv6(entry.ip):
-            _left_out(each, entry.ip, found)
+        if family_of(entry.ip) not in families:
+            left_out(entry.ip, families, each.title, found, each.origin, path)
         elif ip := address(entry.ip, each.title, found, each.origin, path):
             kept.append(str(ip))
     return tuple(kept)
 
 
-def _source_ranges(each: Stated[k8s.Service], found: Complaints) -> tuple[str, ...]:
+def _source_ranges(
+    each: Stated[k8s.Service], families: tuple[Family, ...], found: Complaints
+) -> tuple[str, ...]:
     given = (each.item.spec.loadBalancerSourceRanges if each.item.spec else None) or []
     kept = []
     for index, text in enumerate(given):
         path = ("spec", "loadBalancerSourceRanges", index)
-        if is_ipv6(text):
-            _left_out(each, text, found)
+        if family_of(text) not in families:
+            left_out(text, families, each.title, found, each.origin, path)
         elif cidr := network(text.strip(), each.title, found, each.origin, path):
             kept.append(str(cidr))
     return tuple(kept)
-
-
-def _left_out(each: Stated[k8s.Service], text: str, found: Complaints) -> None:
-    message = f"{each.title}: {text} is left out; this version builds IPv4 only"
-    found.warning("ipv4-only", message, each.origin)
 
 
 def target_number(port: model.ServicePort, pod: DraftPod) -> int | None:
