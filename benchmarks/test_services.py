@@ -51,7 +51,7 @@ def lab(services: int) -> Lab:
             Service(
                 namespace="demo",
                 name=f"service-{i}",
-                cluster_ip=f"10.96.{i >> 8}.{i & 255}",
+                cluster_ip=f"10.{96 + (i >> 16)}.{i >> 8 & 255}.{i & 255}",
                 ports=(ServicePort(name="http", port=80, target_port=8080),),
             )
             for i in range(1, services + 1)
@@ -62,14 +62,16 @@ def lab(services: int) -> Lab:
                 service=f"service-{i}",
                 port_name="http",
                 protocol="TCP",
-                endpoints=(_endpoint(i, i % NODES), _endpoint(i, (i + 7) % NODES)),
+                endpoints=(_endpoint(i, 0), _endpoint(i, 1)),
             )
             for i in range(1, services + 1)
         ),
     )
 
 
-def _endpoint(number: int, node: int) -> Endpoint:
+def _endpoint(service: int, place: int) -> Endpoint:
+    node = (service + 7 * place) % NODES
+    number = service // NODES * 2 + place
     address = f"10.{128 + node}.{number >> 8}.{number & 255}"
     return Endpoint(address=address, port=8080, node=f"node{node}")
 

@@ -1,9 +1,10 @@
 """nftables tables of a namespace, loaded and read through libnftables.
 
-libnftables runs in a forked child each time: it may abort the process that calls it (nft 1.0.6 does
-for some maps), and what it takes for thousands of rules, hundreds of megabytes, goes back to the
-system with the child.  The child only runs commands; whatever may load a library or take a lock of
-Python happens before, so that a process with threads can fork it.
+libnftables runs in a forked child: it may abort the process that calls it (nft 1.0.6 does for some
+maps), and what it takes for thousands of rules, hundreds of megabytes, goes back to the system with
+the child.  The child only runs commands; whatever may load a library or take a lock of Python
+happens before, so that a process with threads can fork it.  Most calls have a child of their own; a
+`Session` keeps one, and with it what libnftables has read of the namespace, for small changes.
 """
 
 from __future__ import annotations
@@ -51,6 +52,89 @@ def change(namespace: str | int, transaction: str) -> None:
     """
     with entered(namespace):
         _run([transaction])
+
+
+class Session:
+    """A child that stays in a namespace and changes tables there; for one thread at a time."""
+
+    def __init__(self, namespace: str | int) -> None:
+        with entered(namespace):
+            nft = _context()
+            self._socket, theirs = socket.socketpair()
+            self.pid = os.fork()
+            if self.pid == 0:
+                self._socket.close()
+                _serve_session(nft, theirs)
+        theirs.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def change(self, transaction: str) -> None:
+        """As :func:`change`.  After a NetlabError in which the child died, the session is over."""
+        data = transaction.encode()
+        try:
+            self._socket.sendall(_LENGTH.pack(len(data)) + data)
+            code, said = msgspec.json.decode(_received(self._socket), type=tuple[int, str])
+        except (ConnectionError, EOFError):
+            raise _refused(_last_words(self._ended(), "")) from None
+        if code:
+            raise _refused(_explained(said, transaction))
+
+    def close(self) -> None:
+        """End the child."""
+        if self.pid:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                # a child that was forked later may hold this end open: say so in words
+                self._socket.sendall(_LENGTH.pack(0))
+            self._ended()
+
+    def _ended(self) -> int:
+        self._socket.close()
+        pid, self.pid = self.pid, 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+_LENGTH = struct.Struct("=I")
+
+
+def _received(connection: socket.socket) -> bytes:
+    """A message; EOFError if the other end is gone."""
+    with_length = _exactly(connection, _LENGTH.size)
+    return _exactly(connection, _LENGTH.unpack(with_length)[0])
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return data
+
+
+def _serve_session(nft: Any, connection: socket.socket) -> None:
+    """The child of a session: never returns."""
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        file = os.memfd_create("nft")
+        while transaction := _received(connection):
+            os.ftruncate(file, 0)
+            os.pwrite(file, transaction, 0)
+            code, _, said = nft.cmd(f'include "/proc/self/fd/{file}"')
+            answer = msgspec.json.encode((code, said))
+            connection.sendall(_LENGTH.pack(len(answer)) + answer)
+        status = 0
+    except (EOFError, OSError):  # the parent has ended
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def delete(namespace: str | int, tables: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from ipaddress import ip_address, ip_network
 
 from msgspec.structs import replace
 
-from netlab.datapath.services.endpoints import service_ports
 from netlab.datapath.services.health import health_checks
 from netlab.datapath.services.local import (
     NodePortAddresses,
@@ -23,17 +22,29 @@ from netlab.datapath.services.local import (
     own_addresses,
 )
 from netlab.datapath.services.nftables_list import TableText, addresses
-from netlab.datapath.services.nftables_service import Proxier, add_service, from_pods
+from netlab.datapath.services.nftables_proxier import (
+    Services,
+    TableProxier,
+    TablesProxier,
+    Uses,
+)
+from netlab.datapath.services.nftables_service import HAIRPINS, Proxier, add_service, from_pods
 from netlab.datapath.state import Server, Sysctl, Table, Tables
 from netlab.topology.model import Lab, Node, ServiceProxy
 
-TABLES = ("ip kube-proxy", "ip6 kube-proxy")
+_NAME = "kube-proxy"
+TABLES = (f"ip {_NAME}", f"ip6 {_NAME}")
 LOCALHOST_GATE = "KubeProxyNFTablesLocalhostNodePorts"
 
 
 def render(lab: Lab, node: Node) -> Tables:
     """All rules of a node: a table for each family, written whether the lab uses it or not."""
-    return Tables(tables=(_table(lab, node, 4), _table(lab, node, 6)))
+    return proxier(lab, node).whole()
+
+
+def proxier(lab: Lab, node: Node) -> TablesProxier:
+    """What keeps the rules of a node up to date."""
+    return TablesProxier(lab, node, _TableProxier)
 
 
 def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
@@ -48,13 +59,39 @@ def servers(lab: Lab, node: Node) -> list[Server]:
     return health_checks(lab, node, primary_node_ports)
 
 
-def _table(lab: Lab, node: Node, family: int) -> Table:
+class _TableProxier(TableProxier):
+    def __init__(self, lab: Lab, node: Node, family: int) -> None:
+        super().__init__(lab, node, family, proxier_of(lab, node, family))
+
+    def whole(self, services: Services) -> Table:
+        table = _frame(self.lab, self.node, self.family, self.proxier)
+        self._add(table, services)
+        self.hairpins = Uses(table.elements[HAIRPINS])
+        return table.table()
+
+    def count(self, services: Services) -> None:
+        self.hairpins = Uses(self._part(services).elements[HAIRPINS])
+
+    def update(self, known: Services, before: Services, after: Services) -> str:
+        return self.commands(known, self._part(before), self._part(after))
+
+    def _part(self, services: Services) -> TableText:
+        part = TableText(self.proxier.ip, _NAME)
+        self._add(part, services)
+        return part
+
+    def _add(self, table: TableText, services: Services) -> None:
+        for info in self.ports(services):
+            add_service(table, self.proxier, info)
+
+
+def _frame(lab: Lab, node: Node, family: int, proxier: Proxier) -> TableText:
+    """The table without Services."""
     proxy = lab.service_proxy
-    ip = "ip" if family == 4 else "ip6"
+    ip = proxier.ip
     node_ports = primary_node_ports(proxy, node, family)
     rejected = rejected_on_localhost(proxy, node_ports)
-    proxier = proxier_of(lab, node, family)
-    table = TableText(ip, "kube-proxy", "rules for kube-proxy")
+    table = TableText(ip, _NAME, "rules for kube-proxy")
     _add_sets(table, ip, match_all=node_ports.match_all, localhost=rejected)
     if not node_ports.match_all:
         add_node_port_addresses(table, node_ports, own_addresses(lab, node, family))
@@ -64,9 +101,7 @@ def _table(lab: Lab, node: Node, family: int) -> Table:
         counter = f"localhost-nodeport-rejected-{protocol}"
         table.counter(counter)
         table.chain(f"localhost-nodeport-reject-{protocol}", f'counter name "{counter}" reject')
-    for info in service_ports(lab, node, family):
-        add_service(table, proxier, info)
-    return table.table()
+    return table
 
 
 def proxier_of(lab: Lab, node: Node, family: int) -> Proxier:
@@ -125,7 +160,7 @@ def _add_sets(
     by_port = "inet_proto . inet_service : verdict"
     for name, type_, comment in (
         (
-            "hairpin-connections",
+            HAIRPINS,
             f"{address} . {address} . inet_proto . inet_service",
             "service hairpin connections",
         ),

@@ -10,9 +10,10 @@ The tables are `ip netlab` and `ip6 netlab`.  docs/services-nftables-flat.md exp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 
-from netlab.datapath.services.endpoints import service_ports
+from netlab.datapath.services.endpoints import ServicePortInfo
 from netlab.datapath.services.local import own_addresses
 from netlab.datapath.services.nftables import (
     add_base_chains,
@@ -28,17 +29,22 @@ from netlab.datapath.services.nftables_flat_service import (
     NODEPORT,
     SERVICE,
     Elements,
+    Numbers,
     Site,
+    Way,
     add_service,
     class_id,
+    remembering,
     way_of,
 )
 from netlab.datapath.services.nftables_list import TableText, duration
-from netlab.datapath.services.nftables_service import Proxier, from_pods
+from netlab.datapath.services.nftables_proxier import Services, TableProxier, TablesProxier, Uses
+from netlab.datapath.services.nftables_service import HAIRPINS, Proxier, from_pods
 from netlab.datapath.state import Table, Tables
 from netlab.topology.model import Lab, Node
 
-TABLES = ("ip netlab", "ip6 netlab")
+_NAME = "netlab"
+TABLES = (f"ip {_NAME}", f"ip6 {_NAME}")
 SITES = (SERVICE, LOCAL_SERVICE, NODEPORT, LOCAL_NODEPORT)
 
 # Clients remembered on a node; room for so many is taken when the set is made, 16 bytes each.
@@ -50,17 +56,81 @@ _HAS_PORTS = "meta l4proto { tcp, udp, sctp }"
 
 def render(lab: Lab, node: Node) -> Tables:
     """All rules of a node: a table for each family, written whether the lab uses it or not."""
-    return Tables(tables=(_table(lab, node, 4), _table(lab, node, 6)))
+    return proxier(lab, node).whole()
 
 
-def _table(lab: Lab, node: Node, family: int) -> Table:
-    proxier = proxier_of(lab, node, family)
+def proxier(lab: Lab, node: Node) -> TablesProxier:
+    """What keeps the rules of a node up to date."""
+    return TablesProxier(lab, node, _TableProxier)
+
+
+class _TableProxier(TableProxier):
+    def __init__(self, lab: Lab, node: Node, family: int) -> None:
+        super().__init__(lab, node, family, proxier_of(lab, node, family))
+        self._ways: Uses[Way] | None = None
+        self._numbers: Numbers | None = None
+
+    def whole(self, services: Services) -> Table:
+        table = _frame(self.lab, self.node, self.family, self.proxier)
+        elements = self._add(table, self.ports(services), Numbers())
+        _add_choices(table, self.proxier.ip, set(elements.ways))
+        self._note(elements)
+        return table.table()
+
+    def count(self, services: Services) -> None:
+        self._note(self._part(self.ports(services), Numbers()))
+
+    def _note(self, elements: Elements) -> None:
+        self.hairpins = Uses(elements.table.elements[HAIRPINS])
+        self._ways = Uses(elements.ways)
+        self._numbers = elements.numbers
+
+    def update(self, known: Services, before: Services, after: Services) -> str | None:
+        old_ports, new_ports = self.ports(before), self.ports(after)
+        old_names, new_names = (
+            {name for info in ports for name in remembering(info)}
+            for ports in (old_ports, new_ports)
+        )
+        if (old_names or new_names) and self._numbers is None:
+            self.count(known)
+        numbers = self._numbers or Numbers()
+        old = self._part(old_ports, numbers)
+        numbers.free(old_names - new_names)
+        new = self._part(new_ports, numbers)
+        if numbers.depend(old_names ^ new_names):
+            self.hairpins = self._ways = self._numbers = None
+            return None
+        if Counter(old.ways) != Counter(new.ways):
+            self._add_changed_ways(known, old, new)
+        return self.commands(known, old.table, new.table)
+
+    def _add_changed_ways(self, known: Services, old: Elements, new: Elements) -> None:
+        if self._ways is None:
+            self.count(known)
+        assert self._ways
+        before = set(self._ways)
+        self._ways.change(old.ways, new.ways)
+        after = set(self._ways)
+        if before != after:
+            _add_choices(old.table, self.proxier.ip, before)
+            _add_choices(new.table, self.proxier.ip, after)
+
+    def _part(self, ports: Iterable[ServicePortInfo], numbers: Numbers) -> Elements:
+        return self._add(TableText(self.proxier.ip, _NAME), ports, numbers)
+
+    def _add(
+        self, table: TableText, ports: Iterable[ServicePortInfo], numbers: Numbers
+    ) -> Elements:
+        elements = Elements(table, numbers)
+        for info in ports:
+            add_service(elements, self.proxier, info)
+        return elements
+
+
+def _frame(lab: Lab, node: Node, family: int, proxier: Proxier) -> TableText:
+    """The table without Services."""
     node_ports = primary_node_ports(lab.service_proxy, node, family)
-    elements = Elements()
-    for info in service_ports(lab, node, family):
-        add_service(elements, proxier, info)
-
-    table = TableText(proxier.ip, "netlab", "rules for Services, by netlab")
+    table = TableText(proxier.ip, _NAME, "rules for Services, by netlab")
     _add_sets(table, proxier.ip)
     if not node_ports.match_all:
         add_node_port_addresses(table, node_ports, own_addresses(lab, node, family))
@@ -68,10 +138,14 @@ def _table(lab: Lab, node: Node, family: int) -> Table:
     _add_checks(table, proxier.ip, node_ports.match_all)
     _add_services(table, lab, proxier, node_ports.match_all)
     add_postrouting_and_checks(table, lab, proxier)
-    _add_choices(table, proxier.ip, elements)
-    for name, found in elements.by_set.items():
-        table.elements(name, found)
-    return table.table()
+    for site in SITES:
+        key = _key(site, proxier.ip)
+        table.chain(
+            site.name,
+            f"meta priority set {key} map @{site.ways} meta priority vmap @{site.chains}",
+            f"{_HAS_PORTS} dnat {proxier.ip} to {key} . meta priority map @{site.endpoints}",
+        )
+    return table
 
 
 def _service(ip: str) -> str:
@@ -91,7 +165,7 @@ def _add_sets(table: TableText, ip: str) -> None:
     node_port = "inet_proto . inet_service"
     service = f"{address} . {node_port}"
     for name, type_, comment in (
-        ("hairpin-connections", f"{address} . {service}", "endpoints here that reach themselves"),
+        (HAIRPINS, f"{address} . {service}", "endpoints here that reach themselves"),
         ("cluster-ips", address, "Active ClusterIPs"),
         ("nodeport-ips", address, "IPs that accept NodePort traffic"),
         ("masqueraded-services", service, "external addresses under policy Cluster"),
@@ -181,7 +255,7 @@ def _add_services(table: TableText, lab: Lab, proxier: Proxier, match_all: bool)
         )
 
 
-def _add_choices(table: TableText, ip: str, elements: Elements) -> None:
+def _add_choices(table: TableText, ip: str, ways: Collection[Way]) -> None:
     """The chains that choose an endpoint: one for each number of endpoints that there is.
 
     `meta priority` takes the place of a variable, which nft has none of: first the number of
@@ -189,23 +263,16 @@ def _add_choices(table: TableText, ip: str, elements: Elements) -> None:
     """
     draws: set[int] = set()
     timeouts: set[int] = set()
-    for site in SITES:
-        key = _key(site, ip)
-        table.chain(
-            site.name,
-            f"meta priority set {key} map @{site.ways} meta priority vmap @{site.chains}",
-            f"{_HAS_PORTS} dnat {ip} to {key} . meta priority map @{site.endpoints}",
-        )
-        for way in sorted(elements.ways[site]):
-            endpoints, seconds = way_of(way)
-            if not seconds:
-                draws.add(endpoints)
-                table.element(site.chains, f"{class_id(way)} : jump draw-{endpoints}")
-                continue
-            timeouts.add(seconds)
-            chain = f"{site.name}-{endpoints}-{duration(seconds)}"
-            table.element(site.chains, f"{class_id(way)} : goto {chain}")
-            table.chain(chain, *_remembered(site, ip, endpoints, seconds))
+    for site, way in sorted(ways, key=lambda way: (SITES.index(way[0]), way[1])):
+        endpoints, seconds = way_of(way)
+        if not seconds:
+            draws.add(endpoints)
+            table.element(site.chains, f"{class_id(way)} : jump draw-{endpoints}")
+            continue
+        timeouts.add(seconds)
+        chain = f"{site.name}-{endpoints}-{duration(seconds)}"
+        table.element(site.chains, f"{class_id(way)} : goto {chain}")
+        table.chain(chain, *_remembered(site, ip, endpoints, seconds))
     for endpoints in sorted(draws):
         table.chain(f"draw-{endpoints}", _draw(endpoints))
     _add_affinity(table, ip, sorted(timeouts))

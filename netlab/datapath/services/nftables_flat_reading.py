@@ -7,8 +7,14 @@ from fractions import Fraction
 
 from netlab.datapath.services.nftables import proxier_of
 from netlab.datapath.services.nftables_flat import SITES
-from netlab.datapath.services.nftables_flat_service import Elements, add_service, class_id, way_of
-from netlab.datapath.services.nftables_list import duration
+from netlab.datapath.services.nftables_flat_service import (
+    Elements,
+    Numbers,
+    add_service,
+    class_id,
+    way_of,
+)
+from netlab.datapath.services.nftables_list import TableText, duration
 from netlab.datapath.services.nftables_reading import (
     NftablesReading,
     address_of,
@@ -38,17 +44,17 @@ class FlatReading(NftablesReading):
         self._remembering: dict[tuple[str, str], Owner] = {}  # family and number of an endpoint
         self._ways: dict[tuple[str, str, str], set[Owner]] = {}  # family, map and number of a way
         for family, infos in self.known.infos.items():
-            elements = Elements()
+            elements = Elements(TableText(family, self.table), Numbers())
             proxier = proxier_of(lab, node, 4 if family == "ip" else 6)
             for info in infos:
                 add_service(elements, proxier, info)
-            for number, name in elements.numbers.items():
+            for number, name in elements.numbers.names.items():
                 port, _, endpoint = name.rsplit("/", 2)
                 self._remembering[family, class_id(number)] = Owner(port, endpoint)
             if whole:
                 continue  # so many endpoints as somebody has: a way is everybody's
             for site in SITES:
-                for element in elements.by_set[site.ways]:
+                for element in elements.table.elements[site.ways]:
                     key, _, way = element.partition(" : ")
                     owner = self.known.by_port[family][key]
                     self._ways.setdefault((family, site.chains, way), set()).add(owner)

@@ -8,20 +8,23 @@ Local asks for it, to those of the node.
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from netlab.datapath.services.endpoints import Endpoints, ServicePortInfo, Verdict
 from netlab.datapath.services.names import address_port
-from netlab.datapath.services.nftables_list import ranges
+from netlab.datapath.services.nftables_list import TableText, ranges
 from netlab.datapath.services.nftables_service import (
+    HAIRPINS,
     Proxier,
     allowed_sources,
     comment,
+    hairpins,
     has_firewall,
 )
 from netlab.problems import NetlabError, Problem
+from netlab.topology.model import Endpoint
 
 # Bits of a way's number for the endpoints; the others take a day in seconds, Kubernetes' longest.
 _ENDPOINT_BITS = 15
@@ -58,13 +61,47 @@ def way_of(number: int) -> tuple[int, int]:
     return number & (1 << _ENDPOINT_BITS) - 1, number >> _ENDPOINT_BITS
 
 
+Way = tuple[Site, int]
+"""A way by its site and number."""
+
+
+class Numbers:
+    """Numbers of endpoints that remember clients.
+
+    A checksum of the name, so that it does not depend on other Services; the next one that is free
+    where two have the same.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+        self._met: set[int] = set()  # wanted by a name that had to take another
+
+    def of(self, name: str) -> int:
+        """The number of a name; it is taken from now on."""
+        number = zlib.crc32(name.encode())
+        # neither 0 nor the highest, for which nft has words
+        while number in (0, 0xFFFFFFFF) or self.names.setdefault(number, name) != name:
+            self._met.add(number)
+            number = (number + 1) & 0xFFFFFFFF
+        return number
+
+    def free(self, names: Iterable[str]) -> None:
+        """The numbers of these names may be taken."""
+        for name in names:
+            del self.names[self.of(name)]
+
+    def depend(self, names: Iterable[str]) -> bool:
+        """Whether the number of one of the names depends on others, or that of others on it."""
+        return any(zlib.crc32(name.encode()) in self._met for name in names)
+
+
 @dataclass(slots=True)
 class Elements:
-    """Elements of all Services, by set."""
+    """What some Services add: elements, and the ways that they need."""
 
-    by_set: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    ways: defaultdict[Site, set[int]] = field(default_factory=lambda: defaultdict(set))
-    numbers: dict[int, str] = field(default_factory=dict)  # of endpoints that remember clients
+    table: TableText
+    numbers: Numbers
+    ways: list[Way] = field(default_factory=list)
 
 
 @lru_cache(maxsize=1 << 12)  # the same few, for nearly all Services
@@ -77,7 +114,7 @@ def add_service(elements: Elements, proxier: Proxier, info: ServicePortInfo) -> 
     """Everything of one Service port."""
     to_port = f"{info.protocol} . {info.port}"
     key = f"{info.cluster_ip} . {to_port}"
-    by_set = elements.by_set
+    by_set = elements.table.elements
     by_set["cluster-ips"].append(info.cluster_ip)
     if info.internal is Verdict.FORWARD:
         chosen = info.local if info.internal_local else info.cluster
@@ -96,10 +133,7 @@ def add_service(elements: Elements, proxier: Proxier, info: ServicePortInfo) -> 
         for ip in info.load_balancer_ips:
             by_set["firewall-services"].append(f"{ip} . {to_port}")
             by_set["firewall-sources"] += (f"{ip} . {to_port} . {source}" for source in sources)
-    for endpoint in info.reachable:
-        if endpoint.node == proxier.node:
-            itself = f"{endpoint.address} . {endpoint.address}"
-            by_set["hairpin-connections"].append(f"{itself} . {info.protocol} . {endpoint.port}")
+    by_set[HAIRPINS] += hairpins(proxier, info)
 
 
 def _add_external(
@@ -110,7 +144,7 @@ def _add_external(
     if info.has_any:
         _add_choice(elements, everywhere, key, info, info.cluster)
         policy = "local" if info.external_local else "masqueraded"
-        elements.by_set[f"{policy}-{kind}"].append(key)
+        elements.table.element(f"{policy}-{kind}", key)
         if info.external_local and info.local:
             _add_choice(elements, here, key, info, info.local)
     # Under policy Local this too: pods and the node are translated before anything is refused.
@@ -122,7 +156,7 @@ def _add_refusal(
     elements: Elements, kind: str, key: str, info: ServicePortInfo, verdict: Verdict
 ) -> None:
     which = "no-endpoint" if verdict is Verdict.REJECT else "no-local-endpoint"
-    elements.by_set[f"{which}-{kind}"].append(f'{key} comment "{comment(info)}"')
+    elements.table.element(f"{which}-{kind}", f'{key} comment "{comment(info)}"')
 
 
 def _add_choice(
@@ -131,9 +165,9 @@ def _add_choice(
     """The way from a key to one of several endpoints."""
     if len(endpoints) >> _ENDPOINT_BITS:
         raise _too_many(info, len(endpoints))
-    by_set = elements.by_set
+    by_set = elements.table.elements
     way = way_number(len(endpoints), info.affinity_s or 0)
-    elements.ways[site].add(way)
+    elements.ways.append((site, way))
     by_set[site.ways].append(f"{key} : {class_id(way)}")
     if not info.affinity_s:
         by_set[site.endpoints] += [
@@ -142,22 +176,20 @@ def _add_choice(
         ]
         return
     for place, endpoint in enumerate(endpoints, 1):
-        number = class_id(_number(elements, info, address_port(endpoint)))
+        number = class_id(elements.numbers.of(_remembering(info, endpoint)))
         by_set[site.affinity].append(f"{key} . {class_id(place)} : {number}")
         by_set["affinity-endpoints"].append(f"{number} : {endpoint.address} . {endpoint.port}")
 
 
-def _number(elements: Elements, info: ServicePortInfo, endpoint: str) -> int:
-    """Number of an endpoint of a Service port, the same for all its addresses and policies.
+def remembering(info: ServicePortInfo) -> Iterator[str]:
+    """Names, for :class:`Numbers`, of the endpoints of a Service port that remember clients."""
+    if info.affinity_s:
+        yield from (_remembering(info, endpoint) for endpoint in info.reachable)
 
-    A checksum, so that it does not depend on other Services; the next one that is free where two
-    have the same.
-    """
-    name = f"{info.name}/{info.protocol}/{endpoint}"
-    number = zlib.crc32(name.encode())
-    while number in (0, 0xFFFFFFFF) or elements.numbers.setdefault(number, name) != name:
-        number = (number + 1) & 0xFFFFFFFF
-    return number
+
+def _remembering(info: ServicePortInfo, endpoint: Endpoint) -> str:
+    """The same for all addresses and policies of the Service port."""
+    return f"{info.name}/{info.protocol}/{address_port(endpoint)}"
 
 
 def _too_many(info: ServicePortInfo, count: int) -> NetlabError:

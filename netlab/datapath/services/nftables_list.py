@@ -4,12 +4,15 @@ What is written loads as it stands, and in the kernel is what a table of kube-pr
 again it differs from one version of nft to the next in spelling, and from one moment to the next in
 the order of elements and in what packets leave behind: counters, and the addresses that a set with
 the flag `dynamic` remembers.  Only spelling remains for whoever compares; see :func:`differences`.
+
+What turns one table into another is written as commands: :func:`update`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_network, summarize_address_range
 
 from netlab.datapath.state import Table
@@ -20,13 +23,19 @@ _ELEMENTS = "elements = {"
 
 
 class TableText:
-    """A table under construction: counters, sets, maps and chains in the order they were added."""
+    """A table under construction: counters, sets, maps and chains in the order they were added.
 
-    def __init__(self, family: str, name: str, comment: str) -> None:
-        self._family, self._name, self._comment = family, name, comment
+    Also a part of one, such as what one Service adds: then sets may have elements here and be
+    declared elsewhere.
+    """
+
+    def __init__(self, family: str, name: str, comment: str = "") -> None:
+        self.family, self.name = family, name
+        self.sets: dict[str, list[str]] = {}  # type and properties
+        self.elements: defaultdict[str, list[str]] = defaultdict(list)  # by set; once is enough
+        self.chains: dict[str, list[str]] = {}
+        self._comment = comment
         self._counters: list[str] = []
-        self._sets: dict[str, tuple[list[str], set[str]]] = {}
-        self._chains: dict[str, list[str]] = {}
 
     def counter(self, name: str) -> None:
         """A counter that rules refer to by name."""
@@ -34,38 +43,38 @@ class TableText:
 
     def set(self, name: str, type_: str, *properties: str) -> None:
         """A set, or a map if the type holds a colon."""
-        self._sets[name] = ([f"type {type_}", *properties], set())
+        self.sets[name] = [f"type {type_}", *properties]
 
     def element(self, name: str, element: str) -> None:
-        """An element of a set or map that was declared; once is enough."""
-        self._sets[name][1].add(element)
-
-    def elements(self, name: str, elements: Iterable[str]) -> None:
-        """Many elements of one set or map."""
-        self._sets[name][1].update(elements)
+        """An element of a set or map."""
+        self.elements[name].append(element)
 
     def chain(self, name: str, *lines: str) -> None:
         """A chain with its rules, or further rules of a chain."""
-        self._chains.setdefault(name, []).extend(lines)
+        self.chains.setdefault(name, []).extend(lines)
 
     def table(self) -> Table:
         """The whole; Services' objects (names with a slash) follow the others, sorted."""
         blocks = [_block("counter", name, ["packets 0 bytes 0"]) for name in self._counters]
-        for name in sorted(self._sets, key=_place):
-            properties, elements = self._sets[name]
-            kind = "map" if " : " in properties[0] else "set"
-            blocks.append(_block(kind, name, [*properties, *_element_lines(elements)]))
+        for name in sorted(self.sets, key=_place):
+            properties = self.sets[name]
+            lines = _element_lines(self.elements.get(name, ()))
+            blocks.append(_block(_kind(properties), name, [*properties, *lines]))
         blocks += (
-            _block("chain", name, self._chains[name]) for name in sorted(self._chains, key=_place)
+            _block("chain", name, self.chains[name]) for name in sorted(self.chains, key=_place)
         )
         comment = f'\tcomment "{self._comment}"\n'
         body = "\n".join(blocks)
-        text = f"table {self._family} {self._name} {{\n{comment}{body}}}\n"
-        return Table(family=self._family, name=self._name, text=text)
+        text = f"table {self.family} {self.name} {{\n{comment}{body}}}\n"
+        return Table(family=self.family, name=self.name, text=text)
 
 
 def _place(name: str) -> str:
     return name if "/" in name else ""
+
+
+def _kind(properties: list[str]) -> str:
+    return "map" if " : " in properties[0] else "set"
 
 
 def _block(kind: str, name: str, lines: Iterable[str]) -> str:
@@ -73,8 +82,52 @@ def _block(kind: str, name: str, lines: Iterable[str]) -> str:
 
 
 def _element_lines(elements: Iterable[str]) -> list[str]:
-    text = ",\n\t\t\t     ".join(sorted(elements))
+    text = ",\n\t\t\t     ".join(sorted(set(elements)))
     return [f"{_ELEMENTS} {text} }}"] if text else []
+
+
+def update(before: TableText, after: TableText) -> str:
+    """Input for nft that makes of a table that holds the one part a table that holds the other.
+
+    Chains on hooks stay as they are.  What is the same in both is not written; "" if all is.
+    """
+    return "".join(f"{command}\n" for command in _commands(before, after))
+
+
+def _commands(before: TableText, after: TableText) -> Iterator[str]:
+    """What is referred to is made before what refers to it, and goes after it."""
+    table = f"{after.family} {after.name}"
+    for name, properties in after.sets.items():
+        # of a set that is there, this changes the timeout
+        if before.sets.get(name) != properties:
+            yield f"add {_kind(properties)} {table} {name} {{ {' ; '.join(properties)} ; }}"
+    changed = [name for name, rules in after.chains.items() if before.chains.get(name) != rules]
+    for name in changed:
+        yield f"add chain {table} {name}"
+    for name in changed:
+        yield f"flush chain {table} {name}"
+        for rule in after.chains[name]:
+            yield f"add rule {table} {name} {rule}"
+    for name in sorted({*before.elements, *after.elements}):
+        old, new = set(before.elements.get(name, ())), set(after.elements.get(name, ()))
+        if name in after.sets or name not in before.sets:  # else they go with the set
+            if gone := sorted(_key(element) for element in old - new):
+                yield f"delete element {table} {name} {{ {', '.join(gone)} }}"
+            if added := sorted(new - old):
+                yield f"add element {table} {name} {{ {', '.join(added)} }}"
+    removed = [name for name in before.chains if name not in after.chains]
+    for name in removed:
+        yield f"flush chain {table} {name}"
+    for name in removed:
+        yield f"delete chain {table} {name}"
+    for name, properties in before.sets.items():
+        if name not in after.sets:
+            yield f"delete {_kind(properties)} {table} {name}"
+
+
+def _key(element: str) -> str:
+    """`10.96.0.1 . tcp . 80` of `10.96.0.1 . tcp . 80 comment "demo/web" : drop`."""
+    return element.partition(" comment ")[0].partition(" : ")[0]
 
 
 def duration(seconds: int) -> str:

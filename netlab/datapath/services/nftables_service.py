@@ -9,6 +9,7 @@ explains it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
@@ -18,6 +19,8 @@ from netlab.datapath.services.local import LocalDetector
 from netlab.datapath.services.names import address_port, nftables_name
 from netlab.datapath.services.nftables_list import TableText, addresses, duration
 from netlab.topology.model import Endpoint
+
+HAIRPINS = "hairpin-connections"
 
 _COMMENT = 128  # bytes that nft takes
 
@@ -54,12 +57,18 @@ def add_service(table: TableText, proxier: Proxier, info: ServicePortInfo) -> No
         table.chain(names.cluster, *_choice(proxier, info, info.cluster))
     if info.local:
         table.chain(names.local, *_choice(proxier, info, info.local))
+    table.elements[HAIRPINS] += hairpins(proxier, info)
+    if info.affinity_s is not None:
+        for endpoint in info.reachable:
+            _add_affinity(table, proxier, info, endpoint, info.affinity_s)
+
+
+def hairpins(proxier: Proxier, info: ServicePortInfo) -> Iterator[str]:
+    """Connections of endpoints here to themselves; several Services may have one in common."""
     for endpoint in info.reachable:
         if endpoint.node == proxier.node:
             itself = f"{endpoint.address} . {endpoint.address}"
-            table.element("hairpin-connections", f"{itself} . {info.protocol} . {endpoint.port}")
-        if info.affinity_s is not None:
-            _add_affinity(table, proxier, info, endpoint, info.affinity_s)
+            yield f"{itself} . {info.protocol} . {endpoint.port}"
 
 
 def comment(info: ServicePortInfo) -> str:

@@ -1,0 +1,112 @@
+"""Proxiers of the nftables modes: a table for each family, kept up to date by transactions.
+
+Nearly all that a Service puts into a table is its own.  What several may have in common is counted,
+from the first change on that concerns it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+from netlab.datapath.services.endpoints import (
+    ServiceObjects,
+    ServicePortInfo,
+    ports_of,
+    service_objects,
+)
+from netlab.datapath.services.nftables_list import TableText, update
+from netlab.datapath.services.nftables_service import HAIRPINS, Proxier
+from netlab.datapath.services.proxier import ServiceChanges
+from netlab.datapath.state import Table, Tables, Update
+from netlab.topology.model import Lab, Node
+
+Services = Collection[ServiceObjects]
+T = TypeVar("T", bound=Hashable)
+
+
+class TablesProxier:
+    """Both tables of one node: a :class:`netlab.datapath.services.proxier.Proxier`."""
+
+    def __init__(
+        self, lab: Lab, node: Node, table: Callable[[Lab, Node, int], TableProxier]
+    ) -> None:
+        self._known = service_objects(lab)
+        self._tables = (table(lab, node, 4), table(lab, node, 6))
+
+    def whole(self) -> Tables:
+        """Both tables with all Services."""
+        services = self._known.values()
+        return Tables(tables=tuple(table.whole(services) for table in self._tables))
+
+    def update(self, changes: ServiceChanges) -> Update | None:
+        """Commands for elements and chains of the Services that change, in one transaction."""
+        before = [self._known[key] for key in changes if key in self._known]
+        after = [objects for objects in changes.values() if objects is not None]
+        texts = [table.update(self._known.values(), before, after) for table in self._tables]
+        for key, objects in changes.items():
+            if objects is None:
+                self._known.pop(key, None)
+            else:
+                self._known[key] = objects
+        if None in texts:
+            return None
+        return Update(tables="".join(filter(None, texts)))
+
+
+class TableProxier(ABC):
+    """The table of one family, in one layout."""
+
+    def __init__(self, lab: Lab, node: Node, family: int, proxier: Proxier) -> None:
+        self.lab, self.node, self.family, self.proxier = lab, node, family, proxier
+        self.hairpins: Uses[str] | None = None  # counted when they are needed
+
+    @abstractmethod
+    def whole(self, services: Services) -> Table:
+        """The table with these Services."""
+
+    @abstractmethod
+    def count(self, services: Services) -> None:
+        """Count what these Services, all that are known, may have in common."""
+
+    @abstractmethod
+    def update(self, known: Services, before: Services, after: Services) -> str | None:
+        """Input for nft: some of the known Services become others.  None: load it whole."""
+
+    def ports(self, services: Services) -> list[ServicePortInfo]:
+        """Service ports as this table sees them."""
+        return ports_of(services, self.lab.service_proxy, self.node, self.family)
+
+    def commands(self, known: Services, before: TableText, after: TableText) -> str:
+        """Input for nft: what some of the known Services add becomes something else."""
+        lost, found = (part.elements[HAIRPINS] for part in (before, after))
+        if Counter(lost) != Counter(found):
+            if self.hairpins is None:
+                self.count(known)
+            assert self.hairpins
+            before.elements[HAIRPINS], after.elements[HAIRPINS] = self.hairpins.change(lost, found)
+        return update(before, after)
+
+
+class Uses(Generic[T]):
+    """How often things are used that are there once."""
+
+    def __init__(self, used: Iterable[T]) -> None:
+        self._counts = Counter(used)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._counts)
+
+    def change(self, lost: Iterable[T], found: Iterable[T]) -> tuple[list[T], list[T]]:
+        """Take note of uses that end and begin; which of these things were and are in use."""
+        ending, beginning = Counter(lost), Counter(found)
+        concerned = ending | beginning
+        before = [thing for thing in concerned if self._counts[thing]]
+        self._counts.update(beginning)
+        self._counts.subtract(ending)
+        for thing in ending:
+            if not self._counts[thing]:
+                del self._counts[thing]
+        return before, [thing for thing in concerned if self._counts[thing]]
