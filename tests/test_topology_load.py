@@ -481,7 +481,7 @@ def test_spec_of_the_lab(tmp_path: Path) -> None:
         "  underlay: {cidr: 192.0.2.0/28, gateway: 192.0.2.14, mtu: 9000}\n"
         "  serviceProxy:\n    mode: none\n    detectLocalMode: InterfaceNamePrefix\n"
         "    detectLocal: {interfaceNamePrefix: veth}\n    clusterCIDR: ''\n"
-        "    nodePortAddresses: [192.0.2.0/24]\n"
+        "    nodePortAddresses: [192.0.2.7/24, primary, localhost, 'fd00::/64']\n"
         "    iptables: {masqueradeAll: true, masqueradeBit: 0, localhostNodePorts: false}\n"
         "    nftables: {masqueradeAll: true, masqueradeBit: 20}\n"
         "    conntrack: {tcpBeLiberal: true}\n"
@@ -499,7 +499,7 @@ def test_spec_of_the_lab(tmp_path: Path) -> None:
     proxy = of.service_proxy
     assert (proxy.mode, proxy.detectLocalMode) == ("none", "InterfaceNamePrefix")
     assert (proxy.detectLocal.interfaceNamePrefix, proxy.clusterCIDR) == ("veth", "")
-    assert proxy.nodePortAddresses == ("192.0.2.0/24",)
+    assert proxy.nodePortAddresses == ("192.0.2.7/24", "primary", "localhost", "fd00::/64")
     assert proxy.iptables.masqueradeAll
     assert proxy.iptables.masqueradeBit == 0
     assert not proxy.iptables.localhostNodePorts

@@ -170,6 +170,60 @@ MISTAKES = {
         ("unsupported", 4, 38),
         ["Magic"],
     ),
+    "misspelt feature gate": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {featureGates: {AllowServiceExternalIP: true}}}\n",
+        ("unsupported", 4, 38),
+        ['did you mean "AllowServiceExternalIPs"'],
+    ),
+    "locked feature gate": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {featureGates: {NFTablesProxyMode: false}}}\n",
+        ("bad-value", 4, 57),
+        ["NFTablesProxyMode", "cannot be switched off"],
+    ),
+    "unknown mode": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {mode: nftable}}\n",
+        ("bad-value", 4, 29),
+        ['"nftable"', 'did you mean "nftables"'],
+    ),
+    "bit of no mark": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {nftables: {masqueradeBit: 32}}}\n",
+        ("bad-value", 4, 49),
+        ["32", "0 to 31"],
+    ),
+    "unknown way to tell pods": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {detectLocalMode: NodeCidr}}\n",
+        ("bad-value", 4, 40),
+        ['"NodeCidr"', 'did you mean "NodeCIDR"'],
+    ),
+    "cluster CIDR that is none": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {clusterCIDR: 10.244.0.0}}\n",
+        ("bad-cidr", 4, 36),
+        ["10.244.0.0", "clusterCIDR"],
+    ),
+    "node port address that is no network": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {nodePortAddresses: [primary, 172.21.32.11]}}\n",
+        ("bad-cidr", 4, 52),
+        ["Lab a", "nodePortAddresses[1]", "172.21.32.11", "172.21.32.0/24"],
+    ),
+    "misspelt word for node port addresses": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {nodePortAddresses: [locahost]}}\n",
+        ("bad-cidr", 4, 43),
+        ['did you mean "localhost"'],
+    ),
+    "prefix mode without a prefix": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {detectLocalMode: InterfaceNamePrefix, detectLocal: {}}}\n",
+        ("missing-field", 4, 40),
+        ["detectLocal.interfaceNamePrefix"],
+    ),
     "bridge mode without a bridge": (
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
         "spec: {serviceProxy: {detectLocalMode: BridgeInterface}}\n",

@@ -14,6 +14,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Network,
     NetmaskValueError,
+    ip_network,
 )
 
 from netlab.topology.convert import shown, shown_path
@@ -99,6 +100,15 @@ def network(
         message = f"{title}: {where} {text} is an address inside a network, not a network"
         found.error("bad-cidr", message, origin, *path, hint=f"did you mean {right}?")
     return None
+
+
+def is_network(text: str) -> bool:
+    """Whether kube-proxy reads a text as a network: of either family, with host bits or not."""
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return "/" in text
 
 
 def split(

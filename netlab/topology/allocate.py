@@ -6,8 +6,10 @@ applied, in `networks`, `pods`, `placement`, `services`, `endpoints`, and in doc
 
 from __future__ import annotations
 
+from netlab.problems import suggest
 from netlab.topology import endpoints, lab_document, model, networks, placement, services
-from netlab.topology.addresses import network, split
+from netlab.topology.addresses import is_network, network, split
+from netlab.topology.convert import shown
 from netlab.topology.networks import DraftNode, Networks
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints
@@ -15,7 +17,11 @@ from netlab.topology.pods import DraftPod
 
 OVERLAYS = ("vxlan", "host-gw")
 PROXY_MODES = ("iptables", "nftables", "nftables-flat", "none")
-FEATURE_GATES = ("AllowServiceExternalIPs",)
+NODE_PORT_ADDRESSES = ("primary", "localhost", "all")  # words for networks
+_NODE_PORT_ADDRESSES_HINT = "a network such as 172.21.32.0/24, or primary, localhost or all"
+# Gates of kube-proxy v1.37: those that rules depend on, and those that are locked to true.
+FEATURE_GATES = ("AllowServiceExternalIPs", "KubeProxyNFTablesLocalhostNodePorts")
+LOCKED_GATES = ("MultiCIDRServiceAllocator", "NFTablesProxyMode", "PreferSameTrafficDistribution")
 
 
 def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
@@ -173,11 +179,12 @@ def _check_service_proxy(
         for part in split(spec.clusterCIDR, title, found, origin, where).values():
             network(part, title, found, origin, where)
     for index, text in enumerate(spec.nodePortAddresses or ()):
-        if text != "primary":
-            network(text, title, found, origin, (*path, "nodePortAddresses", index))
-        elif len(spec.nodePortAddresses or ()) > 1:
-            message = f'{title}: "primary" stands alone in nodePortAddresses, or not at all'
-            found.error("bad-value", message, origin, *path, "nodePortAddresses", index)
+        if text not in NODE_PORT_ADDRESSES and not is_network(text):
+            message = f"{title}: nodePortAddresses[{index}] {shown(text)} is not a CIDR"
+            near = suggest(text, NODE_PORT_ADDRESSES)
+            hint = f'did you mean "{near}"?' if near else _NODE_PORT_ADDRESSES_HINT
+            at = ("nodePortAddresses", index)
+            found.error("bad-cidr", message, origin, *path, *at, hint=hint)
     local = spec.detectLocal or lab_document.DetectLocalSpec()
     for mode, name, value in (
         ("BridgeInterface", "bridgeInterface", local.bridgeInterface),
@@ -186,13 +193,16 @@ def _check_service_proxy(
         if spec.detectLocalMode == mode and not value:
             message = f"{title}: detectLocalMode {mode} needs detectLocal.{name}"
             found.error("missing-field", message, origin, *path, "detectLocalMode")
-    for gate in spec.featureGates or {}:
-        if gate not in FEATURE_GATES:
+    for gate, on in (spec.featureGates or {}).items():
+        key = (*path, "featureGates", gate)
+        if gate not in (*FEATURE_GATES, *LOCKED_GATES):
             message = f"{title}: the feature gate {gate} is not built by this version"
-            hint = f"it knows {', '.join(FEATURE_GATES)}"
-            found.error(
-                "unsupported", message, origin, *path, "featureGates", gate, hint=hint, at_key=True
-            )
+            near = suggest(gate, FEATURE_GATES)
+            hint = f'did you mean "{near}"?' if near else f"it knows {', '.join(FEATURE_GATES)}"
+            found.error("unsupported", message, origin, *key, hint=hint, at_key=True)
+        elif gate in LOCKED_GATES and not on:
+            message = f"{title}: the feature gate {gate} cannot be switched off any more"
+            found.error("bad-value", message, origin, *key)
 
 
 def _title(lab: Stated[lab_document.Lab]) -> str:

@@ -98,7 +98,7 @@ class ServiceProxy(Frozen, frozen=True):
     iptables: IPTablesProxy = IPTablesProxy()
     nftables: NFTablesProxy = NFTablesProxy()
     conntrack: ConntrackProxy = ConntrackProxy()
-    featureGates: dict[str, bool] = {}  # known: AllowServiceExternalIPs
+    featureGates: dict[str, bool] = {}
 
 
 class Node(Frozen, frozen=True):
