@@ -34,10 +34,11 @@ def listings(lab: Lab, node: Node) -> Mapping[str, str]:
     mode = lab.service_proxy.mode
     if mode == "iptables":
         return {"ip": read(lab.name, "iptables.txt"), "ip6": read(lab.name, "ip6tables.txt")}
-    if mode == "nftables":
-        return {"ip": read(lab.name, "nftables.txt")}
-    rules = MODES[mode].render(lab, node)
-    return {"ip": "".join(table.text for table in rules.tables)}  # type: ignore[union-attr]
+    text = read(lab.name, "nftables.txt")
+    if mode == "nftables-flat":
+        rules = MODES[mode].render(lab, node)
+        text = "".join(table.text for table in rules.tables)  # type: ignore[union-attr]
+    return {"ip": text, "ip6": text}
 
 
 def lab_in(mode: ProxyMode, state: str) -> tuple[Lab, Node]:
@@ -156,7 +157,9 @@ def test_clients_that_are_remembered_are_shown() -> None:
     before, _, behind = printed.partition(f"\tset {name} {{")
     timeout, elements = "\t\ttimeout 3h\n", "\t\telements = { 10.42.1.7 expires 2h59m }\n"
     remembering = f"{before}\tset {name} {{{behind.replace(timeout, timeout + elements, 1)}"
-    reading, met = read_service(lab, node, lab.services[0], {"ip": remembering})
+    reading, met = read_service(
+        lab, node, lab.services[0], dict.fromkeys(("ip", "ip6"), remembering)
+    )
     found = [
         (each.block.key.name, reading.sentence(each.block, line))
         for each in met
@@ -178,19 +181,18 @@ def test_what_is_missing_and_what_is_too_much_is_said(mode: ProxyMode) -> None:
     }[mode]
     changed, count = re.subn(pattern, "", printed["ip"], count=1)
     assert count == 1
+    damaged = {"ip": changed, "ip6": printed["ip6"] if mode == "iptables" else changed}
     states = {
         line.state: (each.block.key.name, line.text)
-        for each in shown(lab, node, service, {**printed, "ip": changed})
+        for each in shown(lab, node, service, damaged)
         for line in each.lines
     }
     assert set(states) == {"there", "missing"}
     assert "10.244.1.4" in states["missing"][1] or "10.99.174.93" in states["missing"][1]
     mysql = next(service for service in lab.services if service.name == "mysql")
-    assert {
-        line.state
-        for each in shown(lab, node, mysql, {**printed, "ip": changed})
-        for line in each.lines
-    } == {"there"}
+    assert {line.state for each in shown(lab, node, mysql, damaged) for line in each.lines} == {
+        "there"
+    }
 
 
 def test_a_rule_that_is_left_gets_all() -> None:

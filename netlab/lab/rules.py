@@ -98,7 +98,7 @@ def printed(lab: Lab, node: Node) -> Mapping[str, str]:
             return {"ip": ipv4, "ip6": ipv6}
         case Tables(tables=tables):
             text = nft.listing(namespace, [f"{table.family} {table.name}" for table in tables])
-            return {"ip": text}
+            return {"ip": text, "ip6": text}
         case None:
             return {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 
 from netlab.datapath.services.nftables import proxier_of
@@ -82,6 +83,15 @@ class FlatReading(NftablesReading):
             behind = self._remembering.get((key.family, element.rpartition(" : ")[2]))
             return (behind or owner,)
         return (owner,)
+
+    def endpoints(self, key: Key, line: str) -> Iterable[str]:
+        """Those of an element."""
+        if key.kind == "chain" or not is_element(key, line):
+            return ()
+        if key.name.endswith("-endpoints") and " : " in line:
+            return (address_of(*line.rpartition(" : ")[2].split(" . ")),)
+        owners = (owner.endpoint for owner in self.owners_of_element(key, line))
+        return [endpoint for endpoint in owners if endpoint]
 
     def sentence_of_services(self, rule: str) -> str:
         """What a rule of chain `services` does."""

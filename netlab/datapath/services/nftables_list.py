@@ -200,6 +200,8 @@ def parse(text: str, *, remembered: bool = False) -> dict[str, dict[str, list[st
     elements: list[str] | None = None
     for line in text.splitlines():
         stripped = line.strip()
+        if stripped.startswith("#"):  # a warning of nft's
+            continue
         if elements is not None or stripped.startswith(_ELEMENTS):
             elements = elements or []
             elements.append(stripped.removeprefix(_ELEMENTS))

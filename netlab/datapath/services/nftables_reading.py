@@ -24,11 +24,12 @@ _TARGET = re.compile(r"\d+ : ([^\s,}]+) \. (\d+)")
 _DNAT = re.compile(r"dnat (?:ip6? )?to (\[[^\]]+\]:\d+|[\d.]+:\d+)")
 _CHOSEN = re.compile(r"(\d+) : goto (endpoint-[^\s,}]+)")
 
+_ANNOTATION = re.compile(r"[ \t]+# (?:handle|count) \d+.*$", re.M)
+
 # How versions of nft, and its options for numbers, spell the same otherwise; ours to the right.
 _SPELLINGS = tuple(
     (re.compile(pattern), ours)
     for pattern, ours in (
-        (r"\s+# (handle|count) \d+.*$", ""),
         (r"\s+", " "),
         (r"\bmeta mark\b", "mark"),
         (r"\bmark set mark or\b", "mark set mark |"),
@@ -43,6 +44,9 @@ _SPELLINGS = tuple(
         (r"\bpriority dstnat\b", "priority -100"),
         (r"\bpriority srcnat\b", "priority 100"),
         (r"\bpriority filter\b", "priority 0"),
+        (r"\bdaddr type 2\b", "daddr type local"),
+        (r"\bsaddr type 2\b", "saddr type local"),
+        (r"\{ 6, 17, 132 \}", "{ tcp, udp, sctp }"),
         (r"\{ ([^\s,:]+) \}", r"\1"),
         (r"(?<=\d)/32\b|(?<=:)/128\b", ""),
         (r"((?:^| \. |\bl4proto ))6(?= \. | dnat )", r"\1tcp"),
@@ -90,6 +94,14 @@ class NftablesReading:
                     name = nftables_name(info.name, info.protocol, text)
                     self._names[name] = Owner(info.name, text)
 
+    @classmethod
+    def recognise(cls, text: str) -> Mapping[str, str] | None:
+        """What `nft list ruleset` or `nft list table` have printed."""
+        if not re.search(rf"^table ip6? {cls.table} \{{", text, re.M):
+            return None
+        text = _ANNOTATION.sub("", text)
+        return {"ip": text, "ip6": text}
+
     def blocks(self, printed: Mapping[str, str]) -> Blocks:
         """Chains, sets and maps of the mode's tables."""
         found = {}
@@ -107,7 +119,26 @@ class NftablesReading:
                         [Line(line, learned=learned and is_element(key, line)) for line in lines],
                         learns=learned,
                     )
+        for key, block in found.items():
+            self._learn(key, block)
         return found
+
+    def _learn(self, key: Key, block: Block) -> None:
+        """Whose addresses and endpoints are those that no Service of the lab has."""
+        kind, _, name = key.name.partition("-")
+        if key.name == "service-ips":
+            for line in block.lines:
+                address, _, rest = line.text.partition(" . ")
+                owner = next(filter(None, map(self.by_name, references(rest))), None)
+                if owner and not re.search(r" goto external-", rest):
+                    known = self.known.by_address[key.family]
+                    known.setdefault(address, [Owner(owner.service)])
+        elif kind in ("service", "local", "endpoint") and (owner := self.by_name(key.name)):
+            protocol = name.rsplit("__", 1)[0].split("/")[-2]
+            for line in block.lines:
+                for endpoint in self.endpoints(key, line.text):
+                    known = self.known.by_endpoint[key.family]
+                    known.setdefault(f"{endpoint}/{protocol}", [Owner(owner.port, endpoint)])
 
     def rendered(self, rules: Rules) -> Mapping[str, str]:
         """What `nft list` prints of them."""
@@ -122,7 +153,7 @@ class NftablesReading:
         if comment and " : " in rest:  # an element's verdict comes behind its comment
             said, quote, verdict = rest.rpartition('"')
             return f"{_spelled(text)}{comment}{said}{quote}{_spelled(verdict)}"
-        return f"{_spelled(text)}{comment}{re.sub(r' *# handle.*$', '', rest)}"
+        return f"{_spelled(text)}{comment}{rest}"
 
     def is_shared(self, key: Key) -> bool:
         """No chain is."""
@@ -140,7 +171,7 @@ class NftablesReading:
                 return ()
             behind = [o for name in references(line) if (o := self.by_name(name)) and o.endpoint]
             return (behind[0] if len(behind) == 1 else owner,)
-        if not is_element(key, line):
+        if not line or not is_element(key, line):
             owner = self.by_name(key.name)
             return (owner,) if owner else ()
         return self.owners_of_element(key, line)
@@ -178,6 +209,22 @@ class NftablesReading:
             is_ipv4 = re.fullmatch(r"\d+(\.\d+){3}", address)
             endpoint = address_of(address if is_ipv4 else address.replace(".", ":"), number)
         return Owner(f"{service}:{port}" if port else service, endpoint)
+
+    def endpoints(self, key: Key, line: str) -> Iterable[str]:
+        """Those that it translates to, or goes on to."""
+        if key.name == "hairpin-connections":
+            is_one = line and is_element(key, line)
+            return {hairpin(key_of(line)).partition("/")[0]} if is_one else ()
+        found = {address_of(ip, port) for ip, port in _TARGET.findall(line)}
+        found |= set(_DNAT.findall(line))
+        owners = [self.by_name(name) for name in (*references(line), key.name)]
+        return found | {owner.endpoint for owner in owners if owner and owner.endpoint}
+
+    def slot(self, key: Key, line: str) -> str | None:
+        """The key of an element, the name of a property."""
+        if key.kind == "chain":
+            return None
+        return key_of(line) if is_element(key, line) else line.partition(" ")[0]
 
     def targets(self, key: Key, line: str) -> Iterable[Key]:
         """Sets and maps that it asks, and the chains that it or their elements lead to."""

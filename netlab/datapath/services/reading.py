@@ -91,6 +91,10 @@ class Reading(Protocol):
 
     def __init__(self, lab: Lab, node: Node, *, whole: bool = True) -> None: ...
 
+    @staticmethod
+    def recognise(text: str) -> Mapping[str, str] | None:
+        """The listings of families in what a tool has printed; None if it is none of this mode."""
+
     def blocks(self, printed: Mapping[str, str]) -> Blocks:
         """The blocks of ours in the listings of families ("ip", "ip6")."""
 
@@ -108,6 +112,12 @@ class Reading(Protocol):
 
     def owners(self, key: Key, line: str) -> tuple[Owner, ...]:
         """Whom a line serves; nobody: all Services, or no Service of ours."""
+
+    def endpoints(self, key: Key, line: str) -> Iterable[str]:
+        """Endpoints that a line names, as "10.244.1.4:8002"."""
+
+    def slot(self, key: Key, line: str) -> str | None:
+        """What only one line of a block can have, such as the key of an element; None: nothing."""
 
     def targets(self, key: Key, line: str) -> Iterable[Key]:
         """Blocks that a packet meets because of a line, in order."""
@@ -217,10 +227,13 @@ def rendered_service(
 
 
 def compare(lab: Lab, node: Node, mode: Mode, printed: Mapping[str, str]) -> tuple[Reading, Blocks]:
-    """All rules of a mode on a node that prints them so, held against what should be there."""
+    """All rules of a mode on a node that prints them so, held against what should be there.
+
+    Only of the families that `printed` has.
+    """
     reading, wanted = _wanted(lab, node, mode)
-    found = reading.blocks(printed)
-    return reading, merge(reading, wanted, found)
+    wanted = {key: block for key, block in wanted.items() if key.family in printed}
+    return reading, merge(reading, wanted, reading.blocks(printed))
 
 
 def _wanted(lab: Lab, node: Node, mode: Mode, *, whole: bool = True) -> tuple[Reading, Blocks]:
