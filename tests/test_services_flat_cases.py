@@ -312,6 +312,21 @@ VARIANTS = {
             Case("", "p0", external_ip("cluster"), "p1 p2 p3", seen="masqueraded"),
         ],
     ),
+    "NodePorts passed on from loopback": (
+        {
+            "nodePortAddresses": ("primary", "localhost"),
+            "featureGates": {"KubeProxyNFTablesLocalhostNodePorts": True},
+        },
+        [
+            Case("", "n1", "127.0.0.1", "p1 p2 p3", port=node_port("cluster"), seen="masqueraded"),
+            Case("", "n1", "127.0.0.1", "p0 p2", port=node_port("local"), seen="masqueraded"),
+            Case("", "n1", "127.0.0.1", REFUSED, port=node_port("cluster"), protocol="UDP"),
+            Case("", "n1", "127.0.0.1", REFUSED, port=node_port("empty")),
+            Case("", "n1", "127.0.0.1", REFUSED, port=node_port("remote")),
+            Case("", "n1", "127.0.0.2", REFUSED, port=node_port("cluster")),
+            Case("", "outside", N1, "p1 p2 p3", port=node_port("cluster")),
+        ],
+    ),
     "NodePorts refused on loopback, external IPs not served": (
         {
             "featureGates": {

@@ -187,6 +187,8 @@ class Server(State, frozen=True):
     listen: tuple[tuple[str, int], ...] = ()  # ("TCP", 8002)
     addresses: tuple[str, ...] = ()  # to listen on; none: every one
     page: Page | None = None  # None: it tells who it is
+    backends: tuple[tuple[str, int], ...] = ()  # TCP streams are passed on to one of these
+    sticky_s: int | None = None  # who comes within this time goes where the last one went
 
 
 class LabState(State, frozen=True):

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from netlab.kernel.syscalls import CLONE_NEWNET, setns
-from netlab.lab import messages
+from netlab.lab import messages, relay
 from netlab.lab.answers import Announcement, Conversation, Page, Pod, datagram
 
 IDLE_S = 300.0  # a connection on which nothing moved for this long is closed
@@ -56,6 +56,12 @@ class _Open(NamedTuple):
     socket: socket.socket
     pod: Pod
     page: Page | None  # what is said instead of what pods say
+    streams: _Streams | None  # where clients are passed on to instead
+
+
+class _Streams(NamedTuple):
+    choice: relay.Choice
+    namespace: int  # descriptor of the one that they begin in
 
 
 def main(channel: socket.socket) -> None:
@@ -73,13 +79,14 @@ class _Workload:
         self._poll.register(channel, select.EPOLLIN)
         self._open: dict[_Key, _Open] = {}
         self._listening: dict[int, _Key] = {}  # by descriptor
-        self._connections: OrderedDict[int, _Connection] = OrderedDict()  # least active first
+        self._connections: OrderedDict[_Connection, None] = OrderedDict()  # least active first
+        self._sides: dict[int, tuple[_Connection, _Side]] = {}  # by descriptor
 
     def run(self) -> None:
         while True:
             for descriptor, events in self._poll.poll(self._until_idle_s()):
-                if (connection := self._connections.get(descriptor)) is not None:
-                    self._progress(connection, events)
+                if (found := self._sides.get(descriptor)) is not None:
+                    self._progress(*found, events)
                 elif (key := self._listening.get(descriptor)) is not None:
                     self._receive(key)
                 elif descriptor == self._channel.fileno():
@@ -107,14 +114,18 @@ class _Workload:
             for key, server in wanted.items():
                 pod = Pod(server["identity"], server["node"])
                 page = Page(**server["page"]) if "page" in server else None
+                backends = _backends(server)
                 if (there := self._open.get(key)) is not None:
                     self._open[key] = there._replace(pod=pod, page=page)
+                    if there.streams and backends:
+                        there.streams.choice.change(backends)
                     continue
                 try:
                     if here != key.inode:
                         setns(namespaces[key.inode], CLONE_NEWNET)
                         here = key.inode
-                    self._listen(key, pod, page)
+                    opened, streams = self._listen(key, backends, namespaces[key.inode])
+                    self._open[key] = _Open(opened, pod, page, streams)
                 except OSError as error:
                     unserved.append(_unserved(server, key, os.strerror(error.errno or 0)))
         finally:
@@ -122,7 +133,9 @@ class _Workload:
             messages.close(request.descriptors)
         return {"sockets": len(self._open), "unserved": list(dict.fromkeys(unserved))}
 
-    def _listen(self, key: _Key, pod: Pod, page: Page | None) -> None:
+    def _listen(
+        self, key: _Key, backends: relay.Backends | None, namespace: int
+    ) -> tuple[socket.socket, _Streams | None]:
         """Open one socket in the namespace that this thread is in."""
         kind, protocol = _KINDS[key.protocol]
         family = socket.AF_INET6 if ":" in key.address else socket.AF_INET
@@ -138,22 +151,25 @@ class _Workload:
             opened.bind((key.address, key.port))
             if kind == socket.SOCK_STREAM:
                 opened.listen(_BACKLOG)
+            streams = _Streams(relay.Choice(backends), os.dup(namespace)) if backends else None
             self._poll.register(opened, select.EPOLLIN)
         except BaseException:
             opened.close()
             raise
-        self._open[key] = _Open(opened, pod, page)
         self._listening[opened.fileno()] = key
+        return opened, streams
 
     def _close(self, keys: Iterable[_Key]) -> None:
         """Stop listening, and hang up on who came in that way."""
         gone = set(keys)
-        for connection in [c for c in self._connections.values() if c.key in gone]:
+        for connection in [c for c in self._connections if c.key in gone]:
             self._hang_up(connection)
         for key in gone:
             there = self._open.pop(key)
             del self._listening[there.socket.fileno()]
             there.socket.close()
+            if there.streams:
+                os.close(there.streams.namespace)
 
     # Who speaks to it
 
@@ -175,9 +191,23 @@ class _Workload:
     def _accept(self, key: _Key, there: _Open) -> None:
         accepted, address = there.socket.accept()
         accepted.setblocking(False)
-        connection = _Connection(key, accepted, self._conversation(key, there, address))
-        self._poll.register(accepted, connection.events)
-        self._connections[accepted.fileno()] = connection
+        sides: tuple[_Side, ...]
+        if there.streams is None:
+            sides = (_Client(accepted, self._conversation(key, there, address)),)
+        else:
+            sides = relay.stream(accepted, self._backend(there.streams))
+        connection = _Connection(key, sides)
+        self._connections[connection] = None
+        for side in sides:
+            self._sides[side.socket.fileno()] = connection, side
+        self._wait_for(connection)
+
+    def _backend(self, streams: _Streams) -> socket.socket:
+        setns(streams.namespace, CLONE_NEWNET)
+        try:
+            return relay.connect(streams.choice.next())
+        finally:
+            setns(self._home, CLONE_NEWNET)
 
     def _conversation(self, key: _Key, there: _Open, address: _Address) -> Conversation:
         page = there.page
@@ -188,47 +218,72 @@ class _Workload:
     def _make_room(self) -> None:
         """Descriptors are used up: give up the connection that was idle longest."""
         if self._connections:
-            self._hang_up(next(iter(self._connections.values())))
+            self._hang_up(next(iter(self._connections)))
         else:
             time.sleep(0.05)  # the listener stays readable: do not spin on it
 
-    def _progress(self, connection: _Connection, events: int) -> None:
+    def _progress(self, connection: _Connection, side: _Side, events: int) -> None:
         try:
-            connection.progress(events)
+            side.progress(events)
         except OSError:
             self._hang_up(connection)
             return
-        if connection.events == 0:
+        if not any(each.events for each in connection.sides):
             self._hang_up(connection)
             return
         connection.active = time.monotonic()
-        self._connections.move_to_end(connection.socket.fileno())
-        self._poll.modify(connection.socket, connection.events)
+        self._connections.move_to_end(connection)
+        self._wait_for(connection)
+
+    def _wait_for(self, connection: _Connection) -> None:
+        """Have the poll wait for what the sides of a connection wait for, and no more.
+
+        A socket that waits for nothing is taken out: errors would be told of it again and again.
+        """
+        for side in connection.sides:
+            before, now = connection.awaited.get(side, 0), side.events
+            if now and not before:
+                self._poll.register(side.socket, now)
+            elif now != before and now:
+                self._poll.modify(side.socket, now)
+            elif before and not now:
+                self._poll.unregister(side.socket)
+            connection.awaited[side] = now
 
     def _hang_up(self, connection: _Connection) -> None:
-        del self._connections[connection.socket.fileno()]
-        connection.socket.close()
+        del self._connections[connection]
+        for side in connection.sides:
+            del self._sides[side.socket.fileno()]
+            side.socket.close()
 
     def _until_idle_s(self) -> float | None:
         if not self._connections:
             return None
-        return max(0.0, next(iter(self._connections.values())).active + IDLE_S - time.monotonic())
+        return max(0.0, next(iter(self._connections)).active + IDLE_S - time.monotonic())
 
     def _drop_idle(self) -> None:
         while self._connections and self._until_idle_s() == 0:
-            self._hang_up(next(iter(self._connections.values())))
+            self._hang_up(next(iter(self._connections)))
 
 
 class _Connection:
+    """What came in at a listening socket: a client, or both sides of a stream that is passed on."""
+
+    def __init__(self, key: _Key, sides: tuple[_Side, ...]) -> None:
+        self.key = key
+        self.sides = sides
+        self.awaited: dict[_Side, int] = {}  # the events that the poll waits for
+        self.active = time.monotonic()
+
+
+class _Client:
     """One client over TCP: what it is told, in its pace.
 
     `events` are those to wait for; none means that it is finished.
     """
 
-    def __init__(self, key: _Key, accepted: socket.socket, conversation: Conversation) -> None:
-        self.key = key
+    def __init__(self, accepted: socket.socket, conversation: Conversation) -> None:
         self.socket = accepted
-        self.active = time.monotonic()
         self.events = select.EPOLLIN
         self._conversation = conversation
         self._unsent = bytearray()
@@ -268,6 +323,9 @@ class _Connection:
             self._unsent += self._conversation.receive(data)
 
 
+_Side = _Client | relay.Side
+
+
 def _answer_datagram(there: _Open) -> None:
     data, ancillary, _, address = there.socket.recvmsg(1 << 16, socket.CMSG_SPACE(_PKTINFO6.size))
     answer = datagram(data, there.pod, _text(address))
@@ -286,6 +344,13 @@ def _text(address: _Address) -> str:
     """A client as text: "10.244.1.4:40000", "[fd00:10:244:1::4]:40000"."""
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _backends(server: dict[str, Any]) -> relay.Backends | None:
+    if "backends" not in server:
+        return None
+    addresses = tuple((address, port) for address, port in server["backends"])
+    return relay.Backends(addresses, server.get("sticky_s"))
 
 
 def _keys(server: dict[str, Any]) -> Iterator[_Key]:

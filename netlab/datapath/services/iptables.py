@@ -14,7 +14,6 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from netlab.datapath.services.endpoints import service_ports
-from netlab.datapath.services.health import health_checks
 from netlab.datapath.services.iptables_save import Table, comment, host, nfacct
 from netlab.datapath.services.iptables_service import (
     LOCALHOST_ACCEPTED,
@@ -22,6 +21,7 @@ from netlab.datapath.services.iptables_service import (
     add_filter_rules,
     add_nat_rules,
 )
+from netlab.datapath.services.listeners import health_checks
 from netlab.datapath.services.local import (
     local_detector,
     node_ip,

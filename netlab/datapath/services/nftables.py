@@ -13,7 +13,7 @@ from ipaddress import ip_address, ip_network
 
 from msgspec.structs import replace
 
-from netlab.datapath.services.health import health_checks
+from netlab.datapath.services.listeners import health_checks, passed_on
 from netlab.datapath.services.local import (
     NodePortAddresses,
     local_detector,
@@ -56,7 +56,12 @@ def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
 
 def servers(lab: Lab, node: Node) -> list[Server]:
     """What kube-proxy itself answers on the node."""
-    return health_checks(lab, node, primary_node_ports)
+    found = health_checks(lab, node, primary_node_ports)
+    for family in (4, 6):
+        node_ports = primary_node_ports(lab.service_proxy, node, family)
+        if _listens_on_localhost(lab.service_proxy, node_ports):
+            found += passed_on(lab, node, family)
+    return found
 
 
 class _TableProxier(TableProxier):
@@ -148,8 +153,14 @@ def rejected_on_localhost(
     """
     if not proxy.featureGates.get(LOCALHOST_GATE, False):
         return None
-    listens = any(network.is_loopback for network in node_ports.networks)
-    return ("udp", "sctp") if listens else ("tcp", "udp", "sctp")
+    if _listens_on_localhost(proxy, node_ports):
+        return ("udp", "sctp")
+    return ("tcp", "udp", "sctp")
+
+
+def _listens_on_localhost(proxy: ServiceProxy, node_ports: NodePortAddresses) -> bool:
+    gate = proxy.featureGates.get(LOCALHOST_GATE, False)
+    return gate and any(network.is_loopback for network in node_ports.networks)
 
 
 def _add_sets(

@@ -1,18 +1,20 @@
-"""What kube-proxy answers to load balancers on a Service's healthCheckNodePort.
+"""Sockets of Services on which kube-proxy itself listens, on each node.
 
-A load balancer that keeps to externalTrafficPolicy Local asks every node at this port, and sends
-only to those that answer 200: those with a ready endpoint.  An endpoint that terminates does not
-count, though it may still be served to.
+* healthCheckNodePort: a load balancer that keeps to externalTrafficPolicy Local asks every node
+  there, and sends only to those that answer 200: those with a ready endpoint.  An endpoint that
+  terminates does not count, though it may still be served to.
+* NodePorts on loopback, in the nftables modes if it is told to: no rule can send a packet from
+  127.0.0.1 to a pod unless `route_localnet` lets it, so that streams are passed on.
 
-Source: kube-proxy pkg/proxy/healthcheck/service_health.go.
+Source: kube-proxy pkg/proxy/healthcheck/service_health.go, pkg/proxy/localnodeportproxy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from netlab.datapath.podnet import EVERY_ADDRESS
-from netlab.datapath.services.endpoints import cluster_ip_of
+from netlab.datapath.services.endpoints import cluster_ip_of, service_ports
 from netlab.datapath.services.local import NodePortAddresses, own_addresses
 from netlab.datapath.state import Page, Server, namespace_name
 from netlab.topology.model import Lab, Node, Service, ServiceProxy
@@ -44,6 +46,22 @@ def health_checks(
             if listening and cluster_ip_of(service, family) is not None
         ]
     return found
+
+
+def passed_on(lab: Lab, node: Node, family: int) -> Iterator[Server]:
+    """NodePorts on the loopback address of a family; without endpoints nobody listens."""
+    for info in service_ports(lab, node, family):
+        endpoints = info.local if info.external_local else info.cluster
+        if info.node_port and info.protocol == "tcp" and endpoints:
+            yield Server(
+                namespace=namespace_name(lab.name, node.name),
+                identity=f"the NodePort of svc/{info.name} on loopback",
+                node=node.name,
+                listen=(("TCP", info.node_port),),
+                addresses=("127.0.0.1" if family == 4 else "::1",),
+                backends=tuple((endpoint.address, endpoint.port) for endpoint in endpoints),
+                sticky_s=info.affinity_s,
+            )
 
 
 def _is_asked(service: Service) -> bool:

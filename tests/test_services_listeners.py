@@ -1,4 +1,4 @@
-"""Health checks of load balancers: answers and listeners are those of the real kube-proxy."""
+"""What kube-proxy itself listens for: answers and listeners are those of the real one."""
 
 from __future__ import annotations
 
@@ -66,6 +66,25 @@ def test_listeners_are_those_of_the_real_kube_proxy(mode: ProxyMode) -> None:
     own = {"*:10256", "127.0.0.1:10249"}  # of the program, not of a Service
     recorded = set(read("lb-local", f"listeners-{mode}.txt").split()) - own
     assert {f"{ip}:{port}" for ip in server.addresses for _, port in server.listen} == recorded
+
+
+@pytest.mark.parametrize("mode", ["nftables", "nftables-flat"])
+@pytest.mark.parametrize("state", ["nodeport-localhost-proxy", "nodeport-localhost-reject"])
+def test_loopback_is_listened_on_as_by_the_real_kube_proxy(state: str, mode: ProxyMode) -> None:
+    lab, node = golden_lab(state)
+    found = served(lab, mode, node.name)
+    own = {"*:10256", "127.0.0.1:10249"}
+    recorded = set(read(state, "listeners.txt").split()) - own
+    listening = {f"{each.addresses[0]}:{each.listen[0][1]}" for each in found}
+    assert listening == recorded
+    for each in found:
+        assert each.backends == (("10.42.1.60", 8080), ("10.42.2.60", 8080))
+    (service,) = lab.services
+    local = replace(service, external_traffic_policy="Local", session_affinity="ClientIP")
+    for each in served(replace(lab, services=(local,)), mode, node.name):
+        assert each.backends == (("10.42.1.60", 8080),)
+        assert each.sticky_s == 10800
+    assert served(replace(lab, endpoints=()), mode, node.name) == []
 
 
 @pytest.mark.parametrize(
