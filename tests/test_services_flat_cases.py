@@ -16,7 +16,14 @@ from msgspec.structs import replace
 from netlab.datapath.state import namespace_name
 from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle
-from netlab.topology.model import DetectLocal, Lab, Protocol, ProxyMode, ServiceProxy
+from netlab.topology.model import (
+    DetectLocal,
+    IPTablesBackend,
+    Lab,
+    Protocol,
+    ProxyMode,
+    ServiceProxy,
+)
 from service_cases import (
     CASES,
     DROPPED,
@@ -33,6 +40,11 @@ from service_cases import (
 pytestmark = pytest.mark.kernel
 
 MODES: tuple[ProxyMode, ...] = ("nftables", "nftables-flat", "iptables")
+# Rules of iptables in the other backend too
+LAYOUTS: tuple[tuple[ProxyMode, IPTablesBackend | None], ...] = (
+    *((mode, None) for mode in MODES),
+    ("iptables", "legacy"),
+)
 NFTABLES: tuple[ProxyMode, ...] = ("nftables", "nftables-flat")
 
 PODS = {"p0": "10.244.1.2", "p1": "10.244.2.2", "p2": "10.244.1.3", "p3": "10.244.2.3"}
@@ -118,10 +130,12 @@ def _run(namespace: str, command: str) -> None:
 
 
 @contextlib.contextmanager
-def _up(mode: ProxyMode, **proxy: object) -> Iterator[Probes]:
+def _up(
+    mode: ProxyMode, backend: IPTablesBackend | None = None, **proxy: object
+) -> Iterator[Probes]:
     lab = cases_lab()
     changed = replace(lab.service_proxy, mode=mode, **proxy)
-    lab = replace(lab, service_proxy=changed)
+    lab = replace(lab, service_proxy=changed, iptables_backend=backend)
     probes = Probes(lab)
     try:
         lifecycle.up(lab)
@@ -137,10 +151,10 @@ def _up(mode: ProxyMode, **proxy: object) -> Iterator[Probes]:
         lifecycle.down(lab.name)
 
 
-@pytest.fixture(scope="module", params=MODES)
+@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda layout: "-".join(filter(None, layout)))
 def probes(request: pytest.FixtureRequest) -> Iterator[Probes]:
     """The lab of the cases in one mode."""
-    with _up(request.param) as up:
+    with _up(*request.param) as up:
         yield up
 
 

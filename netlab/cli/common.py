@@ -54,6 +54,16 @@ def proxy_mode_option(name: str, help: str) -> Callable[[F], F]:
     return click.option(name, "mode", metavar="MODE", shell_complete=_complete_mode, help=help)
 
 
+def iptables_backend_option(function: F) -> F:
+    """`--iptables-backend nft|legacy`."""
+    return click.option(
+        "--iptables-backend",
+        "backend",
+        type=click.Choice(["nft", "legacy"]),
+        help="Keep rules of mode iptables there, whatever the file says and plain iptables is.",
+    )(function)
+
+
 def _complete_mode(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

@@ -9,6 +9,7 @@ import click
 
 from netlab.cli.common import (
     complete_lab,
+    iptables_backend_option,
     lab_option,
     only_lab,
     output_option,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from netlab.lab.lifecycle import Outcome
+    from netlab.topology.model import IPTablesBackend
 
 
 def _complete_topology(
@@ -45,6 +47,7 @@ def _complete_topology(
     "--lab", "name", metavar="NAME", envvar="NETLAB_LAB", help="Another name for the lab."
 )
 @proxy_mode_option("--proxy", "Let the service proxy work in this mode, whatever the file says.")
+@iptables_backend_option
 @output_option("json")
 def up(
     topology: str,
@@ -52,6 +55,7 @@ def up(
     as_shell: bool,
     name: str | None,
     mode: str | None,
+    backend: IPTablesBackend | None,
     output: str | None,
 ) -> int:
     """Build the lab of TOPOLOGY, or change what differs from it.
@@ -73,6 +77,10 @@ def up(
         from netlab.lab import change
 
         lab = change.proxy(lab, mode).lab
+    if backend is not None:
+        from msgspec.structs import replace
+
+        lab = replace(lab, iptables_backend=backend)
     require_root()
     from netlab.doctor import preflight
     from netlab.lab import lifecycle

@@ -46,7 +46,8 @@ def describe(item: Item) -> str:
         case Sysctl(path=path, value=value):
             return f"sysctl {path.replace('/', '.')}={value}"
         case Ruleset():
-            return f"rules ({item.ipv4.count(chr(10) + '-A ')} for IPv4)"
+            backend = f"iptables-{item.backend}, " if item.backend else ""
+            return f"rules ({backend}{item.ipv4.count(chr(10) + '-A ')} for IPv4)"
         case Tables():
             return f"rules in table {' and '.join(_names(item))}"
         case Update(ipv4=ipv4, ipv6=ipv6, tables=tables):
@@ -139,12 +140,12 @@ def _commands(change: Change, ends: dict[Peer, Link]) -> Iterator[str]:
             yield from _rules_commands(inside, change.item)
         case Tables():
             yield _nft(inside, change.item.transaction)
-        case Update(ipv4=ipv4, ipv6=ipv6, tables=tables):
-            yield from _restores(inside, ipv4, ipv6)
+        case Update(tables=tables):
+            yield from _restores(inside, change.item)
             if tables:
                 yield _nft(inside, tables)
         case Leftovers():
-            yield from _restores(inside, change.item.ipv4, change.item.ipv6)
+            yield from _restores(inside, change.item)
             for table in change.item.tables:
                 yield f"{inside} nft delete table {table}"
 
@@ -178,14 +179,16 @@ def _link_commands(ip: str, verb: str, link: Link, ends: dict[Peer, Link]) -> It
 def _rules_commands(inside: str, rules: Ruleset) -> Iterator[str]:
     for name in rules.nfacct:
         yield f"{inside} nfacct add {name}"
-    for program, text in (("iptables-restore", rules.ipv4), ("ip6tables-restore", rules.ipv6)):
-        yield f"{inside} {program} <<'EOF'\n{text.rstrip()}\nEOF"
+    yield from _restores(inside, rules, "")
 
 
-def _restores(inside: str, ipv4: str, ipv6: str) -> Iterator[str]:
-    for program, text in (("iptables-restore", ipv4), ("ip6tables-restore", ipv6)):
+def _restores(
+    inside: str, rules: Ruleset | Update | Leftovers, option: str = " --noflush"
+) -> Iterator[str]:
+    backend = f"-{rules.backend}" if rules.backend else ""
+    for family, text in (("iptables", rules.ipv4), ("ip6tables", rules.ipv6)):
         if text:
-            yield f"{inside} {program} --noflush <<'EOF'\n{text.rstrip()}\nEOF"
+            yield f"{inside} {family}{backend}-restore{option} <<'EOF'\n{text.rstrip()}\nEOF"
 
 
 def _nft(inside: str, text: str) -> str:

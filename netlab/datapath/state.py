@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 LinkKind = Literal["veth", "bridge", "vxlan"]
+Backend = Literal["nft", "legacy"]  # of iptables
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -109,6 +110,7 @@ class Ruleset(State, frozen=True):
     ipv4: str
     ipv6: str
     nfacct: tuple[str, ...] = ()  # accounting objects that must exist before
+    backend: Backend | None = None  # None: the one that the machine uses
 
 
 class Table(State, frozen=True):
@@ -142,6 +144,7 @@ class Leftovers(State, frozen=True):
     ipv4: str = ""  # input for `iptables-restore --noflush`
     ipv6: str = ""  # and for `ip6tables-restore --noflush`
     tables: tuple[str, ...] = ()  # nftables tables, "ip kube-proxy"
+    backend: Backend | None = None  # of iptables, as in a Ruleset
 
 
 class Update(State, frozen=True):
@@ -153,6 +156,7 @@ class Update(State, frozen=True):
     ipv4: str = ""  # input for `iptables-restore --noflush`
     ipv6: str = ""  # and for `ip6tables-restore --noflush`
     tables: str = ""  # input for nft
+    backend: Backend | None = None  # of iptables, as in a Ruleset
 
     def __bool__(self) -> bool:
         return bool(self.ipv4 or self.ipv6 or self.tables)

@@ -64,6 +64,14 @@ def umount(target: str, flags: int = 0) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), target)
 
 
+def getsockopt(fd: int, level: int, option: int, question: bytes) -> bytes:
+    """An option that is asked for with a filled-in structure, getsockopt(2)."""
+    buffer = ctypes.create_string_buffer(question, len(question))
+    length = ctypes.c_uint32(len(question))
+    _check(_libc.getsockopt(fd, level, option, buffer, ctypes.byref(length)), "getsockopt")
+    return buffer.raw
+
+
 def die_with_parent(signal: int) -> None:
     """Have the kernel send `signal` to this process when the thread that forked it ends."""
     _check(_libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl")

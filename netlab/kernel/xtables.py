@@ -1,23 +1,25 @@
 """Rules of a namespace, loaded and read with the tools of iptables.
 
-The tools are run inside the namespace, IPv4 and IPv6 side by side.  The nftables-backed variants
-(`iptables-nft-restore`) come first where a machine has both: their rules can be traced, and the
-legacy ones share one lock, /run/xtables.lock, between all namespaces of the machine.
+The tools are run inside the namespace, IPv4 and IPv6 side by side.  Rules are kept by nf_tables
+(`iptables-nft-restore`) or by the kernel's older x_tables (`iptables-legacy-restore`), and neither
+shows those of the other.  Where nobody says which, it is the one that plain `iptables` is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 import socket
 import struct
 from typing import TYPE_CHECKING
 
-from netlab.datapath.state import Ruleset
+from netlab.datapath.state import Backend, Ruleset
 from netlab.kernel.namespaces import entered
 from netlab.kernel.nft import names
+from netlab.kernel.syscalls import getsockopt
 from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
@@ -29,9 +31,16 @@ _NFNL_MSG_ACCT_NEW = 0
 _NFACCT_NAME = 1
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
 _NLMSG_ERROR = 2
+_IPT_SO_GET_INFO = 64
+_GET_INFO = struct.Struct("=32s52x")  # struct ipt_getinfo
 
 # How the nftables backend keeps the tables that we know.
 _TABLES = {f"{family} {table}" for family in ("ip", "ip6") for table in ("mangle", "filter", "nat")}
+
+BACKENDS: tuple[Backend, ...] = ("nft", "legacy")
+
+# All legacy tools of a machine, in whatever namespace, wait for one lock, /run/xtables.lock.
+_PATIENCE_S = "60"
 
 
 def restore(namespace: str | int, ruleset: Ruleset, flush: bool = True) -> None:
@@ -44,21 +53,25 @@ def restore(namespace: str | int, ruleset: Ruleset, flush: bool = True) -> None:
 
     Raises NetlabError (exit 3) if a tool is missing or refuses its input.
     """
+    backend = ruleset.backend or host_backend()
     keep = [] if flush else ["--noflush"]
     with entered(namespace):
         for name in ruleset.nfacct:
             create_nfacct(name)
         loads = [
-            (program, _run([program, "-w", "5", *keep], text))
+            (program, _run([program, "-w", _PATIENCE_S, *keep], text))
             for program, text in (
-                (program("iptables", "restore"), ruleset.ipv4),
-                (program("ip6tables", "restore"), ruleset.ipv6),
+                (program("iptables", "restore", backend), ruleset.ipv4),
+                (program("ip6tables", "restore", backend), ruleset.ipv6),
             )
+            if text
         ]
     _wait(loads, "rules-refused")
 
 
-def save(namespace: str | int, counters: bool = False) -> tuple[str, str]:
+def save(
+    namespace: str | int, counters: bool = False, backend: Backend | None = None
+) -> tuple[str, str]:
     """What `iptables-save` and `ip6tables-save` say in a namespace, if asked for with counters.
 
     Raises NetlabError (exit 3) if a tool is missing or fails.
@@ -66,22 +79,46 @@ def save(namespace: str | int, counters: bool = False) -> tuple[str, str]:
     with entered(namespace):
         saves = [
             (program, _run([program, *["-c"] * counters], ""))
-            for program in (program("iptables", "save"), program("ip6tables", "save"))
+            for program in (
+                program("iptables", "save", backend),
+                program("ip6tables", "save", backend),
+            )
         ]
     ipv4, ipv6 = _wait(saves, "rules-unreadable")
     return ipv4, ipv6
 
 
-def in_use(namespace: str | int) -> bool:
-    """Whether a namespace has tables of iptables at all, of either backend; cheap to ask."""
-    if names(namespace) & _TABLES:
-        return True
+def in_use(namespace: str | int, backend: Backend) -> bool:
+    """Whether a namespace has tables of a backend with something in them; cheap to ask.
+
+    (Tables of nf_tables that are empty count, too: they can go, those of x_tables cannot.)
+    """
+    if backend == "nft":
+        return bool(names(namespace) & _TABLES)
     with entered(namespace):
-        for file in ("ip_tables_names", "ip6_tables_names"):
-            with contextlib.suppress(FileNotFoundError), open(f"/proc/thread-self/net/{file}") as f:
-                if f.read():
-                    return True
-    return False
+        return bool(legacy_tables())
+
+
+def legacy_tables() -> list[str]:
+    """Tables of the legacy backend with chains or rules in the calling thread's namespace.
+
+    Source: linux/netfilter_ipv4/ip_tables.h, IPT_SO_GET_INFO.
+    """
+    found: dict[str, None] = {}
+    for file, family, level in (
+        ("ip_tables_names", socket.AF_INET, socket.IPPROTO_IP),
+        ("ip6_tables_names", socket.AF_INET6, socket.IPPROTO_IPV6),
+    ):
+        with contextlib.suppress(OSError), open(f"/proc/thread-self/net/{file}") as names_file:
+            for name in names_file.read().split():
+                with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as channel:
+                    asked = _GET_INFO.pack(name.encode())
+                    answer = getsockopt(channel.fileno(), level, _IPT_SO_GET_INFO, asked)
+                hooks, entries = struct.unpack_from("=I40xI", answer, 32)
+                # One for the policy of each hook, and one at the end.
+                if entries > hooks.bit_count() + 1:
+                    found[name] = None
+    return list(found)
 
 
 def create_nfacct(name: str) -> None:
@@ -117,17 +154,56 @@ def create_nfacct(name: str) -> None:
         )
 
 
-def program(family: str, verb: str) -> str:
-    """Path of `iptables-nft-restore` and its like, or of the plain name where there is none."""
-    for name in (f"{family}-nft-{verb}", f"{family}-{verb}"):
-        # /usr/sbin is not on the path of every user who may become root
-        found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-        if found:
-            return found
-    raise NetlabError(
+def program(family: str, verb: str, backend: Backend | None = None) -> str:
+    """Path of `iptables-nft-restore` and its like; without a backend the one that the host uses.
+
+    Raises NetlabError (exit 3) if it is not installed.
+    """
+    backend = backend or host_backend()
+    name = f"{family}-{backend}-{verb}"
+    found = _which(name)
+    if found is None and backend == host_backend():  # a version that comes with one backend only
+        name = f"{family}-{verb}"
+        found = _which(name)
+    if found is None:
+        raise _missing(name)
+    return found
+
+
+@functools.cache
+def host_backend() -> Backend:
+    """The backend that plain `iptables` is on this machine.
+
+    Raises NetlabError (exit 3) if there is no iptables at all.
+    """
+    plain = _which("iptables")
+    if plain is None:
+        for backend in BACKENDS:
+            if _which(f"iptables-{backend}-restore"):
+                return backend
+        raise _missing("iptables")
+    # All names are links to xtables-nft-multi or xtables-legacy-multi.
+    binary = os.path.basename(os.path.realpath(plain))
+    for backend in BACKENDS:
+        if f"-{backend}" in binary:
+            return backend
+    import subprocess
+
+    # "iptables v1.8.9 (nf_tables)"; without a backend it is a version before 1.8.
+    said = subprocess.run([plain, "--version"], capture_output=True, text=True).stdout
+    return "nft" if "(nf_tables)" in said else "legacy"
+
+
+def _which(name: str) -> str | None:
+    # /usr/sbin is not on the path of every user who may become root
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+
+
+def _missing(program: str) -> NetlabError:
+    return NetlabError(
         Problem(
             "missing-program",
-            f'"{family}-{verb}" is not installed',
+            f'"{program}" is not installed',
             hint="`apt-get install iptables` on Debian and Ubuntu",
         ),
         Exit.MACHINE,

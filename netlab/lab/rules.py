@@ -16,6 +16,7 @@ from netlab.datapath.services import iptables_save, nftables_list
 from netlab.datapath.services.modes import leftovers, mode_of
 from netlab.datapath.services.proxier import service_changes, update_between
 from netlab.datapath.state import (
+    Backend,
     Change,
     Found,
     LabState,
@@ -93,8 +94,8 @@ def printed(lab: Lab, node: Node) -> Mapping[str, str]:
     namespace = namespace_name(lab.name, node.name)
     rules = mode_of(lab).render(replace(lab, services=(), endpoints=()), node)
     match rules:
-        case Ruleset():
-            ipv4, ipv6 = xtables.save(namespace, counters=True)
+        case Ruleset(backend=backend):
+            ipv4, ipv6 = xtables.save(namespace, counters=True, backend=backend)
             return {"ip": ipv4, "ip6": ipv6}
         case Tables(tables=tables):
             text = nft.listing(namespace, [f"{table.family} {table.name}" for table in tables])
@@ -115,12 +116,18 @@ def _had_rules(lab: str) -> bool:
 
 def _differences(namespace: str, wanted: Rules | None) -> Iterable[Change]:
     """Changes for one node; what replaces rules comes before what removes others."""
-    saved = ("", "")
-    with contextlib.suppress(NetlabError):  # not to be read: load them again
-        if isinstance(wanted, Ruleset) or xtables.in_use(namespace):
-            saved = xtables.save(namespace)
-    if wanted and not _is_there(namespace, wanted, saved):
-        item = _with_others(wanted, saved) if isinstance(wanted, Ruleset) else wanted
+    chosen: Backend | None = None
+    saved: dict[Backend, tuple[str, str]] = {}
+    with contextlib.suppress(NetlabError):  # the load will say what is missing
+        if isinstance(wanted, Ruleset):
+            chosen = wanted.backend or xtables.host_backend()
+    for backend in xtables.BACKENDS:
+        with contextlib.suppress(NetlabError):  # not to be read: load them again
+            if backend == chosen or xtables.in_use(namespace, backend):
+                saved[backend] = xtables.save(namespace, backend=backend)
+    there = saved.pop(chosen, ("", "")) if chosen else ("", "")
+    if wanted and not _is_there(namespace, wanted, there):
+        item = _with_others(wanted, there) if isinstance(wanted, Ruleset) else wanted
         yield Change(verb="set", namespace=namespace, item=item)
     yield from leftovers(namespace, wanted, saved, nft.names(namespace))
 
@@ -204,13 +211,13 @@ def _make(change: Change) -> None:
             xtables.restore(change.namespace, change.item)
         case Tables():
             nft.load(change.namespace, change.item)
-        case Update(ipv4=ipv4, ipv6=ipv6, tables=tables):
-            if ipv4 or ipv6:
-                xtables.restore(change.namespace, Ruleset(ipv4=ipv4, ipv6=ipv6), flush=False)
+        case Update(ipv4=ipv4, ipv6=ipv6, tables=tables, backend=backend):
+            ruleset = Ruleset(ipv4=ipv4, ipv6=ipv6, backend=backend)
+            xtables.restore(change.namespace, ruleset, flush=False)
             if tables:
                 nft.change(change.namespace, tables)
-        case Leftovers(ipv4=ipv4, ipv6=ipv6, tables=tables):
-            if ipv4 or ipv6:
-                xtables.restore(change.namespace, Ruleset(ipv4=ipv4, ipv6=ipv6), flush=False)
+        case Leftovers(ipv4=ipv4, ipv6=ipv6, tables=tables, backend=backend):
+            ruleset = Ruleset(ipv4=ipv4, ipv6=ipv6, backend=backend)
+            xtables.restore(change.namespace, ruleset, flush=False)
             if tables:
                 nft.delete(change.namespace, tables)

@@ -45,6 +45,7 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         underlay=decided.underlay,
         overlay=overlay,
         service_proxy=proxy,
+        iptables_backend=_iptables_backend(objects.lab),
         nodes=tuple(_node(draft, decided.families) for draft in decided.nodes),
         pods=tuple(_pod(draft, decided.families) for draft in drafts),
         services=tuple(made),
@@ -164,6 +165,10 @@ def _service_proxy(
         ),
         featureGates=spec.featureGates or {},
     )
+
+
+def _iptables_backend(lab: Stated[lab_document.Lab] | None) -> model.IPTablesBackend | None:
+    return lab.item.spec.iptablesBackend if lab and lab.item.spec else None
 
 
 def _check_service_proxy(

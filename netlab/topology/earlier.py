@@ -87,6 +87,7 @@ def decide_again(
         underlay=running.underlay,
         overlay=running.overlay,
         service_proxy=running.service_proxy,
+        iptables_backend=running.iptables_backend,
     )
     return framed, found.warnings()
 

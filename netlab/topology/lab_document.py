@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from netlab.topology.kubernetes import Label, Port
-from netlab.topology.model import ProxyMode
+from netlab.topology.model import IPTablesBackend, ProxyMode
 
 API_VERSION = "netlab/v1"
 
@@ -75,6 +75,7 @@ class LabSpec(Strict, frozen=True):
     overlay: OverlaySpec | None = None
     underlay: UnderlaySpec | None = None
     serviceProxy: ServiceProxySpec | None = None
+    iptablesBackend: IPTablesBackend | None = None
 
 
 class Lab(Strict, frozen=True, tag_field="kind", tag="Lab"):

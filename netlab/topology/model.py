@@ -22,6 +22,7 @@ ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
 TrafficPolicy = Literal["Cluster", "Local"]
 TrafficDistribution = Literal["PreferClose", "PreferSameZone", "PreferSameNode"]
 ProxyMode = Literal["iptables", "nftables", "nftables-flat", "ipvs", "userspace", "none"]
+IPTablesBackend = Literal["nft", "legacy"]
 
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
@@ -260,6 +261,7 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     other_pod_cidrs: tuple[str, ...] = ()  # of the other family, in a dual-stack lab
     overlay: Overlay = Overlay()
     service_proxy: ServiceProxy = ServiceProxy()
+    iptables_backend: IPTablesBackend | None = None  # None: the one that this machine uses
     nodes: tuple[Node, ...] = ()
     pods: tuple[Pod, ...] = ()
     services: tuple[Service, ...] = ()

@@ -47,6 +47,7 @@ def render(lab: Lab, node: Node) -> Ruleset:
         ipv4=_tables(lab, node, 4),
         ipv6=_tables(lab, node, 6),
         nfacct=(INVALID_DROPPED, LOCALHOST_ACCEPTED),
+        backend=lab.iptables_backend,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from netlab.datapath.services import iptables, iptables_save, nftables, nftables_flat
 from netlab.datapath.services.proxier import Proxier
-from netlab.datapath.state import Change, Leftovers, Rules, Ruleset, Server, Sysctl, Tables
+from netlab.datapath.state import Backend, Change, Leftovers, Rules, Server, Sysctl, Tables
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Lab, Node, ProxyMode
 
@@ -75,27 +75,31 @@ def mode_of(lab: Lab) -> Mode:
 
 
 def leftovers(
-    namespace: str, wanted: Rules | None, saved: tuple[str, str], tables: frozenset[str]
+    namespace: str,
+    wanted: Rules | None,
+    saved: Mapping[Backend, tuple[str, str]],
+    tables: frozenset[str],
 ) -> list[Change]:
-    """Removals of what a node still has of modes other than the one whose rules are wanted.
+    """Removals of what a node still has of other modes than that of the rules that are wanted.
 
-    `saved` is what `iptables-save` and `ip6tables-save` print there, `tables` its nftables tables.
-    kube-proxy leaves kubelet's chain and `route_localnet`, which that chain makes harmless; where
-    no mode follows, both go.
+    `saved` is what `iptables-save` and `ip6tables-save` print there, by backend but for the one
+    that wanted rules are loaded with; `tables` are the node's nftables tables.  kube-proxy leaves
+    kubelet's chain and `route_localnet`, which that chain makes harmless; both go where no mode
+    follows, and the chain where the one in another backend takes its place.
     """
     changes = []
-    ipv4 = ipv6 = ""
-    if not isinstance(wanted, Ruleset):
-        keep = _KUBELETS if wanted else frozenset()
-        ipv4, ipv6 = (iptables_save.removal(text, keep) for text in saved)
+    keep = _KUBELETS if isinstance(wanted, Tables) else frozenset()
     ours = (*nftables.TABLES, *nftables_flat.TABLES)
     wants = wanted.tables if isinstance(wanted, Tables) else ()
     gone = tables - {f"{table.family} {table.name}" for table in wants}
-    old = tuple(name for name in ours if name in gone)
-    found = Leftovers(ipv4=ipv4, ipv6=ipv6, tables=old)
-    if found != Leftovers():
-        changes.append(Change(verb="delete", namespace=namespace, item=found))
-    if wanted is None and any(chain in ipv4 for chain in _KUBELETS):
+    old = [Leftovers(tables=tuple(name for name in ours if name in gone))]
+    for backend, texts in saved.items():
+        ipv4, ipv6 = (iptables_save.removal(text, keep) for text in texts)
+        old.append(Leftovers(ipv4=ipv4, ipv6=ipv6, backend=backend))
+    for item in old:
+        if item.ipv4 or item.ipv6 or item.tables:
+            changes.append(Change(verb="delete", namespace=namespace, item=item))
+    if wanted is None and any(chain in item.ipv4 for item in old for chain in _KUBELETS):
         closed = Sysctl(path=iptables.ROUTE_LOCALNET, value="0")
         changes.append(Change(verb="set", namespace=namespace, item=closed))
     return changes

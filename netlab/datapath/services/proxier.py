@@ -68,6 +68,7 @@ def _same_frame(before: Lab, after: Lab, node: Node) -> bool:
     return (
         node in before.nodes
         and before.service_proxy == after.service_proxy
+        and before.iptables_backend == after.iptables_backend
         and before.service_cidrs == after.service_cidrs
         and before.overlay == after.overlay
     )

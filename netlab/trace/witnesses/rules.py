@@ -12,7 +12,6 @@ Source: linux/netfilter/nf_tables.h, net/netfilter/nf_tables_trace.c.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct
@@ -24,6 +23,7 @@ import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import attributes
+from netlab.kernel.xtables import legacy_tables
 from netlab.trace.aim import Place
 from netlab.trace.mark import Mark
 from netlab.trace.model import Socket, Tuple
@@ -136,7 +136,7 @@ class Rules:
     def _arm_here(self, place: Place) -> None:
         import nftables
 
-        legacy = _legacy_tables()
+        legacy = legacy_tables()
         if legacy:
             self._legacy.append(f"{place.name} ({', '.join(legacy)})")
         listener = Listener([_GROUP_NFTRACE])
@@ -287,13 +287,6 @@ def ended(runs: Sequence[Run]) -> bool:
         return False
     back = runs[-1].flow.source.ip
     return not any(run.iif is None and run.flow.destination.ip == back for run in runs)
-
-
-def _legacy_tables() -> list[str]:
-    """Tables of iptables-legacy in the calling thread's namespace."""
-    with contextlib.suppress(OSError), open("/proc/thread-self/net/ip_tables_names") as file:
-        return file.read().split()
-    return []
 
 
 def _text(value: bytes) -> str:
