@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,6 +57,9 @@ def _complete_kind(
 @click.option(
     "-l", "--selector", metavar="LABELS", help="Only with these labels: app=web,tier!=db."
 )
+@click.option(
+    "-w", "--watch", is_flag=True, help="With -o json: first what is there, then each change."
+)
 @output_option("wide", "json", "yaml", "name")
 def get(
     kinds: str,
@@ -65,18 +68,26 @@ def get(
     namespace: str | None,
     all_namespaces: bool,
     selector: str | None,
+    watch: bool,
     output: str | None,
 ) -> None:
-    """List nodes, pods, services and endpointslices (or `all`) of a lab."""
+    """List nodes, pods, services and endpointslices (or `all`) of a lab.
+
+    With --watch -o json each line is an event, as `kubectl get --watch --output-watch-events`
+    prints it, until the lab goes down.
+    """
+    if watch and output != "json":
+        message = "--watch prints each event as a line of JSON"
+        raise NetlabError(Problem("usage", message, hint="add `-o json`"))
     if "/" in kinds:
         kinds, _, name = kinds.partition("/")
         names = (name, *names)
     lab = running_lab(lab_name)
     matches = _selector(selector)
     wanted = list(_SINGULAR) if kinds == "all" else [_kind(word) for word in kinds.split(",")]
-    found: list[tuple[str, list[Object]]] = []
-    for kind in wanted:
-        objects = [
+
+    def chosen(lab: Lab, kind: str) -> list[Object]:
+        return [
             item
             for item in _objects(lab, kind)
             if matches(item["metadata"].get("labels") or {})
@@ -86,7 +97,23 @@ def get(
                 or item["metadata"].get("namespace", namespace) == namespace
             )
         ]
-        found.append((kind, _named(kind, objects, names) if names else objects))
+
+    found = [
+        (kind, _named(kind, objects, names) if names else objects)
+        for kind in wanted
+        for objects in (chosen(lab, kind),)
+    ]
+    if watch:
+        _print_events(
+            lab.name,
+            lambda lab: (
+                item
+                for kind in wanted
+                for item in chosen(lab, kind)
+                if not names or item["metadata"]["name"] in names
+            ),
+        )
+        return
     _print(found, output, single=bool(names) and len(names) == 1 and len(wanted) == 1)
 
 
@@ -155,6 +182,18 @@ def _term(term: str) -> tuple[str, str, str]:
         if found:
             return key.strip(), "!=" if operator == "!=" else "=", value.strip()
     return (term[1:].strip(), "!", "") if term.startswith("!") else (term, "", "")
+
+
+def _print_events(name: str, objects_of: Callable[[Lab], Iterable[Object]]) -> None:
+    """Until the lab goes down."""
+    import json
+
+    from netlab.lab.events import watch
+
+    for events in watch(name, objects_of):
+        lines = (json.dumps(event, ensure_ascii=False, separators=(",", ":")) for event in events)
+        click.echo("\n".join(lines))
+    click.echo(f"{name} is down: nothing more will happen", err=True)
 
 
 def _print(found: list[tuple[str, list[Object]]], output: str | None, single: bool) -> None:

@@ -153,6 +153,16 @@ class Init:
             answer = self._ask(connection, {"do": "declared"})
             return answer.data if answer.body["there"] else None
 
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[socket.socket]:
+        """A connection on which init sends a byte (`messages`) for each time that it is told.
+
+        It ends when init does.
+        """
+        with self._connection() as connection:
+            self._ask(connection, {"do": "watch"})
+            yield connection
+
     def status(self) -> Status:
         """Figures of init and of every process in the lab, those of `exec` included."""
         with self._connection() as connection:

@@ -102,6 +102,8 @@ class _Init:
         self._restart_at = 0.0  # monotonic; counts while there is no workload
         self._starts = 0
         self._sockets = 0
+        self._watchers: dict[int, socket.socket] = {}  # by descriptor
+        self._poll = select.poll()
         self._wake, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
         signal.set_wakeup_fd(self._wake_writer.fileno())
@@ -111,14 +113,16 @@ class _Init:
         self._pidfd = os.pidfd_open(os.getpid())
 
     def run(self) -> NoReturn:
-        poll = select.poll()
-        poll.register(self._listener, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
+        self._poll.register(self._listener, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
         self._start_workload()
         while True:
-            for descriptor, _ in poll.poll(self._until_restart_ms()):
+            for descriptor, _ in self._poll.poll(self._until_restart_ms()):
                 if descriptor == self._listener.fileno():
                     self._accept()
+                elif descriptor in self._watchers:  # it has closed; they have nothing to say
+                    self._poll.unregister(descriptor)
+                    self._watchers.pop(descriptor).close()
                 elif {signal.SIGTERM, signal.SIGINT} & set(self._wake.recv(4096)):
                     self._end()
             self._reap()
@@ -144,6 +148,9 @@ class _Init:
                 return
             try:
                 while (request := messages.receive(client)) is not None:
+                    if request.body["do"] == "watch":
+                        self._watch(client)
+                        return
                     self._answer(client, request)
             except (ConnectionError, TimeoutError):
                 pass  # the client is gone, or stopped: nobody waits for an answer
@@ -164,6 +171,7 @@ class _Init:
         elif do == "declare":
             self._declared = request.data
             messages.send(client, {})
+            self._tell_watchers(messages.DECLARED)
         elif do == "declared":
             there = self._declared is not None
             messages.send(client, {"there": there}, self._declared or b"")
@@ -175,6 +183,20 @@ class _Init:
             self._end()
         else:
             messages.send(client, {"error": f"unknown request {do!r}"})
+
+    def _watch(self, client: socket.socket) -> None:
+        """Keep a client that wants to hear of what is declared from now on."""
+        messages.send(client, {})
+        watcher = client.dup()
+        watcher.setblocking(False)
+        self._watchers[watcher.fileno()] = watcher
+        self._poll.register(watcher, select.POLLIN)
+
+    def _tell_watchers(self, what: bytes) -> None:
+        for watcher in self._watchers.values():
+            # One that is gone is dropped by the loop; one with a full buffer knows already.
+            with contextlib.suppress(OSError):
+                watcher.send(what)
 
     def _hold(self, descriptors: tuple[int, ...]) -> None:
         for descriptor in descriptors:
@@ -242,7 +264,8 @@ class _Init:
             for number in (*_HANDLED, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
-            for channel in (ours, self._listener, self._wake, self._wake_writer):
+            own = (ours, self._listener, self._wake, self._wake_writer)
+            for channel in (*own, *self._watchers.values()):
                 channel.close()
             messages.close((self._pidfd, *self._namespaces.values()))
             from netlab.lab import workload
@@ -271,6 +294,7 @@ class _Init:
 
     def _end(self) -> NoReturn:
         """Ask everything to end, wait a little; the kernel kills what is left with process 1."""
+        self._tell_watchers(messages.ENDING)
         self._listener.close()
         for number in (signal.SIGTERM, signal.SIGHUP):  # interactive shells heed the second only
             with contextlib.suppress(ProcessLookupError):  # (there is nobody else)

@@ -20,6 +20,10 @@ _LENGTHS = struct.Struct("!III")
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 BATCH = 253  # SCM_MAX_FD of include/net/scm.h
 
+# What a client that watches is sent, one byte each: nobody has to wait for it to read.
+DECLARED = b"d"  # something was declared
+ENDING = b"e"  # the lab goes down
+
 
 class Message(NamedTuple):
     """What was received; the descriptors are the receiver's to close."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from netlab.topology.model import (
     ZONE_LABEL,
     Endpoint,
@@ -60,9 +62,17 @@ def services(lab: Lab) -> list[Object]:
 
 
 def endpoint_slices(lab: Lab) -> list[Object]:
-    """One EndpointSlice for each set of ports of each Service, `discovery.k8s.io/v1`."""
-    zones = {node.name: node.labels.get(ZONE_LABEL, "") for node in lab.nodes}
-    return [_slice(entry, number, zones) for entry, number in _numbered(lab.endpoints)]
+    """EndpointSlices of each port of each Service, `discovery.k8s.io/v1`.
+
+    There is one for each family, and, where a named target port is not the same number in all pods,
+    for each number.
+    """
+    services = {(service.namespace, service.name): service for service in lab.services}
+    zones = {node.name: node.labels.get(ZONE_LABEL) for node in lab.nodes}
+    return [
+        _slice(entry, number, services[entry.namespace, entry.service], zones)
+        for entry, number in _numbered(lab.endpoints)
+    ]
 
 
 def _declared(lab: Lab, kind: str) -> dict[tuple[str, str], Object]:
@@ -146,6 +156,10 @@ def _service(service: Service) -> Object:
     if service.cluster_ip:
         spec["clusterIP"] = service.cluster_ip
         spec["clusterIPs"] = [service.cluster_ip, *service.other_cluster_ips]
+        spec["sessionAffinity"] = service.session_affinity
+        spec["internalTrafficPolicy"] = service.internal_traffic_policy
+    if service.type in ("NodePort", "LoadBalancer") or service.external_ips:
+        spec["externalTrafficPolicy"] = service.external_traffic_policy
     if service.health_check_node_port:
         spec["healthCheckNodePort"] = service.health_check_node_port
     ingress = [{"ip": address} for address in service.load_balancer_ips]
@@ -165,57 +179,61 @@ def _service(service: Service) -> Object:
 def _numbered(
     entries: tuple[ServiceEndpoints, ...],
 ) -> Iterator[tuple[ServiceEndpoints, int]]:
+    """What each slice is made of, and its number within its Service."""
     count: dict[tuple[str, str], int] = {}
     for entry in entries:
-        number = count[entry.namespace, entry.service] = (
-            count.get((entry.namespace, entry.service), 0) + 1
-        )
-        yield entry, number
+        parts: dict[tuple[bool, int], list[Endpoint]] = {}
+        for endpoint in entry.endpoints:
+            parts.setdefault((":" in endpoint.address, endpoint.port), []).append(endpoint)
+        for _, endpoints in sorted(parts.items()) or ((None, []),):
+            key = entry.namespace, entry.service
+            count[key] = count.get(key, 0) + 1
+            yield msgspec.structs.replace(entry, endpoints=tuple(endpoints)), count[key]
 
 
-def _slice(entry: ServiceEndpoints, number: int, zones: Mapping[str, str]) -> Object:
-    ports = sorted({endpoint.port for endpoint in entry.endpoints})
+def _slice(
+    entry: ServiceEndpoints, number: int, service: Service, zones: Mapping[str, str | None]
+) -> Object:
+    labels = {"kubernetes.io/service-name": entry.service}
+    if service.cluster_ip == "None":
+        labels["service.kubernetes.io/headless"] = ""
+    first = entry.endpoints[0] if entry.endpoints else None
+    port = {"name": entry.port_name, "protocol": entry.protocol}
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
             "name": f"{entry.service}-{number}",
             "namespace": entry.namespace,
-            "labels": {"kubernetes.io/service-name": entry.service},
+            "labels": labels,
         },
-        "addressType": "IPv4",
-        "ports": [
-            {"name": entry.port_name, "protocol": entry.protocol, "port": port} for port in ports
-        ],
-        "endpoints": [
-            {
-                "addresses": [endpoint.address],
-                "conditions": {
-                    "ready": endpoint.ready,
-                    "serving": endpoint.serving,
-                    "terminating": endpoint.terminating,
-                },
-            }
-            | ({"nodeName": endpoint.node} if endpoint.node else {})
-            | ({"zone": zone} if (zone := zones.get(endpoint.node or "")) else {})
-            | _hints(endpoint)
-            | (
-                {
-                    "targetRef": {
-                        "kind": "Pod",
-                        "namespace": endpoint.pod.partition("/")[0],
-                        "name": endpoint.pod.partition("/")[2],
-                    }
-                }
-                if endpoint.pod
-                else {}
-            )
-            for endpoint in entry.endpoints
-        ],
+        "addressType": "IPv6"
+        if ":" in (first.address if first else service.cluster_ip)
+        else "IPv4",
+        "ports": [{**port, "port": first.port}] if first else [],
+        "endpoints": [_endpoint(endpoint, zones) for endpoint in entry.endpoints],
     }
 
 
-def _hints(endpoint: Endpoint) -> Object:
-    kinds = (("forZones", endpoint.for_zones), ("forNodes", endpoint.for_nodes))
-    hints = {kind: [{"name": name} for name in names] for kind, names in kinds if names}
-    return {"hints": hints} if hints else {}
+def _endpoint(endpoint: Endpoint, zones: Mapping[str, str | None]) -> Object:
+    shown: Object = {
+        "addresses": [endpoint.address],
+        "conditions": {
+            "ready": endpoint.ready,
+            "serving": endpoint.serving,
+            "terminating": endpoint.terminating,
+        },
+    }
+    if endpoint.node:
+        shown["nodeName"] = endpoint.node
+        if zone := zones.get(endpoint.node):
+            shown["zone"] = zone
+    hints = (("forZones", endpoint.for_zones), ("forNodes", endpoint.for_nodes))
+    if any(names for _, names in hints):
+        shown["hints"] = {
+            kind: [{"name": name} for name in names] for kind, names in hints if names
+        }
+    if endpoint.pod:
+        namespace, _, name = endpoint.pod.partition("/")
+        shown["targetRef"] = {"kind": "Pod", "namespace": namespace, "name": name}
+    return shown
