@@ -296,10 +296,15 @@ def _merged(reading: Reading, key: Key, wanted: list[Line], found: list[Line]) -
 def _merged_set(
     reading: Reading, key: Key, wanted: list[Line], found: list[Line]
 ) -> Iterator[Line]:
-    missing = {reading.comparable(key, line.text): line for line in wanted}
+    texts, there = {line.text for line in wanted}, {line.text for line in found}
+    # only what no line has to the letter is looked for in another spelling
+    missing = {
+        reading.comparable(key, line.text): line for line in wanted if line.text not in there
+    }
     for line in found:
-        there = missing.pop(reading.comparable(key, line.text), None)
-        if there is not None or line.learned:
+        if line.text in texts or line.learned:
+            yield line
+        elif missing and missing.pop(reading.comparable(key, line.text), None):
             yield line
         elif not reading.is_ignored(key, line.text):
             yield replace(line, state="extra")
