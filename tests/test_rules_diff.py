@@ -287,7 +287,10 @@ def test_the_command(tmp_path: Path) -> None:
     code, said = run(text, "--node", "k8s-slave2", "-o", "json")
     found = json.loads(said)
     assert (code, found["same"], found["mode"]) == (1, False, "nftables")
-    assert {"demo/mysql"} in [set(each["services"]) for each in found["differences"]]
+    mysql = [each for each in found["differences"] if each["services"] == ["demo/mysql"]]
+    assert [(each["difference"], each["kind"], each["endpoints"]) for each in mysql] == [
+        ("extra-element", "set", ["10.244.1.3:3306"])
+    ]
     for wrong, node, problem in (
         ("# nothing\n", "k8s-slave1", "not-rules"),
         ("*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n", "k8s-slave1", "not-rules"),

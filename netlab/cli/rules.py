@@ -437,7 +437,7 @@ def _unrecognised(file: str, text: str) -> NetlabError:
 
 def _difference_as_json(difference: Difference) -> dict[str, Any]:
     return {
-        "kind": difference.kind,
+        "difference": difference.kind,
         **difference.key._asdict(),
         "services": list(difference.ports),
         "endpoints": list(difference.endpoints),

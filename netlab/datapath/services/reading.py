@@ -21,6 +21,8 @@ from netlab.datapath.services.names import address_port
 from netlab.datapath.state import Rules
 from netlab.topology.model import Lab, Node, Service
 
+_IPTABLES_TABLES = ("mangle", "filter", "nat")
+
 State = Literal["there", "missing", "extra"]
 
 
@@ -33,9 +35,10 @@ class Key(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        family = "IPv6 " if self.family == "ip6" else ""
-        kind = "" if self.kind == "chain" else f"{self.kind} "
-        return f"{family}{kind}{self.table} {self.name}"
+        if self.table in _IPTABLES_TABLES:
+            return f"{'IPv6 ' * (self.family == 'ip6')}{self.table} {self.name}".rstrip()
+        block = "" if self.kind == "table" else f" {self.kind} {self.name}"
+        return f"{self.family} {self.table}{block}"
 
 
 class Owner(NamedTuple):
@@ -304,7 +307,8 @@ def _merged_set(
     for line in found:
         if line.text in texts or line.learned:
             yield line
-        elif missing and missing.pop(reading.comparable(key, line.text), None):
+        elif missing and (same := reading.comparable(key, line.text)) in missing:
+            del missing[same]
             yield line
         elif not reading.is_ignored(key, line.text):
             yield replace(line, state="extra")
