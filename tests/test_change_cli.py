@@ -182,6 +182,93 @@ def test_errors_name_the_place_and_change_nothing(lab: str, tmp_path: Path) -> N
     assert up.stderr == f"{lab} is up; nothing to change\n"
 
 
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {name: bad, namespace: demo}
+spec: """
+
+# What is stated as spec of a Service, the part that is wrong, and words of the complaint.  The lab
+# has Service demo/myblog with cluster IP 10.99.174.93, and here demo/gate with node port 30080.
+BAD = {
+    "cluster IP of another": (
+        "{clusterIP: 10.99.174.93, ports: [{port: 80}]}",
+        "10.99.174.93",
+        "error[duplicate-address]: Service demo/bad: 10.99.174.93 is already the cluster IP of "
+        "Service demo/myblog",
+    ),
+    "node port of another": (
+        "{type: NodePort, ports: [{port: 80, nodePort: 30080}]}",
+        "30080",
+        "error[duplicate-port]: Service demo/bad: node port 30080/TCP is already that of "
+        "Service demo/gate",
+    ),
+    "node port that is no port": (
+        "{type: NodePort, ports: [{port: 80, nodePort: 66000}]}",
+        "66000",
+        "error[bad-value]: Service demo/bad: spec.ports[0].nodePort is 66000; it takes a number from "
+        "0 to 65535",
+    ),
+    "unknown protocol": (
+        "{ports: [{port: 80, protocol: TPC}]}",
+        "TPC",
+        'error[bad-value]: Service demo/bad: spec.ports[0].protocol is "TPC"',
+    ),
+    "cluster IP of the other family": (
+        "{clusterIP: 'fd00::1', ports: [{port: 80}]}",
+        "'fd00",
+        "error[mixed-families]: Service demo/bad: spec.clusterIP fd00::1 is IPv6",
+    ),
+    "cluster IP that is not of its family": (
+        "{clusterIP: 10.99.1.1, ipFamilies: [IPv6], ports: [{port: 80}]}",
+        "IPv6",
+        "error[mixed-families]: Service demo/bad",
+    ),
+    "unknown traffic policy": (
+        "{internalTrafficPolicy: local, ports: [{port: 80}]}",
+        "local",
+        'error[bad-value]: Service demo/bad: spec.internalTrafficPolicy is "local"',
+    ),
+    "source range that is none": (
+        "{type: LoadBalancer, loadBalancerSourceRanges: [10.0.0.0], ports: [{port: 80}]}",
+        "10.0.0.0",
+        "error[bad-cidr]: Service demo/bad: spec.loadBalancerSourceRanges[0]",
+    ),
+}
+
+
+@pytest.mark.kernel
+def test_bad_services_are_refused_with_their_place_and_change_nothing(
+    lab: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(
+        SERVICE.replace("bad", "gate") + "{type: NodePort, ports: [{port: 80, nodePort: 30080}]}\n"
+    )
+    fine("apply", "-f", str(file))
+    shown = fine("get", "services,endpointslices,pods", "-o", "json")
+    for spec, wrong, complaint in BAD.values():
+        file.write_text(f"{SERVICE}{spec}\n")
+        finished = netlab("apply", "-f", str(file))
+        assert finished.returncode == 2
+        column = len("spec: ") + spec.index(wrong) + 1
+        assert f"{file}:4:{column}: {complaint}" in finished.stderr
+        assert finished.stdout == ""
+    finished = netlab("proxy", "--mode", "nftable")
+    assert finished.returncode == 2
+    assert fine("get", "services,endpointslices,pods", "-o", "json") == shown
+    assert netlab("status").returncode == 0
+    # What is only strange is done, and said.
+    file.write_text(f"{SERVICE}{{type: ExternalName, externalName: a.b, selector: {{app: x}}}}\n")
+    finished = netlab("apply", "-f", str(file))
+    assert finished.returncode == 0
+    assert f"{file}:4:57: warning[selects-nothing]: Service demo/bad" in finished.stderr
+    file.write_text(f"{SERVICE}{{type: NodePort, ports: [{{port: 80, nodePort: 20000}}]}}\n")
+    finished = netlab("apply", "-f", str(file))
+    assert finished.returncode == 0
+    assert f"{file}:4:53: warning[node-port-range]: Service demo/bad" in finished.stderr
+
+
 @pytest.mark.kernel
 def test_what_get_shows_can_be_applied(lab: str, tmp_path: Path) -> None:
     file = tmp_path / "all.json"

@@ -300,10 +300,8 @@ def test_named_target_ports_are_each_pods_own(tmp_path: Path) -> None:
 
 
 def test_a_pod_without_the_named_port_is_no_endpoint(tmp_path: Path) -> None:
-    of = lab(
-        tmp_path,
-        SERVICE + "apiVersion: v1\nkind: Pod\nmetadata: {name: x, labels: {app: web}}\n",
-    )
+    nameless = "apiVersion: v1\nkind: Pod\nmetadata: {name: x, labels: {app: web}}\n"
+    of = loaded(tmp_path, SERVICE + nameless).lab
     assert endpoints(of, "web", 0) == ()
     assert [each.pod for each in endpoints(of, "web", 1)] == ["default/x"]
 

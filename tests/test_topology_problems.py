@@ -405,6 +405,24 @@ MISTAKES = {
         ("bad-value", 4, 37),
         ["ClusterIP", "30080"],
     ),
+    "health check of no load balancer": (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
+        "spec: {type: LoadBalancer, healthCheckNodePort: 30080, ports: [{port: 80}]}\n",
+        ("bad-value", 4, 49),
+        ["30080", "externalTrafficPolicy: Local"],
+    ),
+    "source ranges of no load balancer": (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
+        "spec: {ports: [{port: 80}], loadBalancerSourceRanges: [10.0.0.0/8]}\n",
+        ("bad-value", 4, 55),
+        ["Service default/a", "LoadBalancer"],
+    ),
+    "source range that is none": (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
+        "spec: {type: LoadBalancer, ports: [{port: 80}], loadBalancerSourceRanges: [10.0.0.1]}\n",
+        ("bad-cidr", 4, 76),
+        ["spec.loadBalancerSourceRanges[0]", "10.0.0.1", "192.0.2.7/32"],
+    ),
     "one port twice": (
         "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n"
         "  - {name: a, port: 80}\n  - {name: b, port: 80}\n",
@@ -687,6 +705,36 @@ def test_selector_that_matches_in_another_namespace(tmp_path: Path) -> None:
     )
     assert found.hint is not None
     assert "namespace x" in found.hint
+
+
+def test_named_target_port_that_no_pod_has(tmp_path: Path) -> None:
+    pods = (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {app: web}}\n"
+        "spec: {containers: [{ports: [{containerPort: 53, name: http, protocol: UDP}]}]}\n"
+    )
+    text = SERVICE.replace("{port: 80}", "{port: 80, targetPort: http}")
+    (found,) = warnings(tmp_path, text + pods)
+    assert where(found) == ("no-target-port", 4, 61)
+    assert "Service default/s" in found.message
+    assert 'a TCP port named "http"' in found.message
+    assert found.hint is not None
+    assert "http (UDP)" in found.hint
+    other = (
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {name: b, labels: {app: web}}\n"
+        "spec: {containers: [{ports: [{containerPort: 8080, name: http}]}]}\n"
+    )
+    assert warnings(tmp_path, text + pods + other) == []
+
+
+def test_source_ranges_are_read_as_by_kube_proxy(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    ranges = "[' 192.0.2.7/24', '203.0.113.9/32 ']"
+    file.write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
+        f"spec: {{type: LoadBalancer, ports: [{{port: 80}}], loadBalancerSourceRanges: {ranges}}}\n"
+    )
+    (service,) = load(file).lab.services
+    assert service.load_balancer_source_ranges == ("192.0.2.0/24", "203.0.113.9/32")
 
 
 def test_pod_outside_its_nodes_cidr(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def decide(
         if service.selector and not has_slices:
             if not selected:
                 _warn_of_selector(service, stated, pods, found)
+            else:
+                _warn_of_target_ports(service, stated, selected, found)
             _warn_of_topology_mode(stated, found)
         for port in service.ports:
             if has_slices or not service.selector:
@@ -150,6 +152,30 @@ def _warn_of_selector(
             hint = f"pods in namespace {service.namespace} have {', '.join(near[:5])}"
     message = f"{stated.title}: no pod matches its selector {labels}"
     found.warning("selects-nothing", message, stated.origin, "spec", "selector", hint=hint)
+
+
+def _warn_of_target_ports(
+    service: model.Service,
+    stated: Stated[k8s.Service],
+    selected: list[DraftPod],
+    found: Complaints,
+) -> None:
+    for index, port in enumerate(service.ports):
+        if any(target_number(port, pod) is not None for pod in selected):
+            continue
+        known = {
+            f"{each.name} ({each.protocol or 'TCP'})"
+            for pod in selected
+            for each in pod.ports
+            if each.name
+        }
+        message = (
+            f"{stated.title}: no pod that it selects has a {port.protocol} port named "
+            f'"{port.target_port}"'
+        )
+        hint = f"they have {', '.join(sorted(known)[:5])}" if known else "they name no port"
+        where = ("spec", "ports", index, "targetPort")
+        found.warning("no-target-port", message, stated.origin, *where, hint=hint)
 
 
 def _hinted(

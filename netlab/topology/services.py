@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_network
 from itertools import chain
 
 from netlab.topology import kubernetes as k8s
@@ -26,11 +27,12 @@ from netlab.topology.addresses import (
     family_of,
     first_of,
     hosts,
+    is_network,
     left_out,
-    network,
     of_families,
     width,
 )
+from netlab.topology.convert import shown, shown_path
 from netlab.topology.model import Family
 from netlab.topology.networks import Networks
 from netlab.topology.objects import Stated
@@ -293,6 +295,10 @@ def _check_ports(each: Stated[k8s.Service], found: Complaints) -> None:
         numbers.add(key)
 
 
+def _has_health_check(spec: k8s.ServiceSpec) -> bool:
+    return spec.type == "LoadBalancer" and spec.externalTrafficPolicy == "Local"
+
+
 class _NodePorts:
     """The node ports of a lab, each for one Service."""
 
@@ -311,6 +317,10 @@ class _NodePorts:
             for index, port in enumerate(spec.ports or ())
         ]
         given.append((spec.healthCheckNodePort, "TCP", ("spec", "healthCheckNodePort")))
+        if spec.healthCheckNodePort and not _has_health_check(spec):
+            message = f"{each.title}: healthCheckNodePort {spec.healthCheckNodePort} is nobody's"
+            hint = "only a LoadBalancer with externalTrafficPolicy: Local has one"
+            self._found.error("bad-value", message, each.origin, *given.pop()[2], hint=hint)
         for number, protocol, path in given:
             if not number:
                 continue
@@ -346,7 +356,7 @@ class _NodePorts:
     def of_health_check(self, each: Stated[k8s.Service]) -> int | None:
         """healthCheckNodePort: of a LoadBalancer that sends to local endpoints only."""
         spec = each.item.spec or k8s.ServiceSpec()
-        if spec.type != "LoadBalancer" or spec.externalTrafficPolicy != "Local":
+        if not _has_health_check(spec):
             return None
         return spec.healthCheckNodePort or self._allocate(each, "TCP")
 
@@ -402,14 +412,22 @@ def _load_balancer_ips(
 def _source_ranges(
     each: Stated[k8s.Service], families: tuple[Family, ...], found: Complaints
 ) -> tuple[str, ...]:
-    given = (each.item.spec.loadBalancerSourceRanges if each.item.spec else None) or []
+    spec = each.item.spec or k8s.ServiceSpec()
+    given = spec.loadBalancerSourceRanges or []
+    field = ("spec", "loadBalancerSourceRanges")
+    if given and spec.type != "LoadBalancer":
+        message = f"{each.title}: only a LoadBalancer Service has loadBalancerSourceRanges"
+        found.error("bad-value", message, each.origin, *field)
     kept = []
-    for index, text in enumerate(given):
-        path = ("spec", "loadBalancerSourceRanges", index)
-        if family_of(text) not in families:
-            left_out(text, families, each.title, found, each.origin, path)
-        elif cidr := network(text.strip(), each.title, found, each.origin, path):
-            kept.append(str(cidr))
+    for index, text in enumerate(map(str.strip, given)):
+        if not is_network(text):
+            message = f"{each.title}: {shown_path((*field, index))} {shown(text)} is not a CIDR"
+            hint = "a network such as 192.0.2.0/24, or one machine: 192.0.2.7/32"
+            found.error("bad-cidr", message, each.origin, *field, index, hint=hint)
+        elif family_of(text) not in families:
+            left_out(text, families, each.title, found, each.origin, (*field, index))
+        else:
+            kept.append(str(ip_network(text, strict=False)))
     return tuple(kept)
 
 
