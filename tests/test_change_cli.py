@@ -206,8 +206,8 @@ BAD = {
     "node port that is no port": (
         "{type: NodePort, ports: [{port: 80, nodePort: 66000}]}",
         "66000",
-        "error[bad-value]: Service demo/bad: spec.ports[0].nodePort is 66000; it takes a number from "
-        "0 to 65535",
+        "error[bad-value]: Service demo/bad: spec.ports[0].nodePort is 66000; it takes a number "
+        "from 0 to 65535",
     ),
     "unknown protocol": (
         "{ports: [{port: 80, protocol: TPC}]}",
