@@ -117,3 +117,305 @@ def test_everything_stated_of_both_families(tmp_path: Path) -> None:
     assert (of.underlay.gateway, of.underlay.other_gateway) == ("192.0.2.99", "fd07::ff")
     assert of.nodes[0].addresses == ("192.0.2.1", "fd07::1")
     assert of.nodes[0].pod_cidrs == ("10.9.1.0/24", "fd09:0:0:1::/64")
+
+
+# Which families a lab has
+
+NODE_OF_BOTH = (
+    "apiVersion: v1\nkind: Node\nmetadata: {name: a}\n"
+    "spec: {podCIDR: 'fd00:1::/64', podCIDRs: ['fd00:1::/64', 10.244.3.0/24]}\n"
+    "status: {addresses: [{type: ExternalIP, address: 203.0.113.1},"
+    " {type: InternalIP, address: 192.0.2.7}, {type: InternalIP, address: 192.0.2.8},"
+    " {type: InternalIP, address: 'fd01::7'}]}\n---\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "families"),
+    [
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n", ("IPv4",)),
+        (NODE_OF_BOTH, ("IPv6", "IPv4")),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n"
+            "status: {podIPs: [{ip: 10.244.1.5}, {ip: 'fd00:10:244:1::5'}]}\n",
+            ("IPv4", "IPv6"),
+        ),
+        (
+            "apiVersion: v1\nkind: Node\nmetadata: {name: a}\n"
+            "status: {addresses: [{type: InternalIP, address: 'fd01::1'}]}\n",
+            ("IPv6",),
+        ),
+        (
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: kubernetes}\n"
+            "spec: {cidrs: [10.50.0.0/24, 'fd50::/108']}\n",
+            ("IPv4", "IPv6"),
+        ),
+        (service("a", "clusterIP: 'fd00:10:96::7'"), ("IPv6",)),
+        (
+            "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: t}\n"
+            "spec: {underlay: {cidr: 'fd07::/64'}}\n",
+            ("IPv6",),
+        ),
+    ],
+)
+def test_objects_alone_tell_the_families(
+    text: str, families: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert lab(tmp_path, text).families == families
+
+
+def test_a_node_of_a_cluster_of_both_families(tmp_path: Path) -> None:
+    (node,) = lab(tmp_path, NODE_OF_BOTH).nodes
+    assert node.pod_cidrs == ("fd00:1::/64", "10.244.3.0/24")
+    assert node.addresses == ("fd01::7", "192.0.2.7")
+
+
+def test_in_a_lab_of_one_family_the_other_side_is_left_out(tmp_path: Path) -> None:
+    result = loaded(
+        tmp_path,
+        LAB % "10.244.0.0/16"
+        + NODE_OF_BOTH
+        + "apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {app: web}}\n"
+        "status: {podIPs: [{ip: 'fd00:1::5'}, {ip: 10.244.3.5}]}\n---\n"
+        + service(
+            "s",
+            "type: LoadBalancer, clusterIPs: ['fd00:10:96::5', 10.96.0.5],"
+            " ipFamilyPolicy: RequireDualStack, externalIPs: ['fd99::1', 192.0.2.99],"
+            " loadBalancerSourceRanges: ['fd99::/64', 192.0.2.0/24]",
+        )
+        + "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n"
+        "metadata: {name: s6, labels: {kubernetes.io/service-name: s}}\naddressType: IPv6\n"
+        "ports: [{port: 8080}]\nendpoints: [{addresses: ['fd00:1::5']}]\n---\n"
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n"
+        "metadata: {name: s4, labels: {kubernetes.io/service-name: s}}\naddressType: IPv4\n"
+        "ports: [{port: 8080}]\nendpoints: [{addresses: [10.244.3.5]}]\n",
+    )
+    of = result.lab
+    assert of.families == ("IPv4",)
+    assert of.nodes[0].addresses == ("192.0.2.7",)
+    assert of.pods[0].addresses == ("10.244.3.5",)
+    (only,) = of.services
+    assert only.cluster_ips == ("10.96.0.5",)
+    assert only.ip_families == ("IPv4",)
+    assert (only.external_ips, only.load_balancer_source_ranges) == (
+        ("192.0.2.99",),
+        ("192.0.2.0/24",),
+    )
+    assert [each.address for each in of.endpoints[0].endpoints] == ["10.244.3.5"]
+    assert {problem.code for problem in result.warnings} == {"other-family"}
+    assert "Node a: fd00:1::/64 is left out: it is IPv6, the lab IPv4 only" in str(
+        result.warnings[0]
+    )
+
+
+# Services
+
+
+@pytest.mark.parametrize(
+    ("spec", "cluster_ips"),
+    [
+        ("type: ClusterIP", ("10.96.0.11",)),
+        ("ipFamilyPolicy: SingleStack, ipFamilies: [IPv6]", ("fd00:10:96::b",)),
+        ("ipFamilyPolicy: PreferDualStack", ("10.96.0.11", "fd00:10:96::b")),
+        (
+            "ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv6]",
+            ("fd00:10:96::b", "10.96.0.11"),
+        ),
+        (
+            "ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv6, IPv4]",
+            ("fd00:10:96::b", "10.96.0.11"),
+        ),
+        ("clusterIP: 'FD00:10:96:0::7'", ("fd00:10:96::7",)),
+        (
+            "clusterIP: 'fd00:10:96::7', ipFamilyPolicy: PreferDualStack",
+            ("fd00:10:96::7", "10.96.0.11"),
+        ),
+        (
+            "clusterIPs: [10.96.0.7, 'fd00:10:96::7'], ipFamilyPolicy: PreferDualStack",
+            ("10.96.0.7", "fd00:10:96::7"),
+        ),
+    ],
+)
+def test_a_service_has_the_families_that_the_api_server_gives_it(
+    spec: str, cluster_ips: tuple[str, ...], tmp_path: Path
+) -> None:
+    (only,) = lab(tmp_path, DUAL + service("a", spec)).services
+    assert only.cluster_ips == cluster_ips
+    assert only.ip_families == tuple("IPv6" if ":" in ip else "IPv4" for ip in cluster_ips)
+
+
+def test_prefer_dual_stack_makes_do_with_one(tmp_path: Path) -> None:
+    (only,) = lab(tmp_path, service("a", "ipFamilyPolicy: PreferDualStack")).services
+    assert (only.cluster_ips, only.ip_families) == (("10.96.0.11",), ("IPv4",))
+
+
+def test_services_have_the_families_of_the_service_cidrs(tmp_path: Path) -> None:
+    text = (DUAL + service("a", "ipFamilyPolicy: PreferDualStack")).replace(
+        "'}", "', serviceCIDR: 'fd08::/112'}", 1
+    )
+    (only,) = lab(tmp_path, text).services
+    assert only.cluster_ips == ("fd08::b",)
+
+
+def test_addresses_from_outside_are_of_both_families(tmp_path: Path) -> None:
+    text = service(
+        "a",
+        "type: LoadBalancer, ipFamilyPolicy: RequireDualStack, externalIPs: [192.0.2.1, 'fd99::1'],"
+        " loadBalancerSourceRanges: [198.51.100.0/24, ' fd99::/64 ']",
+    ).removesuffix("---\n")
+    status = "status: {loadBalancer: {ingress: [{ip: 192.0.2.2}, {ip: 'fd99::2'}]}}\n"
+    (only,) = lab(tmp_path, DUAL + text + status).services
+    assert only.external_ips == ("192.0.2.1", "fd99::1")
+    assert only.load_balancer_ips == ("192.0.2.2", "fd99::2")
+    assert only.load_balancer_source_ranges == ("198.51.100.0/24", "fd99::/64")
+
+
+@pytest.mark.parametrize(
+    ("spec", "addresses"),
+    [
+        ("selector: {app: web}", ["10.244.1.2"]),
+        ("selector: {app: web}, ipFamilies: [IPv6]", ["fd00:10:244:1::2"]),
+        (
+            "selector: {app: web}, ipFamilyPolicy: PreferDualStack, ipFamilies: [IPv6]",
+            ["fd00:10:244:1::2", "10.244.1.2"],
+        ),
+        (
+            "selector: {app: web}, clusterIP: None, ipFamilyPolicy: RequireDualStack",
+            ["10.244.1.2", "fd00:10:244:1::2"],
+        ),
+    ],
+)
+def test_a_pod_is_an_endpoint_of_each_family_of_the_service(
+    spec: str, addresses: list[str], tmp_path: Path
+) -> None:
+    of = lab(tmp_path, DUAL + TWO_NODES + WEB + service("a", spec))
+    assert [each.address for each in of.endpoints[0].endpoints] == addresses
+    assert {each.pod for each in of.endpoints[0].endpoints} == {"default/web"}
+
+
+def test_slices_and_endpoints_objects_of_both_families(tmp_path: Path) -> None:
+    one_slice = (
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n"
+        "metadata: {name: %s, labels: {kubernetes.io/service-name: a}}\naddressType: %s\n"
+        "ports: [{port: 8080}]\nendpoints: [{addresses: ['%s']}]\n---\n"
+    )
+    of = lab(
+        tmp_path,
+        DUAL
+        + TWO_NODES
+        + WEB
+        + service("a", "ipFamilyPolicy: PreferDualStack")
+        + one_slice % ("a4", "IPv4", "10.244.1.2")
+        + one_slice % ("a6", "IPv6", "fd00:10:244:1::2")
+        + service("b", "ipFamilyPolicy: PreferDualStack")
+        + "apiVersion: v1\nkind: Endpoints\nmetadata: {name: b}\n"
+        "subsets: [{addresses: [{ip: 'fd00:10:244:1::2'}, {ip: 10.244.1.2}],"
+        " ports: [{port: 8080}]}]\n",
+    )
+    for entry in of.endpoints:
+        assert {(each.address, each.pod) for each in entry.endpoints} == {
+            ("10.244.1.2", "default/web"),
+            ("fd00:10:244:1::2", "default/web"),
+        }
+
+
+# What does not fit
+
+MISTAKES = {
+    "a Service of a family that the lab lacks": (
+        service("a", "clusterIP: 'fd00::1', clusterIPs: ['fd00::1']"),
+        ("mixed-families", 9, 58),
+        ["Service default/a: spec.clusterIP fd00::1 is IPv6; the lab is IPv4 only"],
+    ),
+    "families that the lab lacks": (
+        service("a", "ipFamilies: [IPv6]"),
+        ("mixed-families", 9, 59),
+        ["spec.ipFamilies is IPv6", "IPv4 only"],
+    ),
+    "both required": (
+        service("a", "ipFamilyPolicy: RequireDualStack"),
+        ("mixed-families", 9, 63),
+        ["Service default/a: ipFamilyPolicy is RequireDualStack", "IPv4 only", "fd00:10:244::/48"],
+    ),
+    "a pod of the other family": (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nstatus: {podIP: 'fd00::1'}\n",
+        ("mixed-families", 9, 17),
+        ["Pod default/a: status.podIP fd00::1 is IPv6"],
+    ),
+    "two addresses of one family": (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n"
+        "status: {podIP: 10.244.1.2, podIPs: [{ip: 10.244.1.2}, {ip: 10.244.1.3}]}\n",
+        ("mixed-families", 9, 61),
+        ["Pod default/a: status.podIPs[1].ip 10.244.1.3 is the second IPv4 one", "10.244.1.2"],
+    ),
+    "two cluster IPs of one family": (
+        service("a", "clusterIPs: [10.96.0.7, 10.96.0.8], ipFamilyPolicy: PreferDualStack"),
+        ("mixed-families", 9, 71),
+        ["spec.clusterIPs[1] 10.96.0.8 is the second IPv4 one"],
+    ),
+    "two families without a policy": (
+        service("a", "clusterIPs: [10.96.0.7, 'fd00:10:96::7']"),
+        ("mixed-families", 9, 59),
+        ["spec.clusterIPs has two families", "SingleStack", "PreferDualStack"],
+    ),
+    "families against addresses": (
+        service("a", "clusterIP: 10.96.0.7, ipFamilies: [IPv6, IPv4]")
+        .replace("ipFamilies", "ipFamilyPolicy: PreferDualStack, ipFamilies")
+        .replace("[IPv6, IPv4]", "[IPv4, IPv4]"),
+        ("mixed-families", 9, 114),
+        ["spec.ipFamilies has two of IPv4"],
+    ),
+    "a slice against its addresses": (
+        service("a", "type: ClusterIP") + "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n"
+        "metadata: {name: s, labels: {kubernetes.io/service-name: a}}\naddressType: IPv4\n"
+        "ports: [{port: 1}]\nendpoints:\n- addresses: ['fd00::1']\n",
+        ("mixed-families", 17, 15),
+        ["EndpointSlice default/s: endpoints[0].addresses[0] fd00::1 is IPv6", "is IPv4"],
+    ),
+    "a Service CIDR of the other family": (
+        "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: a}\n"
+        "spec: {cidrs: ['fd00::/112']}\n",
+        ("mixed-families", 9, 16),
+        ["ServiceCIDR a: spec.cidrs[0] fd00::/112 is IPv6"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake(mistake: str, tmp_path: Path) -> None:
+    text, expected, words = MISTAKES[mistake]
+    (found,) = problems(tmp_path, LAB % "10.244.0.0/16" + text)
+    assert found.place is not None
+    assert (found.code, found.place.line, found.place.column) == expected
+    for word in words:
+        assert word in str(found)
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "words"),
+    [
+        ("podCIDR: 'fd00::/48,fd01::/48'", "mixed-families", "two of IPv6"),
+        ("podCIDR: 'fd00::/48,'", "bad-cidr", "is not a CIDR"),
+        ("podCIDR: 'fd00::1/48'", "bad-cidr", "did you mean fd00::/48"),
+        ("podCIDR: 'fd00::%1/48'", "bad-cidr", "is not a CIDR"),
+        ("podCIDR: 'fd00::/48', serviceCIDR: 10.96.0.0/12", "mixed-families", "IPv6 only"),
+        ("podCIDR: 'fd00::/48', serviceCIDR: 'fd00::/112'", "overlapping-cidr", "fd00::/112"),
+        (
+            "podCIDR: 10.1.0.0/16, underlay: {gateway: 'fd00::1'}",
+            "mixed-families",
+            "spec.underlay.gateway fd00::1",
+        ),
+        ("podCIDR: 'fd00::/64', underlay: {cidr: 'fd01::/64'}", "exhausted-cidr", "no /64 left"),
+        ("podCIDR: 'fd00::/48', underlay: {gateway: 'fe80::1'}", "bad-address", "one machine"),
+        (
+            "podCIDR: 'fd00::/48', underlay: {gateway: '::ffff:10.0.0.1'}",
+            "bad-address",
+            "one machine",
+        ),
+    ],
+)
+def test_a_lab_that_cannot_be(spec: str, code: str, words: str, tmp_path: Path) -> None:
+    text = f"apiVersion: netlab/v1\nkind: Lab\nmetadata: {{name: t}}\nspec: {{{spec}}}\n---\n"
+    found = problems(tmp_path, text + TWO_NODES)
+    assert any(problem.code == code and words in str(problem) for problem in found), found
+    assert all(problem.place and problem.place.line == 4 for problem in found)

@@ -232,7 +232,7 @@ def _print(found: list[tuple[str, list[Object]]], output: str | None, single: bo
 
 def _node_row(item: Object) -> list[str]:
     address = next(a["address"] for a in item["status"]["addresses"] if a["type"] == "InternalIP")
-    return [item["metadata"]["name"], address, item["spec"]["podCIDR"]]
+    return [item["metadata"]["name"], address, ",".join(item["spec"]["podCIDRs"])]
 
 
 def _pod_row(item: Object) -> list[str]:
@@ -281,6 +281,7 @@ def _slice_row(item: Object) -> list[str]:
     return [
         item["metadata"]["namespace"],
         item["metadata"]["name"],
+        item["addressType"],
         ",".join(ports) or "<unset>",
         ",".join(endpoints) or "<none>",
     ]
@@ -295,5 +296,5 @@ _TABLES: dict[str, tuple[list[str], Callable[[Object], list[str]], int]] = {
         _service_row,
         1,
     ),
-    "endpointslices": (["NAMESPACE", "NAME", "PORTS", "ENDPOINTS"], _slice_row, 0),
+    "endpointslices": (["NAMESPACE", "NAME", "ADDRESSTYPE", "PORTS", "ENDPOINTS"], _slice_row, 0),
 }

@@ -10,7 +10,8 @@ from netlab.problems import suggest
 from netlab.topology import endpoints, lab_document, model, networks, placement, services
 from netlab.topology.addresses import is_network, network, split
 from netlab.topology.convert import shown
-from netlab.topology.networks import DraftNode, Networks
+from netlab.topology.networks import Networks
+from netlab.topology.nodes import DraftNode
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints
 from netlab.topology.pods import DraftPod

@@ -20,7 +20,8 @@ from netlab.problems import suggest
 from netlab.topology import kubernetes as k8s
 from netlab.topology.addresses import Address, address_at, family, hosts, width
 from netlab.topology.model import Family
-from netlab.topology.networks import BRIDGE_PORTS, DraftNode, Networks
+from netlab.topology.networks import BRIDGE_PORTS, Networks
+from netlab.topology.nodes import DraftNode
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints, Origin, Path
 from netlab.topology.pods import TEMPLATE, DraftPod, made_pods, stated_pods

@@ -16,7 +16,7 @@ import msgspec
 from netlab.topology import kubernetes as k8s
 from netlab.topology.addresses import Address, address, of_families
 from netlab.topology.model import Family, Protocol
-from netlab.topology.networks import DraftNode
+from netlab.topology.nodes import DraftNode
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints, Origin, Path
 

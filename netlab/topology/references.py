@@ -88,6 +88,8 @@ def _address(lab: Lab, text: str) -> Reference | None:
     bracketed = re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text)
     if bracketed:
         host, port = bracketed.group(1), bracketed.group(2)
+        if ":" not in host:
+            raise _error("bad-address", f'"{host}" in "{text}" is not an IPv6 address')
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
     else:
@@ -98,6 +100,12 @@ def _address(lab: Lab, text: str) -> Reference | None:
         if re.fullmatch(r"[\d.]*\.[\d.]*", host):
             raise _error(
                 "bad-address", f'"{host}" is not an address: IPv4 has four numbers up to 255'
+            ) from None
+        if host.count(":") > 1:
+            raise _error(
+                "bad-address",
+                f'"{host}" is not an address',
+                "with a port an IPv6 address stands in brackets: [fd00:10:96::b]:80",
             ) from None
         return None
     number = None
@@ -113,14 +121,14 @@ def _address(lab: Lab, text: str) -> Reference | None:
 def _whose(lab: Lab, address: str, number: int | None) -> Reference:
     """An address with what it belongs to."""
     for node in lab.nodes:
-        if node.address == address:
+        if address in node.addresses:
             return Reference("address", node=node, address=address, port_number=number)
     for pod in lab.pods:
-        if pod.address == address:
+        if address in pod.addresses:
             node = lab.node(pod.node)
             return Reference("address", pod=pod, node=node, address=address, port_number=number)
     for service in lab.services:
-        if address in (service.cluster_ip, *service.external_ips, *service.load_balancer_ips):
+        if address in (*service.cluster_ips, *service.external_ips, *service.load_balancer_ips):
             port, number = _service_port(service, None if number is None else str(number))
             return Reference(
                 "address", service=service, address=address, port=port, port_number=number

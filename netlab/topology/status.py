@@ -6,14 +6,15 @@ that was made from another (a Deployment's pods, EndpointSlices) is written out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from netlab.topology.model import (
     ZONE_LABEL,
     Endpoint,
+    Family,
     Lab,
     Node,
     Pod,
@@ -34,7 +35,7 @@ def nodes(lab: Lab) -> list[Object]:
                 "apiVersion": "v1",
                 "kind": "Node",
                 "metadata": {"name": node.name, "labels": dict(node.labels)},
-                "spec": {"podCIDR": node.pod_cidr, "podCIDRs": [node.pod_cidr]},
+                "spec": {"podCIDR": node.pod_cidr, "podCIDRs": list(node.pod_cidrs)},
                 "status": {"addresses": _node_addresses(node)},
             },
         )
@@ -45,9 +46,8 @@ def nodes(lab: Lab) -> list[Object]:
 def pods(lab: Lab) -> list[Object]:
     """Pods, `v1`."""
     declared = _declared(lab, "Pod")
-    addresses = {node.name: node.address for node in lab.nodes}
     return [
-        _merged(declared.get((pod.namespace, pod.name)), _pod(pod, addresses[pod.node]))
+        _merged(declared.get((pod.namespace, pod.name)), _pod(pod, lab.node(pod.node)))
         for pod in lab.pods
     ]
 
@@ -55,24 +55,60 @@ def pods(lab: Lab) -> list[Object]:
 def services(lab: Lab) -> list[Object]:
     """Services, `v1`."""
     declared = _declared(lab, "Service")
-    return [
-        _merged(declared.get((service.namespace, service.name)), _service(service))
-        for service in lab.services
-    ]
+    shown = []
+    for service in lab.services:
+        stated = declared.get((service.namespace, service.name), {})
+        shown.append(_merged(stated, _service(service)))
+        if service.cluster_ip:
+            policy = "SingleStack" if len(service.ip_families) < 2 else "RequireDualStack"
+            spec = stated.get("spec") or {}
+            shown[-1]["spec"]["ipFamilyPolicy"] = spec.get("ipFamilyPolicy") or policy
+    return shown
 
 
 def endpoint_slices(lab: Lab) -> list[Object]:
-    """EndpointSlices of each port of each Service, `discovery.k8s.io/v1`.
+    """EndpointSlices as the controller makes them, `discovery.k8s.io/v1`.
 
-    There is one for each family, and, where a named target port is not the same number in all pods,
-    for each number.
+    Of each Service there is one for each family, and, where a named target port is not the same
+    number in all pods, for each set of ports; an empty one where there is no endpoint.
     """
-    services = {(service.namespace, service.name): service for service in lab.services}
     zones = {node.name: node.labels.get(ZONE_LABEL) for node in lab.nodes}
-    return [
-        _slice(entry, number, services[entry.namespace, entry.service], zones)
-        for entry, number in _numbered(lab.endpoints)
-    ]
+    entries: dict[str, list[ServiceEndpoints]] = {}
+    for entry in lab.endpoints:
+        entries.setdefault(f"{entry.namespace}/{entry.service}", []).append(entry)
+    shown = []
+    for service in lab.services:
+        if service.type == "ExternalName":
+            continue
+        slices = (
+            (family, ports, endpoints)
+            for family in service.ip_families or lab.families
+            for ports, endpoints in _grouped(entries.get(service.key, []), family)
+        )
+        for number, each in enumerate(slices, 1):
+            shown.append(_slice(service, number, *each, zones))
+    return shown
+
+
+_Ports = tuple[tuple[str, str, int], ...]
+"""Name, protocol and number of each."""
+
+
+def _grouped(
+    entries: list[ServiceEndpoints], family: Family
+) -> Iterable[tuple[_Ports, list[Endpoint]]]:
+    """The endpoints of one family by the ports that they have."""
+    ports: dict[Endpoint, _Ports] = {}
+    for entry in entries:
+        for endpoint in entry.endpoints:
+            if (":" in endpoint.address) == (family == "IPv6"):
+                machine = replace(endpoint, port=0)
+                port = (entry.port_name, entry.protocol, endpoint.port)
+                ports[machine] = (*ports.get(machine, ()), port)
+    groups: dict[_Ports, list[Endpoint]] = {}
+    for machine, its in ports.items():
+        groups.setdefault(its, []).append(machine)
+    return groups.items() or [((), [])]
 
 
 def _declared(lab: Lab, kind: str) -> dict[tuple[str, str], Object]:
@@ -101,15 +137,12 @@ def _merged(declared: Object | None, decided: Object) -> Object:
 
 def _node_addresses(node: Node) -> list[Object]:
     return [
-        *(
-            {"type": "InternalIP", "address": address}
-            for address in (node.address, *node.other_addresses)
-        ),
+        *({"type": "InternalIP", "address": address} for address in node.addresses),
         {"type": "Hostname", "address": node.name},
     ]
 
 
-def _pod(pod: Pod, host: str) -> Object:
+def _pod(pod: Pod, node: Node) -> Object:
     metadata: Object = {"name": pod.name, "namespace": pod.namespace, "labels": dict(pod.labels)}
     if pod.owner:
         kind, _, name = pod.owner.partition("/")
@@ -135,8 +168,9 @@ def _pod(pod: Pod, host: str) -> Object:
         "status": {
             "phase": "Running",
             "podIP": pod.address,
-            "podIPs": [{"ip": pod.address}],
-            "hostIP": host,
+            "podIPs": [{"ip": address} for address in pod.addresses],
+            "hostIP": node.address,
+            "hostIPs": [{"ip": address} for address in node.addresses],
             "conditions": [{"type": "Ready", "status": ready}],
         },
     }
@@ -155,7 +189,8 @@ def _service(service: Service) -> Object:
     }
     if service.cluster_ip:
         spec["clusterIP"] = service.cluster_ip
-        spec["clusterIPs"] = [service.cluster_ip, *service.other_cluster_ips]
+        spec["clusterIPs"] = list(service.cluster_ips)
+        spec["ipFamilies"] = list(service.ip_families)
         spec["sessionAffinity"] = service.session_affinity
         spec["internalTrafficPolicy"] = service.internal_traffic_policy
     if service.type in ("NodePort", "LoadBalancer") or service.external_ips:
@@ -176,42 +211,30 @@ def _service(service: Service) -> Object:
     }
 
 
-def _numbered(
-    entries: tuple[ServiceEndpoints, ...],
-) -> Iterator[tuple[ServiceEndpoints, int]]:
-    """What each slice is made of, and its number within its Service."""
-    count: dict[tuple[str, str], int] = {}
-    for entry in entries:
-        parts: dict[tuple[bool, int], list[Endpoint]] = {}
-        for endpoint in entry.endpoints:
-            parts.setdefault((":" in endpoint.address, endpoint.port), []).append(endpoint)
-        for _, endpoints in sorted(parts.items()) or ((None, []),):
-            key = entry.namespace, entry.service
-            count[key] = count.get(key, 0) + 1
-            yield msgspec.structs.replace(entry, endpoints=tuple(endpoints)), count[key]
-
-
 def _slice(
-    entry: ServiceEndpoints, number: int, service: Service, zones: Mapping[str, str | None]
+    service: Service,
+    number: int,
+    family: Family,
+    ports: _Ports,
+    endpoints: list[Endpoint],
+    zones: Mapping[str, str | None],
 ) -> Object:
-    labels = {"kubernetes.io/service-name": entry.service}
+    labels = {"kubernetes.io/service-name": service.name}
     if service.cluster_ip == "None":
         labels["service.kubernetes.io/headless"] = ""
-    first = entry.endpoints[0] if entry.endpoints else None
-    port = {"name": entry.port_name, "protocol": entry.protocol}
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
-            "name": f"{entry.service}-{number}",
-            "namespace": entry.namespace,
+            "name": f"{service.name}-{number}",
+            "namespace": service.namespace,
             "labels": labels,
         },
-        "addressType": "IPv6"
-        if ":" in (first.address if first else service.cluster_ip)
-        else "IPv4",
-        "ports": [{**port, "port": first.port}] if first else [],
-        "endpoints": [_endpoint(endpoint, zones) for endpoint in entry.endpoints],
+        "addressType": family,
+        "ports": [
+            {"name": name, "protocol": protocol, "port": port} for name, protocol, port in ports
+        ],
+        "endpoints": [_endpoint(endpoint, zones) for endpoint in endpoints],
     }
 
 
