@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from ipaddress import ip_network
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -106,9 +107,9 @@ def service_objects(lab: Lab) -> dict[str, ServiceObjects]:
     behind: dict[str, tuple[ServiceEndpoints, ...]] = {}
     for entry in lab.endpoints:
         key = f"{entry.namespace}/{entry.service}"
-        behind[key] = (*behind.get(key, ()), entry)
+        behind[key] = (*behind[key], entry) if key in behind else (entry,)
     return {
-        service.key: ServiceObjects(service, behind.get(service.key, ()))
+        (key := service.key): ServiceObjects(service, behind.get(key, ()))
         for service in lab.services
     }
 
@@ -135,7 +136,8 @@ def ports_of(
         for port in service.ports:
             endpoints = _distinct(by_port.get((port.name, port.protocol), ()), family)
             found.append(_info(service, port, cluster_ip, endpoints, node, family, gate))
-    return sorted(found, key=lambda info: (info.name, info.protocol))
+    found.sort(key=attrgetter("name", "protocol"))
+    return found
 
 
 def cluster_ip_of(service: Service, family: int) -> str | None:
@@ -144,10 +146,9 @@ def cluster_ip_of(service: Service, family: int) -> str | None:
         return None
     if PROXY_NAME_LABEL in service.labels:
         return None
-    for address in (service.cluster_ip, *service.other_cluster_ips):
-        if _is_of(address, family):
-            return address
-    return None
+    if _is_of(service.cluster_ip, family):
+        return service.cluster_ip
+    return next((ip for ip in service.other_cluster_ips if _is_of(ip, family)), None)
 
 
 def _info(
@@ -159,8 +160,9 @@ def _info(
     family: int,
     allow_external_ips: bool,
 ) -> ServicePortInfo:
-    external_ips = _of(family, service.external_ips)
-    load_balancer_ips = _of(family, service.load_balancer_ips)
+    # (All this is asked of each of thousands of Services, most of which have nothing of it.)
+    external_ips = service.external_ips and _of(family, service.external_ips)
+    load_balancer_ips = service.load_balancer_ips and _of(family, service.load_balancer_ips)
     accessible = bool(port.node_port or external_ips or load_balancer_ips)
     external = service.type in ("NodePort", "LoadBalancer") or bool(service.external_ips)
     internal_local = service.internal_traffic_policy == "Local"
@@ -176,7 +178,7 @@ def _info(
         cluster_ip=cluster_ip,
         external_ips=external_ips if allow_external_ips else (),
         load_balancer_ips=load_balancer_ips,
-        source_ranges=_source_ranges(service, family),
+        source_ranges=service.load_balancer_source_ranges and _source_ranges(service, family),
         node_port=port.node_port or None,
         health_check_node_port=(
             service.health_check_node_port
@@ -195,7 +197,12 @@ def _info(
 
 
 def _cluster(endpoints: Endpoints, node: Node) -> Endpoints:
-    return _hinted([e for e in endpoints if e.ready], node) or _ready_or_draining(endpoints)
+    ready = tuple([e for e in endpoints if e.ready])
+    if not ready:
+        return _ready_or_draining(endpoints)
+    if not [e for e in ready if e.for_nodes or e.for_zones]:
+        return ready
+    return _hinted(ready, node)
 
 
 def _ready_or_draining(endpoints: Iterable[Endpoint]) -> Endpoints:
@@ -206,13 +213,11 @@ def _ready_or_draining(endpoints: Iterable[Endpoint]) -> Endpoints:
     )
 
 
-def _hinted(ready: list[Endpoint], node: Node) -> Endpoints:
+def _hinted(ready: Endpoints, node: Node) -> Endpoints:
     """Ready endpoints that the slices' hints mean for this node, else for its zone, else all.
 
     Hints of one sort count only if every ready endpoint has one and some endpoint's fits.
     """
-    if not any(e.for_nodes or e.for_zones for e in ready):
-        return tuple(ready)
     for_node = tuple(e for e in ready if node.name in e.for_nodes)
     if for_node and all(e.for_nodes for e in ready):
         return for_node
@@ -220,7 +225,7 @@ def _hinted(ready: list[Endpoint], node: Node) -> Endpoints:
     for_zone = tuple(e for e in ready if zone in e.for_zones)
     if for_zone and all(e.for_zones for e in ready):
         return for_zone
-    return tuple(ready)
+    return ready
 
 
 def _distinct(endpoints: Endpoints, family: int) -> Endpoints:
@@ -228,20 +233,22 @@ def _distinct(endpoints: Endpoints, family: int) -> Endpoints:
 
     Where two slices name the same one, the one that does not terminate counts.
     """
-    found: dict[str, Endpoint] = {}
     six = family == 6
-    for endpoint in endpoints:
-        if (":" in endpoint.address) is six:
+    mine = [e for e in endpoints if (":" in e.address) is six]
+    if len(mine) < 2:
+        return tuple(mine)
+    found = {address_port(endpoint): endpoint for endpoint in mine}
+    if len(found) < len(mine):
+        found = {}
+        for endpoint in mine:
             text = address_port(endpoint)
             if text not in found or found[text].terminating:
                 found[text] = endpoint
-    return tuple(found[text] for text in sorted(found))
+    return tuple([found[text] for text in sorted(found)])
 
 
 def _source_ranges(service: Service, family: int) -> tuple[str, ...]:
     """Networks that may use the load balancer; none if one of them is everybody."""
-    if not service.load_balancer_source_ranges:
-        return ()
     networks = [ip_network(text.strip(), False) for text in service.load_balancer_source_ranges]
     mine = [network for network in networks if network.version == family]
     if any(network.prefixlen == 0 for network in mine):
@@ -250,7 +257,7 @@ def _source_ranges(service: Service, family: int) -> tuple[str, ...]:
 
 
 def _of(family: int, addresses: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(ip for ip in addresses if _is_of(ip, family)) if addresses else ()
+    return tuple(ip for ip in addresses if _is_of(ip, family))
 
 
 def _is_of(address: str, family: int) -> bool:

@@ -9,7 +9,6 @@ explains it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
@@ -63,12 +62,13 @@ def add_service(table: TableText, proxier: Proxier, info: ServicePortInfo) -> No
             _add_affinity(table, proxier, info, endpoint, info.affinity_s)
 
 
-def hairpins(proxier: Proxier, info: ServicePortInfo) -> Iterator[str]:
+def hairpins(proxier: Proxier, info: ServicePortInfo) -> list[str]:
     """Connections of endpoints here to themselves; several Services may have one in common."""
-    for endpoint in info.reachable:
-        if endpoint.node == proxier.node:
-            itself = f"{endpoint.address} . {endpoint.address}"
-            yield f"{itself} . {info.protocol} . {endpoint.port}"
+    return [
+        f"{endpoint.address} . {endpoint.address} . {info.protocol} . {endpoint.port}"
+        for endpoint in info.reachable
+        if endpoint.node == proxier.node
+    ]
 
 
 def comment(info: ServicePortInfo) -> str:
