@@ -2,7 +2,7 @@
 
 A case is a client, an address and port, and what is expected: the pods that answer, and whether
 they see the client's own address; or a refusal; or silence.  Where modes differ the case says so,
-with the reason in kube-proxy's own documents.  A new mode runs the table by being named in `MODES`
+with the source that does.  A new mode runs the table by being named in `MODES`
 of test_services_flat_cases.py.
 
 Two nodes, p0 and p2 on n1, p1 and p3 on n2; Services are reached by way of n1.  Every Service has
@@ -37,6 +37,8 @@ ALL, HERE, THERE = "p0 p1 p2 p3", "p0 p2", "p1 p3"
 _NAMES = """
 web empty cluster local remote internal internal-remote internal-external
 ranges ranges-node ranges-empty sticky sticky-briefly sticky-local itself single zones draining
+unready gone local-draining nodes nodes-elsewhere zones-missing zones-local internal-empty
+both-local ranges-any ranges-local remote-itself another-proxys
 """
 NUMBERS = {name: number for number, name in enumerate(_NAMES.split(), start=1)}
 
@@ -68,8 +70,12 @@ class Case:
     port: int = 80
     protocol: Protocol = "TCP"
     seen: str = ""  # "own" or "masqueraded" address of the client; "": not asked
-    # Other results, by mode; None: the packet leaves the node as it is
+    # Other results, by mode, and who says so; None: the packet leaves the node as it is
     otherwise: dict[ProxyMode, str | None] = field(default_factory=dict)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        assert bool(self.otherwise) == bool(self.source), self.name
 
     def of(self, mode: ProxyMode) -> str | None:
         return self.otherwise.get(mode, self.expected)
@@ -79,7 +85,14 @@ def _case(name: str, client: str, address: str, expected: str, **more: Any) -> C
     return Case(name, client, address, expected, **more)
 
 
-N1 = "172.21.32.11"
+N1, N2 = "172.21.32.11", "172.21.32.12"
+
+MIGRATING = "kubernetes.io/docs/reference/networking/virtual-ips: from iptables to nftables mode"
+README = "kube-proxy pkg/proxy/nftables/README.md: differences from iptables mode"
+HOOKS = "kube-proxy pkg/proxy/iptables/proxier.go: KUBE-EXTERNAL-SERVICES is not hooked on OUTPUT"
+ORDER = "what kube-proxy wrote for tests/golden/lb-source-ranges-no-endpoints"
+LOCALHOST = "kube-proxy pkg/proxy/nftables/proxier.go: the gate is of nftables mode only"
+HAIRPINS = "kube-proxy pkg/proxy/nftables/proxier.go: hairpin-connections has this node's endpoints"
 
 CASES = [
     # 1.2, 1.4: ClusterIP
@@ -88,6 +101,11 @@ CASES = [
     _case("outside to ClusterIP", "outside", cluster_ip("web"), "p1 p2 p3", seen="masqueraded"),
     _case("endpoint to its own Service", "p2", cluster_ip("web"), "p1 p2 p3", seen="own"),
     _case("the only endpoint to itself", "p2", cluster_ip("itself"), "p2", seen="masqueraded"),
+    _case(
+        "the only endpoint to itself by another node", "p1", N1, DROPPED,
+        port=node_port("remote-itself"), otherwise={"iptables": "p1"}, source=HAIRPINS,
+        seen="masqueraded",
+    ),
     _case("one endpoint", "p0", cluster_ip("single"), "p3", seen="own"),
     _case(
         "UDP, pod to ClusterIP", "p0", cluster_ip("web"), "p1 p2 p3", protocol="UDP", seen="own"
@@ -105,27 +123,39 @@ CASES = [
     _case("no endpoints, external IP from outside", "outside", external_ip("empty"), REFUSED),
     _case(
         "no endpoints, external IP from the node", "n1", external_ip("empty"), REFUSED,
-        otherwise={"iptables": None},  # KUBE-EXTERNAL-SERVICES is not hooked on OUTPUT
+        otherwise={"iptables": None}, source=HOOKS,
     ),
+    _case("no endpoints, load balancer IP", "p0", load_balancer_ip("empty"), REFUSED),
+    _case("no endpoints, load balancer IP from outside", "outside", load_balancer_ip("empty"),
+          REFUSED),
+    _case(
+        "no endpoints, load balancer IP from the node", "n1", load_balancer_ip("empty"), REFUSED,
+        otherwise={"iptables": None}, source=HOOKS,
+    ),
+    _case("no endpoints, UDP NodePort from outside", "outside", N1, REFUSED,
+          port=node_port("empty"), protocol="UDP"),
+    _case("no endpoints, NodePort from the node", "n1", N1, REFUSED, port=node_port("empty")),
     _case("no endpoints, NodePort", "p0", N1, REFUSED, port=node_port("empty")),
     _case("no endpoints, NodePort from outside", "outside", N1, REFUSED, port=node_port("empty")),
     _case(
         "unused port of a ClusterIP, pod", "p0", cluster_ip("web"), REFUSED, port=81,
-        otherwise={"iptables": None},
+        otherwise={"iptables": None}, source=README,
     ),
     _case(
         "unused port of a ClusterIP, node", "n1", cluster_ip("web"), REFUSED, port=81,
-        otherwise={"iptables": None},
+        otherwise={"iptables": None}, source=README,
     ),
     _case(
         "unused protocol of a ClusterIP", "p0", cluster_ip("single"), REFUSED, protocol="UDP",
-        otherwise={"iptables": None},
+        otherwise={"iptables": None}, source=README,
     ),
     _case(
-        "unallocated ClusterIP, pod", "p0", "10.99.9.9", DROPPED, otherwise={"iptables": None}
+        "unallocated ClusterIP, pod", "p0", "10.99.9.9", DROPPED, otherwise={"iptables": None},
+        source=README,
     ),
     _case(
-        "unallocated ClusterIP, node", "n1", "10.99.9.9", DROPPED, otherwise={"iptables": None}
+        "unallocated ClusterIP, node", "n1", "10.99.9.9", DROPPED, otherwise={"iptables": None},
+        source=README,
     ),
     # 1.2: which endpoints
     _case("internal policy Local, pod", "p0", cluster_ip("internal"), HERE),
@@ -142,9 +172,30 @@ CASES = [
         "internal policy Local, none here, its ClusterIP", "p0", cluster_ip("internal-external"),
         DROPPED,
     ),
+    _case("internal policy Local, nowhere any", "p0", cluster_ip("internal-empty"), REFUSED),
+    _case("internal policy Local, nowhere any, node", "n1", cluster_ip("internal-empty"), REFUSED),
+    _case("both policies Local, ClusterIP", "p0", cluster_ip("both-local"), "p2", seen="own"),
+    _case("both policies Local, load balancer, pod", "p0", load_balancer_ip("both-local"), "p1 p2"),
+    _case("both policies Local, from outside", "outside", external_ip("both-local"), "p2"),
     _case("endpoints of the node's zone", "p0", cluster_ip("zones"), "p0 p1"),
     _case("endpoints of the other node's zone", "p1", cluster_ip("zones"), "p2 p3"),
+    _case("endpoints of the zone, from outside", "outside", cluster_ip("zones"), "p0 p1"),
+    _case("endpoints of the node itself", "p0", cluster_ip("nodes"), "p2"),
+    _case("endpoints of the other node", "p1", cluster_ip("nodes"), "p3"),
+    _case("hints for other nodes only: zones", "p0", cluster_ip("nodes-elsewhere"), "p0 p1"),
+    _case("a ready endpoint without hint", "p0", cluster_ip("zones-missing"), ALL),
+    _case("hints and policy Local, outside", "outside", external_ip("zones-local"), "p2"),
+    _case("hints and policy Local, pod", "p0", external_ip("zones-local"), "p1"),
     _case("endpoints that terminate and serve", "p0", cluster_ip("draining"), "p1 p2"),
+    _case("endpoints that are not ready", "p0", cluster_ip("unready"), "p3"),
+    _case("endpoints that terminate and do not serve", "p0", cluster_ip("gone"), REFUSED),
+    _case("they terminate here, outside", "outside", load_balancer_ip("local-draining"), HERE),
+    _case("they terminate here, pod", "p0", load_balancer_ip("local-draining"), THERE),
+    _case("they terminate here, ClusterIP", "p0", cluster_ip("local-draining"), THERE),
+    _case(
+        "Service of another proxy", "p0", cluster_ip("another-proxys"), DROPPED,
+        otherwise={"iptables": None}, source=README,
+    ),
     # 1.4: external addresses under policy Cluster
     *(
         _case(f"{what}, {client}", client, address, "p1 p2 p3", port=port, seen="masqueraded")
@@ -184,10 +235,17 @@ CASES = [
     *(
         _case(
             f"NodePort at {address} from {client}", client, address, REFUSED,
-            port=node_port("cluster"), otherwise={"iptables": "p1 p2 p3"},
+            port=node_port("cluster"), otherwise={"iptables": "p1 p2 p3"}, source=MIGRATING,
         )
-        for client, address in (("p0", "10.244.1.1"), ("n1", "10.244.1.1"), ("n1", "127.0.0.1"))
+        for client, address in (
+            ("p0", "10.244.1.1"), ("n1", "10.244.1.1"), ("n1", "127.0.0.1"), ("p0", "10.244.1.0"),
+        )
     ),
+    _case("NodePort that nobody has", "outside", N1, REFUSED, port=30999),
+    _case("NodePort that nobody has, pod", "p0", N1, REFUSED, port=30999),
+    _case("NodePort of another protocol", "outside", N1, REFUSED, port=node_port("remote-itself"),
+          protocol="UDP"),
+    _case("NodePort of the other node", "p0", N2, "p1 p2 p3", port=node_port("cluster")),
     # 1.5: source ranges
     _case("source in a range, pod", "p0", load_balancer_ip("ranges"), "p1 p2 p3"),
     _case("source in a range, outside", "outside", load_balancer_ip("ranges"), "p1 p2 p3"),
@@ -198,10 +256,18 @@ CASES = [
     _case("source in no range, NodePort", "p2", N1, "p1 p2 p3", port=node_port("ranges")),
     _case("the node in a range", "n1", load_balancer_ip("ranges-node"), "p1 p2 p3"),
     _case("the node in a range, pod", "p0", load_balancer_ip("ranges-node"), DROPPED),
+    _case("everybody in a range", "p2", load_balancer_ip("ranges-any"), "p1 p2 p3"),
+    _case("everybody in a range, outside", "outside", load_balancer_ip("ranges-any"), "p1 p2 p3"),
+    _case("in a range, policy Local, outside", "outside", load_balancer_ip("ranges-local"), HERE,
+          seen="own"),
+    _case("in a range, policy Local, pod", "p0", load_balancer_ip("ranges-local"), ALL),
+    _case("in no range, policy Local, pod", "p2", load_balancer_ip("ranges-local"), DROPPED),
+    _case("in a range, UDP", "outside", load_balancer_ip("ranges"), "p1 p2 p3", protocol="UDP"),
+    _case("in no range, UDP", "p2", load_balancer_ip("ranges"), DROPPED, protocol="UDP"),
     _case("in a range, no endpoints", "p0", load_balancer_ip("ranges-empty"), REFUSED),
     _case(
         "in no range, no endpoints", "p2", load_balancer_ip("ranges-empty"), DROPPED,
-        otherwise={"iptables": REFUSED},  # refused in FORWARD before KUBE-PROXY-FIREWALL
+        otherwise={"iptables": REFUSED}, source=ORDER,
     ),
 ]  # fmt: skip
 
@@ -240,6 +306,30 @@ def cases_lab() -> Lab:
     made.add(
         "draining", ALL, conditions={"p0": gone, "p1": terminating, "p2": terminating, "p3": gone}
     )
+    unready = {"ready": False, "serving": False}
+    made.add("unready", ALL, conditions=dict.fromkeys(("p0", "p1", "p2"), unready))
+    made.add("gone", ALL, conditions=dict.fromkeys(ALL.split(), gone))
+    here = dict.fromkeys(HERE.split(), terminating)
+    made.add("local-draining", ALL, external=True, conditions=here, **local)
+    to_nodes = {
+        pod: {"for_nodes": (node,), "for_zones": zones[pod]}
+        for pod, node in (("p0", "n9"), ("p1", "n9"), ("p2", "n1"), ("p3", "n2"))
+    }
+    made.add("nodes", ALL, conditions=to_nodes)
+    elsewhere = {pod: {**hints, "for_nodes": ("n9",)} for pod, hints in to_nodes.items()}
+    made.add("nodes-elsewhere", ALL, conditions=elsewhere)
+    but_one = {pod: {"for_zones": zone} for pod, zone in zones.items() if pod != "p3"}
+    made.add("zones-missing", ALL, conditions=but_one)
+    to_zones = {"p1": {"for_zones": ("a",)}, "p2": {"for_zones": ("b",)}}
+    made.add("zones-local", "p1 p2", external=True, conditions=to_zones, **local)
+    made.add("internal-empty", "", **internal)
+    made.add("both-local", "p1 p2", external=True, **internal, **local)
+    everybody = (*ranges, "0.0.0.0/0")
+    made.add("ranges-any", "p1 p2 p3", external=True, load_balancer_source_ranges=everybody)
+    made.add("ranges-local", ALL, external=True, load_balancer_source_ranges=ranges, **local)
+    made.add("remote-itself", "p1", external=True, protocols=("TCP",), **local)
+    another = {"service.kubernetes.io/service-proxy-name": "another"}
+    made.add("another-proxys", ALL, labels=another)
     return replace(lab, nodes=nodes, services=tuple(made.services), endpoints=tuple(made.endpoints))
 
 

@@ -19,16 +19,22 @@ from netlab.lab import lifecycle
 from netlab.topology.model import (
     DetectLocal,
     IPTablesBackend,
+    IPTablesProxy,
     Lab,
+    NFTablesProxy,
     Protocol,
     ProxyMode,
-    ServiceProxy,
 )
 from service_cases import (
+    ALL,
     CASES,
     DROPPED,
+    LOCALHOST,
+    MIGRATING,
     N1,
+    README,
     REFUSED,
+    THERE,
     Case,
     cases_lab,
     cluster_ip,
@@ -45,7 +51,6 @@ LAYOUTS: tuple[tuple[ProxyMode, IPTablesBackend | None], ...] = (
     *((mode, None) for mode in MODES),
     ("iptables", "legacy"),
 )
-NFTABLES: tuple[ProxyMode, ...] = ("nftables", "nftables-flat")
 
 PODS = {"p0": "10.244.1.2", "p1": "10.244.2.2", "p2": "10.244.1.3", "p3": "10.244.2.3"}
 OWN = {**PODS, "outside": "172.21.32.1"}
@@ -280,6 +285,7 @@ def test_sctp_is_translated(probes: Probes) -> None:
     assert (received[SCTP].dport, received[SCTPChunkInit].init_tag) == (8002, 7)
 
 
+# fmt: off
 VARIANTS = {
     "every address takes NodePorts": (
         {"nodePortAddresses": ("0.0.0.0/0",)},
@@ -290,15 +296,22 @@ VARIANTS = {
             Case("", "p0", "10.244.1.1", "p0 p1 p2 p3", port=node_port("local"), seen="own"),
             Case("", "p0", "10.244.1.1", REFUSED, port=node_port("empty")),
             Case("", "outside", N1, DROPPED, port=node_port("remote")),
-            Case("", "n1", "127.0.0.1", REFUSED, port=node_port("cluster")),
-            Case("", "p0", cluster_ip("web"), REFUSED, port=node_port("cluster")),
+            Case(
+                "loopback", "n1", "127.0.0.1", REFUSED, port=node_port("cluster"),
+                otherwise={"iptables": "p1 p2 p3"}, source=MIGRATING,
+            ),
+            Case(
+                "ClusterIP", "p0", cluster_ip("web"), REFUSED, port=node_port("cluster"),
+                otherwise={"iptables": None}, source=README,
+            ),
         ],
     ),
     "masqueradeAll, pods known by their bridge": (
         {
             "detectLocalMode": "BridgeInterface",
             "detectLocal": DetectLocal(bridgeInterface="cbr0"),
-            "nftables": replace(ServiceProxy().nftables, masqueradeAll=True, masqueradeBit=9),
+            "nftables": NFTablesProxy(masqueradeAll=True, masqueradeBit=9),
+            "iptables": IPTablesProxy(masqueradeAll=True, masqueradeBit=9),
         },
         [
             Case("", "p0", cluster_ip("web"), "p1 p2 p3", seen="masqueraded"),
@@ -333,10 +346,19 @@ VARIANTS = {
         },
         [
             Case("", "n1", "127.0.0.1", "p1 p2 p3", port=node_port("cluster"), seen="masqueraded"),
-            Case("", "n1", "127.0.0.1", "p0 p2", port=node_port("local"), seen="masqueraded"),
-            Case("", "n1", "127.0.0.1", REFUSED, port=node_port("cluster"), protocol="UDP"),
+            Case(
+                "", "n1", "127.0.0.1", "p0 p2", port=node_port("local"), seen="masqueraded",
+                otherwise={"iptables": ALL}, source=LOCALHOST,
+            ),
+            Case(
+                "", "n1", "127.0.0.1", REFUSED, port=node_port("cluster"), protocol="UDP",
+                otherwise={"iptables": "p1 p2 p3"}, source=LOCALHOST,
+            ),
             Case("", "n1", "127.0.0.1", REFUSED, port=node_port("empty")),
-            Case("", "n1", "127.0.0.1", REFUSED, port=node_port("remote")),
+            Case(
+                "", "n1", "127.0.0.1", REFUSED, port=node_port("remote"),
+                otherwise={"iptables": THERE}, source=LOCALHOST,
+            ),
             Case("", "n1", "127.0.0.2", REFUSED, port=node_port("cluster")),
             Case("", "outside", N1, "p1 p2 p3", port=node_port("cluster")),
         ],
@@ -349,16 +371,23 @@ VARIANTS = {
             }
         },
         [
-            Case("", "n1", "127.0.0.1", REFUSED, port=node_port("cluster")),
-            Case("", "n1", "127.0.0.1", REFUSED, port=node_port("cluster"), protocol="UDP"),
+            Case(
+                "", "n1", "127.0.0.1", REFUSED, port=node_port("cluster"),
+                otherwise={"iptables": "p1 p2 p3"}, source=LOCALHOST,
+            ),
+            Case(
+                "", "n1", "127.0.0.1", REFUSED, port=node_port("cluster"), protocol="UDP",
+                otherwise={"iptables": "p1 p2 p3"}, source=LOCALHOST,
+            ),
             Case("", "outside", N1, "p1 p2 p3", port=node_port("cluster")),
             Case("", "p0", load_balancer_ip("cluster"), "p1 p2 p3"),
         ],
     ),
 }
+# fmt: on
 
 
-@pytest.mark.parametrize(("mode", "variant"), list(itertools.product(NFTABLES, VARIANTS)))
+@pytest.mark.parametrize(("mode", "variant"), list(itertools.product(MODES, VARIANTS)))
 def test_settings_of_the_proxy(mode: ProxyMode, variant: str) -> None:
     settings, cases = VARIANTS[variant]
     with _up(mode, **settings) as probes:
