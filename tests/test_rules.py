@@ -14,8 +14,9 @@ from msgspec.structs import replace
 
 from labs import small_lab
 from netlab.cli.main import netlab as command
+from netlab.datapath.services.explain import Met, compare, read_service
 from netlab.datapath.services.modes import MODES
-from netlab.datapath.services.reading import Key, Met, compare, read_service, reading_of
+from netlab.datapath.services.reading import Key, reading_of
 from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle
 from netlab.problems import Exit, NetlabError
@@ -87,7 +88,7 @@ def test_every_rule_of_a_service_is_shown_once_and_none_of_others(
                 assert line.state == "there"
                 said = reading.sentence(each.block, line)
                 assert said.strip(": "), line.text
-                assert "no endpoint of the lab" not in said
+                assert "which is no endpoint" not in said
                 assert "nothing that the proxy" not in said
 
 

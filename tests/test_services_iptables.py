@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netlab.datapath.services.iptables import purpose, render, sysctls
+from netlab.datapath.services.iptables import render, sysctls
 from netlab.datapath.services.iptables_save import probability
 from services_golden import STATES, golden_lab, read
 
@@ -41,23 +41,6 @@ def test_every_accounting_object_that_a_rule_names_is_made_before(state: str) ->
     ruleset = render(*golden_lab(state))
     named = set(re.findall(r"--nfacct-name +(\S+)", ruleset.ipv4 + ruleset.ipv6))
     assert named <= set(ruleset.nfacct)
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_every_chain_of_a_service_has_a_purpose(state: str) -> None:
-    lab, node = golden_lab(state)
-    ruleset, known = render(lab, node), purpose(lab)
-    for text in (ruleset.ipv4, ruleset.ipv6):
-        assert set(re.findall(r"^:(KUBE-(?:SVC|SVL|EXT|FW|SEP)-\S+)", text, re.M)) <= set(known)
-        for chain, target in re.findall(r"-A (KUBE-SEP-\S+) .* --to-destination (\S+)", text):
-            assert known[chain].endswith(f" → {target}")
-
-
-def test_purposes_of_the_chains_of_myblog() -> None:
-    lab, _ = golden_lab("seed-slave1")
-    known = purpose(lab)
-    assert known["KUBE-SVC-F2KIP5XTJW7U6HIO"] == "demo/myblog"
-    assert known["KUBE-SEP-MU6IAQOXFDU7CSL4"] == "demo/myblog → 10.244.2.5:8002"
 
 
 @pytest.mark.parametrize("state", ["small-cluster", "lb-local", "hints-and-local"])

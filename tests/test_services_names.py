@@ -12,6 +12,7 @@ from netlab.datapath.services.names import (
     address_port,
     chain_hash,
     nftables_name,
+    served_by,
     service_port_name,
 )
 from netlab.topology.model import Endpoint
@@ -51,11 +52,13 @@ def test_names_in_nftables_are_those_of_kube_proxy(vector: dict[str, str]) -> No
     service, _, endpoint = vector["name"].partition("__")
     namespace, name, protocol, port = service.split("/")
     address, _, number = endpoint.partition("/")
-    if address and address.count(".") != 3:
+    if ".." in address or address.count(".") > 3:
         address = f"[{address.replace('.', ':')}]"
     text = f"{address}:{number}" if endpoint else ""
     named = nftables_name(service_port_name(namespace, name, port), protocol, text)
     assert named == f"{vector['hash']}-{vector['name']}"
+    whose = service_port_name(namespace, name, port), text or None
+    assert served_by(f"{'endpoint' if endpoint else 'service'}-{named}") == whose
 
 
 @settings(deadline=None)

@@ -14,7 +14,7 @@ from netlab.problems import Exit, NetlabError, Problem, suggest
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from netlab.topology.model import Lab
+    from netlab.topology.model import Lab, Node
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -188,3 +188,32 @@ def complete_reference(
         *(f"node/{node.name}" for node in lab.nodes),
     ]
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_node(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Nodes of the lab that is up."""
+    from click.shell_completion import CompletionItem
+
+    try:
+        lab = running_lab(context.params.get("lab_name"))
+    except (NetlabError, OSError):
+        return []
+    return [CompletionItem(node.name) for node in lab.nodes if node.name.startswith(incomplete)]
+
+
+def node_named(lab: Lab, name: str) -> Node:
+    """The node of that name, or "node/NAME".  NetlabError (exit 2) if there is none."""
+    name = name.removeprefix("node/")
+    known = [node.name for node in lab.nodes]
+    if name not in known:
+        near = suggest(name, known)
+        raise NetlabError(
+            Problem(
+                "unknown-node",
+                f'node "{name}" is not in lab {lab.name}',
+                hint=f'did you mean "{near}"?' if near else "`netlab get nodes` lists them",
+            )
+        )
+    return lab.node(name)

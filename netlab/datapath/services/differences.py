@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from netlab.datapath.services.explain import compare
 from netlab.datapath.services.modes import MODES
 from netlab.datapath.services.reading import (
     Block,
@@ -19,7 +20,6 @@ from netlab.datapath.services.reading import (
     Key,
     Line,
     Reading,
-    compare,
     reading_of,
 )
 from netlab.topology.model import Lab, Node, ProxyMode

@@ -28,7 +28,6 @@ from netlab.datapath.services.local import (
     node_port_addresses,
     own_addresses,
 )
-from netlab.datapath.services.names import address_port, chain_hash, service_port_name
 from netlab.datapath.state import Ruleset, Server, Sysctl
 from netlab.topology.model import Lab, Node
 
@@ -65,29 +64,6 @@ def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
 def servers(lab: Lab, node: Node) -> list[Server]:
     """What kube-proxy itself answers on the node."""
     return health_checks(lab, node, node_port_addresses)
-
-
-def purpose(lab: Lab) -> dict[str, str]:
-    """What each chain of a Service is for: "demo/myblog", "demo/myblog → 10.244.2.5:8002".
-
-    Holds the chains of every node, whether they exist there or not.
-    """
-    found: dict[str, str] = {}
-    for service in lab.services:
-        for port in service.ports:
-            name = service_port_name(service.namespace, service.name, port.name)
-            digest = chain_hash(name, port.protocol.lower())
-            found[f"KUBE-SVC-{digest}"] = name
-            found[f"KUBE-SVL-{digest}"] = f"{name}, endpoints on this node"
-            found[f"KUBE-EXT-{digest}"] = f"{name}, from outside"
-            found[f"KUBE-FW-{digest}"] = f"{name}, loadBalancerSourceRanges"
-    for entry in lab.endpoints:
-        name = service_port_name(entry.namespace, entry.service, entry.port_name)
-        for endpoint in entry.endpoints:
-            text = address_port(endpoint)
-            digest = chain_hash(name, entry.protocol.lower(), text)
-            found[f"KUBE-SEP-{digest}"] = f"{name} → {text}"
-    return found
 
 
 def _localhost_node_ports(lab: Lab, node: Node, family: int) -> bool:

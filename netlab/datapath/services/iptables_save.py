@@ -16,6 +16,8 @@ _OWN = "KUBE-"
 _JUMP_TO_OWN = re.compile(r" -[jg] KUBE-")
 _SERVICE = re.compile(r'--comment "?([^ "]+/[^ "]+)')
 _COUNTERS = re.compile(r"\[(\d+):(\d+)\] ")
+_COMMENT = re.compile(r'--comment (?:"([^"]*)"|(\S+))')
+_JUMP = re.compile(r" -[jg] (\S+)")
 _TOKEN = re.compile(r'"[^"]*"|\S+')
 
 
@@ -256,3 +258,15 @@ def tokens(rule: str) -> dict[str, str]:
         elif name and not found[name]:
             found[name] = token.strip('"')
     return found
+
+
+def target_of(rule: str) -> str:
+    """The target or chain that a rule jumps to; "" if none."""
+    found = _JUMP.search(rule)
+    return found[1] if found else ""
+
+
+def comment_of(rule: str) -> str:
+    """The comment of a rule; "" if it has none."""
+    found = _COMMENT.search(rule)
+    return (found[1] or found[2]) if found else ""

@@ -6,6 +6,7 @@ Sources: kube-proxy pkg/proxy/types.go (ServicePortName), pkg/proxy/iptables/pro
 
 from __future__ import annotations
 
+import re
 from base64 import b32encode
 from functools import lru_cache
 from hashlib import sha256
@@ -56,3 +57,28 @@ def nftables_name(port_name: str, protocol: str, endpoint: str = "") -> str:
         name += f"__{address.strip('[]').replace(':', '.')}/{number}"
     full = f"{b32encode(sha256(name.encode()).digest()[:5]).decode()}-{name}"
     return full if len(full) <= _LONGEST else f"{full[: _LONGEST - 3]}..."
+
+
+# A name with one of these before it is that of a chain or set of one Service port.
+_OF_SERVICE = re.compile(
+    r"(?:service|external|local|firewall|endpoint|affinity)-[A-Z2-7]{8}-"
+    r"([a-z0-9-]+/[a-z0-9.-]+)/[a-z]+/([a-z0-9-]*)(?:__(.+)/(\d+))?"
+)
+
+
+def served_by(name: str) -> tuple[str, str | None] | None:
+    """Service port name and endpoint that a chain or set of nftables mode was made for.
+
+    `service-ILDV4B5I-demo/myblog/tcp/http` is of demo/myblog:http.  None: of none, or the name was
+    too long and is cut.
+    """
+    found = _OF_SERVICE.fullmatch(name)
+    if found is None:
+        return None
+    service, port, address, number = found.groups()
+    endpoint = None
+    if address:
+        is_ipv4 = re.fullmatch(r"\d+(\.\d+){3}", address)
+        host = address if is_ipv4 else f"[{address.replace('.', ':')}]"
+        endpoint = f"{host}:{number}"
+    return f"{service}:{port}" if port else service, endpoint

@@ -6,18 +6,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
-from netlab.datapath.services.names import address_port, nftables_name
+from netlab.datapath.services.names import address_port, nftables_name, served_by
 from netlab.datapath.services.nftables_list import is_dynamic, parse
 from netlab.datapath.services.reading import Block, Blocks, Key, Known, Line, Owner, Stage
 from netlab.datapath.state import Rules, Tables
 from netlab.topology.model import Lab, Node
 
 _HEADER = re.compile(r"(type|typeof|comment|flags|size|timeout|gc-interval|policy|auto-merge)\b")
-# `service-ILDV4B5I-demo/myblog/tcp/http`; an endpoint's goes on with `__10.244.1.4/8002`.
-_NAME = re.compile(
-    r"(?:service|external|local|firewall|endpoint|affinity)-[A-Z2-7]{8}-"
-    r"([a-z0-9-]+/[a-z0-9.-]+)/[a-z]+/([a-z0-9-]*)(?:__(.+)/(\d+))?"
-)
 _REFERENCE = re.compile(r"\b(?:jump|goto) ([^\s,;}]+)|@([^\s,;}]+)")
 _COMMENT = re.compile(r' comment "([^"]*)"')
 _TARGET = re.compile(r"\d+ : ([^\s,}]+) \. (\d+)")
@@ -200,15 +195,8 @@ class NftablesReading:
         known = self._names.get(name.partition("-")[2])
         if known:
             return known
-        found = _NAME.fullmatch(name)
-        if found is None:
-            return None
-        service, port, address, number = found.groups()
-        endpoint = None
-        if address:
-            is_ipv4 = re.fullmatch(r"\d+(\.\d+){3}", address)
-            endpoint = address_of(address if is_ipv4 else address.replace(".", ":"), number)
-        return Owner(f"{service}:{port}" if port else service, endpoint)
+        found = served_by(name)
+        return Owner(*found) if found else None
 
     def endpoints(self, key: Key, line: str) -> Iterable[str]:
         """Those that it translates to, or goes on to."""

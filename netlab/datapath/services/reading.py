@@ -8,18 +8,16 @@ compare two listings and to follow a Service through one is the same for all mod
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, cast
 
 import msgspec
-from msgspec.structs import replace
 
 from netlab.datapath.services.endpoints import ServicePortInfo, service_ports
-from netlab.datapath.services.modes import Mode, mode_of
+from netlab.datapath.services.modes import Mode
 from netlab.datapath.services.names import address_port
 from netlab.datapath.state import Rules
-from netlab.topology.model import Lab, Node, Service
+from netlab.topology.model import Lab, Node
 
 _IPTABLES_TABLES = ("mangle", "filter", "nat")
 
@@ -148,14 +146,12 @@ class Known:
     """What the objects say of the names and addresses that lines hold."""
 
     def __init__(self, lab: Lab, node: Node) -> None:
-        self.lab = lab
-        self.node = node
         self.infos: dict[str, list[ServicePortInfo]] = {
             "ip": service_ports(lab, node, 4),
             "ip6": service_ports(lab, node, 6),
         }
         self._pods = {address: pod for pod in lab.pods for address in pod.addresses}
-        self._nodes: dict[str, str] = {}
+        self._where: dict[str, str] = {}  # by endpoint
         self.by_port: dict[str, dict[str, Owner]] = {}
         self.by_address: dict[str, dict[str, list[Owner]]] = {}
         self.by_endpoint: dict[str, dict[str, list[Owner]]] = {}
@@ -178,274 +174,13 @@ class Known:
             for endpoint in info.reachable:
                 text = address_port(endpoint)
                 endpoints.setdefault(f"{text}/{info.protocol}", []).append(Owner(info.name, text))
-                if endpoint.node:
-                    self._nodes[endpoint.address] = endpoint.node
+                who = f", pod {endpoint.pod}" if endpoint.pod else ""
+                self._where[text] = f"{who} on {endpoint.node}" if endpoint.node else who
 
     def endpoint(self, text: str) -> str:
         """`10.244.1.4:8002, pod demo/myblog-1 on k8s-slave1`."""
-        address = text.rpartition(":")[0].strip("[]")
-        if pod := self._pods.get(address):
-            return f"{text}, pod {pod.key} on {pod.node}"
-        if node := self._nodes.get(address):
-            return f"{text} on {node}"
-        if any(
-            f"{text}/{protocol}" in self.by_endpoint[family]
-            for family in self.by_endpoint
-            for protocol in ("tcp", "udp", "sctp")
-        ):
-            return text
-        return f"{text}, which is no endpoint of the lab"
-
-
-def only(lab: Lab, service: Service) -> Lab:
-    """The lab with that Service alone; quick to render for every node."""
-    endpoints = tuple(
-        entry
-        for entry in lab.endpoints
-        if (entry.namespace, entry.service) == (service.namespace, service.name)
-    )
-    return replace(lab, services=(service,), endpoints=endpoints)
-
-
-def read_service(
-    lab: Lab, node: Node, service: Service, printed: Mapping[str, str], port: str | None = None
-) -> tuple[Reading, list[Met]]:
-    """What packets for a Service meet on a node that prints its rules so; `port` as in `walk`.
-
-    What should be there and is not is among it, in its place.
-    """
-    reading, wanted = _wanted(only(lab, service), node, mode_of(lab), whole=False)
-    found = _without_others(reading, reading.blocks(printed), service)
-    return reading, walk(reading, merge(reading, wanted, found), service.key, port)
-
-
-def rendered_service(
-    lab: Lab, node: Node, service: Service, port: str | None = None
-) -> dict[Key, list[str]]:
-    """What packets for a Service should meet on a node, by block."""
-    alone = only(lab, service)
-    reading, wanted = _wanted(alone, node, mode_of(lab), whole=False)
-    met = walk(reading, wanted, service.key, port)
-    return {each.block.key: [line.text for line in each.lines] for each in met}
-
-
-def compare(lab: Lab, node: Node, mode: Mode, printed: Mapping[str, str]) -> tuple[Reading, Blocks]:
-    """All rules of a mode on a node that prints them so, held against what should be there.
-
-    Only of the families that `printed` has.
-    """
-    reading, wanted = _wanted(lab, node, mode)
-    wanted = {key: block for key, block in wanted.items() if key.family in printed}
-    return reading, merge(reading, wanted, reading.blocks(printed))
-
-
-def _wanted(lab: Lab, node: Node, mode: Mode, *, whole: bool = True) -> tuple[Reading, Blocks]:
-    """How a mode's rules are read, and those that a node should have.  ValueError: it has none."""
-    reading_class = reading_of(mode)
-    rules = mode.render(lab, node)
-    if reading_class is None or rules is None:
-        raise ValueError("a mode without rules")
-    reading = reading_class(lab, node, whole=whole)
-    return reading, reading.blocks(reading.rendered(rules))
-
-
-def _without_others(reading: Reading, found: Blocks, service: Service) -> Blocks:
-    """What was found without that which serves other Services."""
-    return {
-        key: replace(block, lines=lines)
-        for key, block in found.items()
-        if (lines := [line for line in block.lines if _may_serve(reading, key, line, service)])
-        or not block.lines
-    }
-
-
-def _may_serve(reading: Reading, key: Key, line: Line, service: Service) -> bool:
-    owners = reading.owners(key, line.text)
-    return not owners or any(owner.service == service.key for owner in owners)
-
-
-# Comparing
-
-
-def merge(reading: Reading, wanted: Blocks, found: Blocks) -> Blocks:
-    """What was found, with what is missing put in its place and what is too much marked."""
-    merged: Blocks = {}
-    for key in dict.fromkeys((*wanted, *found)):
-        one, other = wanted.get(key), found.get(key)
-        if other is None:
-            assert one is not None
-            lines = [replace(line, state="missing") for line in one.lines]
-            merged[key] = replace(one, lines=lines, state="missing")
-        elif one is None:
-            if not reading.is_ignored(key, None):
-                lines = [replace(line, state="extra") for line in other.lines]
-                merged[key] = replace(other, lines=lines, state="extra")
-        else:
-            lines = list(_merged(reading, key, one.lines, other.lines))
-            merged[key] = replace(other, lines=lines)
-    return merged
-
-
-def _merged(reading: Reading, key: Key, wanted: list[Line], found: list[Line]) -> Iterable[Line]:
-    if [line.text for line in wanted] == [line.text for line in found]:
-        return found
-    if key.kind != "chain":
-        return _merged_set(reading, key, wanted, found)
-    if reading.is_shared(key):
-        return _merged_shared(reading, key, wanted, found)
-    return _merged_chain(reading, key, wanted, found)
-
-
-def _merged_set(
-    reading: Reading, key: Key, wanted: list[Line], found: list[Line]
-) -> Iterator[Line]:
-    texts, there = {line.text for line in wanted}, {line.text for line in found}
-    # only what no line has to the letter is looked for in another spelling
-    missing = {
-        reading.comparable(key, line.text): line for line in wanted if line.text not in there
-    }
-    for line in found:
-        if line.text in texts or line.learned:
-            yield line
-        elif missing and (same := reading.comparable(key, line.text)) in missing:
-            del missing[same]
-            yield line
-        elif not reading.is_ignored(key, line.text):
-            yield replace(line, state="extra")
-    for line in missing.values():
-        yield Line(line.text, "missing")
-
-
-def _merged_shared(
-    reading: Reading, key: Key, wanted: list[Line], found: list[Line]
-) -> Iterator[Line]:
-    """Service by Service, for their order means nothing; then what lies between Services."""
-    ours, theirs = _by_service(reading, key, wanted), _by_service(reading, key, found)
-    for service in sorted({*ours, *theirs} - {""}):
-        yield from _merged_chain(reading, key, ours.get(service, []), theirs.get(service, []))
-    yield from _merged_chain(reading, key, ours[""], theirs[""])
-
-
-# Stands for all lines of Services that follow each other.
-_SERVICES = Line("")
-
-
-def _by_service(reading: Reading, key: Key, lines: list[Line]) -> dict[str, list[Line]]:
-    """Lines by service port; under "" those of none, with a mark where Services are between."""
-    found: dict[str, list[Line]] = {"": []}
-    for line in lines:
-        owners = reading.owners(key, line.text)
-        if owners:
-            found.setdefault(owners[0].port, []).append(line)
-            if found[""][-1:] != [_SERVICES]:
-                found[""].append(_SERVICES)
-        else:
-            found[""].append(line)
-    return found
-
-
-def _merged_chain(
-    reading: Reading, key: Key, wanted: list[Line], found: list[Line]
-) -> Iterator[Line]:
-    ours = [reading.comparable(key, line.text) for line in wanted]
-    theirs = [reading.comparable(key, line.text) for line in found]
-    for tag, i, j, k, m in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
-        if tag == "equal":
-            yield from (line for line in found[k:m] if line.text)
-            continue
-        yield from (Line(line.text, "missing") for line in wanted[i:j] if line.text)
-        for line in found[k:m]:
-            if line.text and not reading.is_ignored(key, line.text):
-                yield replace(line, state="extra")
-
-
-# Following a Service
-
-
-class Met(msgspec.Struct):
-    """The lines of one block that serve a Service."""
-
-    stage: str
-    block: Block
-    lines: list[Line]
-
-
-def walk(reading: Reading, blocks: Blocks, service: str, port: str | None = None) -> list[Met]:
-    """What packets for a Service (or one service port of it) meet, in that order.
-
-    `service` is "namespace/name", `port` a service port name.  Each block comes once.
-    """
-    found: list[Met] = []
-    for family in ("ip", "ip6"):
-        of_family = _Walk(reading, blocks, family, service, port)
-        met = of_family.met()
-        if of_family.serves:
-            found += met
-    return found
-
-
-class _Walk:
-    def __init__(
-        self, reading: Reading, blocks: Blocks, family: str, service: str, port: str | None
-    ) -> None:
-        self._reading = reading
-        self._blocks = blocks
-        self._family = family
-        self._service, self._port = service, port
-        self._shown: dict[Key, list[Line]] = {}
-        self._visited: set[Key] = set()
-        self.serves = False
-
-    def met(self) -> list[Met]:
-        found: list[Met] = []
-        translated = False
-        for stage in self._reading.stages:
-            if stage.needs_translation and not translated:
-                continue
-            roots = [Key(self._family, table, "chain", name) for table, name in stage.chains]
-            keys = [key for key in roots if self._leads(key)]
-            translated = translated or (stage.translates and bool(keys))
-            for key in keys:
-                found.append(Met(stage.what, self._blocks[key], self._shown[key]))
-            for key in keys:
-                for line in self._shown[key]:
-                    found += self._behind(stage.what, key, line)
-        return found
-
-    def _behind(self, stage: str, key: Key, line: Line) -> Iterator[Met]:
-        for target in self._reading.targets(key, line.text):
-            if target in self._visited or not self._leads(target):
-                continue
-            self._visited.add(target)
-            yield Met(stage, self._blocks[target], self._shown[target])
-            for further in self._shown[target]:
-                yield from self._behind(stage, target, further)
-
-    def _leads(self, key: Key) -> bool:
-        """Whether a block holds something for the Service; remembers what."""
-        if key not in self._shown:
-            self._shown[key] = []  # a chain that leads back to itself
-            block = self._blocks.get(key)
-            if block:
-                self._shown[key] = [line for line in block.lines if self._is_shown(key, line)]
-        return bool(self._shown[key])
-
-    def _is_shown(self, key: Key, line: Line) -> bool:
-        if line.state == "there" and not self._reading.is_told(key, line.text):
-            return False
-        owners = self._reading.owners(key, line.text)
-        if owners:
-            ours = any(self._is_ours(owner) for owner in owners)
-            self.serves = self.serves or ours
-            return ours
-        targets = [t for t in self._reading.targets(key, line.text) if t in self._blocks]
-        asked = [t for t in targets if t.kind != "chain" and not self._blocks[t].learns]
-        chains = [t for t in targets if t.kind == "chain"]
-        if not targets or key.kind != "chain":
-            return self._reading.is_met(key, line.text)
-        return all(map(self._leads, asked)) and (not chains or any(map(self._leads, chains)))
-
-    def _is_ours(self, owner: Owner) -> bool:
-        if owner.service != self._service:
-            return False
-        return self._port in (None, owner.port) or owner.port == self._service
+        if text in self._where:
+            return f"{text}{self._where[text]}"
+        pod = self._pods.get(text.rpartition(":")[0].strip("[]"))
+        who = f", pod {pod.key} on {pod.node}" if pod else ""
+        return f"{text}{who}, which is no endpoint"

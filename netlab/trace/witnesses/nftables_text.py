@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from netlab.datapath.services.names import served_by
 from netlab.trace.witnesses.rules import Run
 
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ KUBE_PROXY = "kube-proxy"
 _RULE = re.compile(r"^\s*(.*?)\s*# handle (\d+)$")
 _LOOKUP = re.compile(r"(ip daddr \. )?meta l4proto \. th dport vmap @(\S+)")
 _ELEMENT = re.compile(r"elements = \{ (.*) \}\n")
-# `service-ILDV4B5I-demo/myblog/tcp/http`; an endpoint's goes on with `__10.244.1.4/8002`.
-_SERVING = re.compile(
-    r"(?:service|external|local|firewall|endpoint)-[A-Z2-7]{8}-"
-    r"([a-z0-9-]+/[a-z0-9.-]+)/[a-z]+/([a-z0-9-]*)(?:__.*)?"
-)
 
 
 class Lookup(NamedTuple):
@@ -48,10 +44,8 @@ def lookup_of(rule: str, run: Run) -> Lookup | None:
 
 def served_by_chain(chain: str) -> str | None:
     """`svc/NAMESPACE/NAME[:PORT]` if kube-proxy made the chain for one Service port, else None."""
-    found = _SERVING.fullmatch(chain)
-    if found is None:
-        return None
-    return f"svc/{found.group(1)}" + (f":{found.group(2)}" if found.group(2) else "")
+    found = served_by(chain)
+    return f"svc/{found[0]}" if found else None
 
 
 class Listing:
