@@ -38,7 +38,7 @@ _NAMES = """
 web empty cluster local remote internal internal-remote internal-external
 ranges ranges-node ranges-empty sticky sticky-briefly sticky-local itself single zones draining
 unready gone local-draining nodes nodes-elsewhere zones-missing zones-local internal-empty
-both-local ranges-any ranges-local remote-itself another-proxys
+both-local ranges-any ranges-local remote-itself another-proxys sticky-changing
 """
 NUMBERS = {name: number for number, name in enumerate(_NAMES.split(), start=1)}
 
@@ -297,6 +297,7 @@ def cases_lab() -> Lab:
     made.add("sticky", ALL, external=True, **sticky)
     made.add("sticky-briefly", ALL, external=True, affinity_timeout_s=1, **sticky)
     made.add("sticky-local", ALL, external=True, **sticky, **local)
+    made.add("sticky-changing", ALL, external=True, **sticky)
     made.add("itself", "p2")
     made.add("single", "p3", protocols=("TCP", "SCTP"))
     zones = {"p0": ("a",), "p1": ("a",), "p2": ("b",), "p3": ("b",)}

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from netlab.datapath.state import namespace_name
 from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle
+from netlab.lab.edits import Changed
 from netlab.topology.model import (
     DetectLocal,
     IPTablesBackend,
@@ -24,6 +25,7 @@ from netlab.topology.model import (
     NFTablesProxy,
     Protocol,
     ProxyMode,
+    TrafficPolicy,
 )
 from service_cases import (
     ALL,
@@ -134,6 +136,12 @@ def _run(namespace: str, command: str) -> None:
     subprocess.run(inside, check=True, capture_output=True)
 
 
+def _route_by_n1(probes: Probes) -> None:
+    """From outside external addresses are reached by way of n1, and ClusterIPs too."""
+    for network in ("203.0.113.0/24", "10.96.0.0/12"):
+        _run(probes.namespace("outside"), f"ip route replace {network} via {N1}")
+
+
 @contextlib.contextmanager
 def _up(
     mode: ProxyMode, backend: IPTablesBackend | None = None, **proxy: object
@@ -144,10 +152,7 @@ def _up(
     probes = Probes(lab)
     try:
         lifecycle.up(lab)
-        outside = probes.namespace("outside")
-        # External addresses are reached by way of n1, and ClusterIPs too.
-        _run(outside, f"ip route add 203.0.113.0/24 via {N1}")
-        _run(outside, f"ip route add 10.96.0.0/12 via {N1}")
+        _route_by_n1(probes)
         # Refusals are ICMP errors, of which the kernel sends one client a few in a second.
         for node in ("n1", "n2"):
             _run(probes.namespace(node), "sysctl net.ipv4.icmp_ratelimit=0")
@@ -253,6 +258,35 @@ def test_who_is_remembered_counts_only_where_policy_allows_it(
         assert now == before if before in ("p0", "p2") else now in ("p0", "p2")
     # Where two know the client, the first in the order of addresses is asked first.
     assert [endpoint(source, everywhere) for source in sources] == second
+
+
+def test_who_is_remembered_stays_so_when_the_policy_changes(
+    probes: Probes, sources: list[str]
+) -> None:
+    address = external_ip("sticky-changing")
+
+    def endpoints() -> list[str]:
+        return [probes.ask("outside", address, source=source).who for source in sources]
+
+    def change(**settings: TrafficPolicy) -> None:
+        services = tuple(
+            replace(each, **settings) if each.name == "sticky-changing" else each
+            for each in probes.lab.services
+        )
+        changed = Changed(replace(probes.lab, services=services), ())
+        lifecycle.change(probes.lab.name, lambda _: changed)
+        _route_by_n1(probes)  # which is no part of the lab
+
+    first = endpoints()
+    assert set(first) == {"p0", "p1", "p2", "p3"}
+    change(internal_traffic_policy="Local")
+    assert endpoints() == first
+    change(external_traffic_policy="Local")
+    second = endpoints()
+    for before, now in zip(first, second, strict=True):
+        assert now == before if before in ("p0", "p2") else now in ("p0", "p2")
+    change()
+    assert endpoints() == second
 
 
 def test_a_client_is_forgotten_when_the_time_is_over(probes: Probes) -> None:
