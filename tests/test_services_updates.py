@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import zlib
@@ -32,6 +33,7 @@ from netlab.topology.model import (
     ServiceEndpoints,
     ServicePort,
 )
+from services_golden import SEQUENCES, Step, steps
 
 NFT_MODES: tuple[ProxyMode, ...] = ("nftables", "nftables-flat")
 
@@ -363,3 +365,52 @@ def test_a_lab_that_was_left_halfway_is_compared(monkeypatch: pytest.MonkeyPatch
         assert lifecycle.differences(once_more) == []
     finally:
         lifecycle.down(lab.name)
+
+
+# Chains that a proxy which stays deletes with its next event.
+_STALE = re.compile(r"\n\tchain \S+/\S+ \{\n\t\}\n")
+
+
+def recorded(step: Step) -> str | None:
+    """What the real kube-proxy left in nftables mode; None where it had not come to it yet."""
+    if step.sequence == "seq-service-cidr" and step.number in (1, 2):
+        return None  # it heeds another ServiceCIDR with its next full sync
+    if step.sequence == "seq-flushed" and step.number > 0:
+        return None  # it notices with the family's next change that somebody flushed the rules
+    return _STALE.sub("\n", step.read("nftables.txt"))
+
+
+def not_only_services(before: Step, after: Step) -> bool:
+    """Whether more than Services changes: all chains may then be others."""
+    return (
+        before.node != after.node
+        or before.lab.service_proxy != after.lab.service_proxy
+        or before.lab.service_cidrs != after.lab.service_cidrs
+    )
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("sequence", [name for name in SEQUENCES if name != "seq-switch-mode"])
+@pytest.mark.parametrize("mode", NFT_MODES)
+def test_after_each_step_the_rules_are_those_of_the_real_kube_proxy(
+    namespace: int, mode: ProxyMode, sequence: str
+) -> None:
+    make, render = MODES[mode].proxier, MODES[mode].render
+    before: Step | None = None
+    for step in steps(sequence):
+        fresh = render(step.lab, step.node)
+        assert isinstance(fresh, Tables)
+        update = None
+        if before is not None:
+            services = service_changes(before.lab, step.lab)
+            update = update_between(make, before.lab, step.lab, step.node, services)
+            assert (update is None) is not_only_services(before, step)
+        if update is None:
+            nft.load(namespace, fresh)
+        elif update:
+            nft.change(namespace, update.tables)
+        printed = nft.listing(namespace, names(fresh))
+        assert differences(text(fresh), printed) == [], update
+        if mode == "nftables" and (golden := recorded(step)) is not None:
+            assert differences(golden, printed) == [], step.change
+        before = step
