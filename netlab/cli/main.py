@@ -20,6 +20,7 @@ _VERBS = {
     "ls": ("netlab.cli.lab:ls", "List the labs that are up."),
     "status": ("netlab.cli.lab:status", "Tell how a lab is, and what differs from its file."),
     "get": ("netlab.cli.get:get", "List nodes, pods, services and endpoints."),
+    "describe": ("netlab.cli.describe:describe", "Tell who is chosen behind a Service, and why."),
     "apply": ("netlab.cli.change:apply", "Create or change objects while a lab runs."),
     "delete": ("netlab.cli.change:delete", "Delete objects while a lab runs."),
     "scale": ("netlab.cli.change:scale", "Change how many pods a Deployment has."),
