@@ -215,6 +215,8 @@ CASES = [
     ("iptables.txt", r"(?s)\*mangle.*?COMMIT\n", "", "missing-table", "", set()),
     ("nftables.txt", r"1 : 10\.244\.2\.5 \. 8002", "1 : 10.244.2.7 . 8002",
      "other-endpoint", "demo/myblog", {"10.244.2.5:8002", "10.244.2.7:8002"}),
+    ("nftables.txt", r"dnat ip to numgen random mod 2 map .*", "dnat to 10.244.1.4:8002",
+     "other-endpoint", "demo/myblog", {"10.244.2.5:8002"}),
     ("nftables.txt", r"numgen random mod 2 map", "numgen random mod 3 map",
      "other-probability", "demo/myblog", {"10.244.1.4:8002", "10.244.2.5:8002"}),
     ("nftables.txt", r"10\.99\.174\.93 \. tcp \. 80 : goto [^ ]+", "", "missing-element",

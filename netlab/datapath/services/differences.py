@@ -142,21 +142,29 @@ def _of_lines(reading: Reading, block: Block) -> Iterator[Difference]:
             ports = tuple(sorted({owner.port for owner in owners}))
             (missing if line.state == "missing" else extra).setdefault(ports, []).append(line)
     for ports in dict.fromkeys((*missing, *extra)):
-        pairs = _pairs(reading, block.key, missing.get(ports, []), extra.get(ports, []))
+        pairs = _pairs(reading, block.key, ports, missing.get(ports, []), extra.get(ports, []))
         for wanted, found in pairs:
             yield _of_pair(reading, block, ports, wanted, found)
 
 
 def _pairs(
-    reading: Reading, key: Key, missing: list[Line], extra: list[Line]
+    reading: Reading, key: Key, ports: tuple[str, ...], missing: list[Line], extra: list[Line]
 ) -> Iterator[tuple[Line | None, Line | None]]:
     """Each missing line with the one in its place, or with none; then what is left."""
     left = list(extra)
+    alone: list[Line] = []
     for wanted in missing:
         found = _counterpart(reading, key, wanted, left)
-        if found is not None:
+        if found is None:
+            alone.append(wanted)
+        else:
             left.remove(found)
-        yield wanted, found
+            yield wanted, found
+    if ports and key.kind == "chain" and len(alone) == len(left) == 1:
+        # of another form, such as the choice among two endpoints and the only one
+        yield alone[0], left[0]
+        return
+    yield from ((wanted, None) for wanted in alone)
     yield from ((None, found) for found in left)
 
 

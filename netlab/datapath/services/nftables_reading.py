@@ -121,19 +121,17 @@ class NftablesReading:
     def _learn(self, key: Key, block: Block) -> None:
         """Whose addresses and endpoints are those that no Service of the lab has."""
         kind, _, name = key.name.partition("-")
-        if key.name == "service-ips":
+        if key.name in ("service-ips", "no-endpoint-services"):
+            known = self.known.by_address[key.family]
             for line in block.lines:
-                address, _, rest = line.text.partition(" . ")
-                owner = next(filter(None, map(self.by_name, references(rest))), None)
-                if owner and not re.search(r" goto external-", rest):
-                    known = self.known.by_address[key.family]
-                    known.setdefault(address, [Owner(owner.service)])
-        elif kind in ("service", "local", "endpoint") and (owner := self.by_name(key.name)):
+                for owner in self.owners(key, line.text):
+                    known.setdefault(line.text.partition(" . ")[0], [Owner(owner.service)])
+        elif kind in ("service", "local", "endpoint") and (served := self.by_name(key.name)):
             protocol = name.rsplit("__", 1)[0].split("/")[-2]
             for line in block.lines:
                 for endpoint in self.endpoints(key, line.text):
                     known = self.known.by_endpoint[key.family]
-                    known.setdefault(f"{endpoint}/{protocol}", [Owner(owner.port, endpoint)])
+                    known.setdefault(f"{endpoint}/{protocol}", [Owner(served.port, endpoint)])
 
     def rendered(self, rules: Rules) -> Mapping[str, str]:
         """What `nft list` prints of them."""
