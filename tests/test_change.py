@@ -149,6 +149,31 @@ def test_a_changed_object_keeps_what_it_does_not_say() -> None:
     assert after["p"].labels == {"app": "other"}
 
 
+def test_a_service_that_changes_its_families_keeps_the_addresses_it_can() -> None:
+    first = node("n1", podCIDRs=["10.244.1.0/24", "fd00:10:244:1::/64"])
+    lab = allocated([first, service("a"), service("b", ipFamilyPolicy="RequireDualStack")])
+    assert [each.cluster_ips for each in lab.services] == [
+        ("10.96.0.11",),
+        ("10.96.0.12", "fd00:10:96::b"),
+    ]
+    more = apply(lab, stated(service("a", ipFamilyPolicy="PreferDualStack"))).lab
+    assert more.services[0].cluster_ips == ("10.96.0.11", "fd00:10:96::c")
+    less = apply(more, stated(service("a"), service("b", ipFamilies=["IPv6"]))).lab
+    assert [each.cluster_ips for each in less.services] == [("10.96.0.11",), ("fd00:10:96::b",)]
+
+
+def test_a_pod_of_two_addresses_keeps_both_and_one_that_is_given_wins() -> None:
+    first = node("n1", podCIDRs=["10.244.1.0/24", "fd00:10:244:1::/64"])
+    lab = allocated([first, pod("p"), pod("q"), controller("web", 2)])
+    assert lab.pods[0].addresses == ("10.244.1.2", "fd00:10:244:1::2")
+    addressed = {**pod("q"), "status": {"podIPs": [{"ip": "FD00:10:244:1::77"}]}}
+    changed = apply(lab, stated(node("n2"), pod("p", "other"), addressed)).lab
+    after = {each.name: each.addresses for each in changed.pods}
+    before = {each.name: each.addresses for each in lab.pods}
+    assert after == before | {"q": (after["q"][0], "fd00:10:244:1::77")}
+    assert changed.nodes[1].pod_cidrs == ("10.244.2.0/24", "fd00:10:244:2::/64")
+
+
 def test_what_is_given_wins_over_what_was_decided() -> None:
     lab = web(pod("p"), pod("q"))
     moved = pod("p", nodeName="n2" if lab.pods[-2].node == "n1" else "n1")
@@ -594,18 +619,20 @@ def test_whatever_is_changed_the_rest_stays(data: st.DataObject, objects: list[O
 
 
 def check(before: Lab, after: Lab, named: set[str]) -> None:
-    frames = [(e.name, e.pod_cidr, e.service_cidrs, e.underlay, e.overlay) for e in (before, after)]
+    frames = [
+        (e.name, e.pod_cidrs, e.service_cidrs, e.underlay, e.overlay) for e in (before, after)
+    ]
     assert frames[0] == frames[1]
-    taken = [each.address for each in after.pods if not each.host_network]
-    taken += [address for each in after.nodes for address in (each.address, each.bridge_address)]
-    taken += [each.cluster_ip for each in after.services]
+    taken = [ip for each in after.pods if not each.host_network for ip in each.addresses]
+    taken += [ip for each in after.nodes for ip in (*each.addresses, *each.bridge_addresses)]
+    taken += [ip for each in after.services for ip in each.cluster_ips]
     taken += [str(port.node_port) for e in after.services for port in e.ports if port.node_port]
     assert [text for text, count in Counter(taken).items() if count > 1] == []
     assert len({each.key for each in after.pods}) == len(after.pods)
     nodes = {each.name: each for each in before.nodes}
     for each in after.nodes:
         was_node = nodes.get(each.name, each)
-        assert (each.address, each.pod_cidr) == (was_node.address, was_node.pod_cidr)
+        assert (each.addresses, each.pod_cidrs) == (was_node.addresses, was_node.pod_cidrs)
     services = {each.key: each for each in before.services}
     for one in after.services:
         was_service = services.get(one.key, one)
@@ -616,7 +643,7 @@ def check(before: Lab, after: Lab, named: set[str]) -> None:
         was = pods.get(pod_.key)
         again = pod_.owner.startswith("StatefulSet/") and pod_.name in named
         if was and was.node in remaining and not again:
-            assert (pod_.node, pod_.address, pod_.ports) == (was.node, was.address, was.ports)
+            assert (pod_.node, pod_.addresses, pod_.ports) == (was.node, was.addresses, was.ports)
             assert pod_.name in named or (pod_.labels, pod_.ready) == (was.labels, was.ready)
     for value in apps(after):
         if value["kind"] != "DaemonSet":

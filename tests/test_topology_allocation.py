@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,27 @@ def allocated(objects: list[Object], kind: str = "yaml") -> Lab:
 
 @st.composite
 def topologies(draw: st.DrawFn) -> list[Object]:
-    """Objects that say some of what can be said, without contradiction."""
+    """Objects that say some of what can be said, without contradiction; half of dual-stack labs."""
     objects: list[Object] = []
+    both = draw(st.booleans())
     count = draw(st.integers(1, 6))
     cidrs = draw(st.lists(st.integers(0, 40), min_size=count, max_size=count, unique=True))
     hosts = draw(st.lists(st.integers(1, 254), min_size=count, max_size=count, unique=True))
     given_cidrs = [draw(st.booleans()) for _ in range(count)]
+    given_cidrs[0] = given_cidrs[0] or both  # (from them the families follow)
     for i in range(count):
         node: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": f"n{i}"}}
         if given_cidrs[i]:
             node["spec"] = {"podCIDR": f"10.244.{cidrs[i]}.0/24"}
-        if draw(st.booleans()):
-            address = {"type": "InternalIP", "address": f"172.21.32.{hosts[i]}"}
-            node["status"] = {"addresses": [address]}
+        if both and given_cidrs[i] and (i == 0 or draw(st.booleans())):
+            six = str(ip_network(f"fd00:10:244:{cidrs[i]:x}::/64"))
+            node["spec"]["podCIDRs"] = [node["spec"]["podCIDR"], six]
+        given_hosts = [f"172.21.32.{hosts[i]}"] if draw(st.booleans()) else []
+        if both and draw(st.booleans()):
+            given_hosts.append(f"fd00:172:21:32::{hosts[i]:x}")
+        if given_hosts:
+            addresses = [{"type": "InternalIP", "address": address} for address in given_hosts]
+            node["status"] = {"addresses": addresses}
         objects.append(node)
     pod_hosts = draw(st.lists(st.integers(2, 254), max_size=12, unique=True))
     for i, host in enumerate(pod_hosts):
@@ -53,6 +61,9 @@ def topologies(draw: st.DrawFn) -> list[Object]:
             pod["spec"]["nodeName"] = f"n{node_index}"
             if given_cidrs[node_index] and draw(st.booleans()):
                 pod["status"] = {"podIP": f"10.244.{cidrs[node_index]}.{host}"}
+            if both and node_index == 0 and draw(st.booleans()):
+                six = str(ip_address(f"fd00:10:244:{cidrs[0]:x}::{host:x}"))
+                pod.setdefault("status", {})["podIPs"] = [{"ip": six}]
         pod["metadata"]["labels"] = {"app": draw(st.sampled_from("ab"))}
         objects.append(pod)
     for i in range(draw(st.integers(0, 3))):
@@ -74,6 +85,10 @@ def topologies(draw: st.DrawFn) -> list[Object]:
         }
         if draw(st.booleans()):
             spec["clusterIP"] = f"10.96.0.{offset}"
+        elif both and draw(st.booleans()):
+            spec["clusterIP"] = f"fd00:10:96::{offset:x}"
+        policies = ["SingleStack", "PreferDualStack", *(["RequireDualStack"] if both else [])]
+        spec["ipFamilyPolicy"] = draw(st.sampled_from(policies))
         if spec["type"] != "ClusterIP" and draw(st.booleans()):
             spec["ports"][0]["nodePort"] = 30000 + offset
         objects.append(
@@ -86,27 +101,34 @@ def topologies(draw: st.DrawFn) -> list[Object]:
 @given(topologies())
 def test_addresses_are_unique_and_inside_their_networks(objects: list[Object]) -> None:
     lab = allocated(objects)
-    underlay = IPv4Network(lab.underlay.cidr)
+    underlay = lab.underlay
+    underlays = [ip_network(each) for each in (underlay.cidr, underlay.other_cidr) if each]
+    pools = [ip_network(cidr) for cidr in lab.pod_cidrs]
     nodes = {node.name: node for node in lab.nodes}
-    cidrs = [IPv4Network(node.pod_cidr) for node in lab.nodes]
-    for index, cidr in enumerate(cidrs):
-        assert cidr.subnet_of(IPv4Network(lab.pod_cidr))
-        assert not any(cidr.overlaps(other) for other in cidrs[:index])
+    assert len(underlays) == len(pools) == len(lab.families)
+    taken = [each for each in (underlay.gateway, underlay.other_gateway) if each]
+    for place, pool in enumerate(pools):
+        cidrs = [ip_network(node.pod_cidrs[place]) for node in lab.nodes]
+        for index, cidr in enumerate(cidrs):
+            assert cidr.subnet_of(pool)  # type: ignore[arg-type]
+            assert not any(cidr.overlaps(other) for other in cidrs[:index])
     for node in lab.nodes:
-        assert IPv4Address(node.address) in underlay
-    taken = [node.address for node in lab.nodes] + [lab.underlay.gateway]
-    taken += [node.bridge_address for node in lab.nodes]
-    taken += [node.overlay_address for node in lab.nodes]
+        assert len(node.addresses) == len(node.pod_cidrs) == len(lab.families)
+        for address, inside in zip(node.addresses, underlays, strict=True):
+            assert ip_address(address) in inside
+        taken += (*node.addresses, *node.bridge_addresses, *node.overlay_addresses)
     for pod in lab.pods:
         if pod.host_network:
-            assert pod.address == nodes[pod.node].address
-        else:
-            assert IPv4Address(pod.address) in IPv4Network(nodes[pod.node].pod_cidr)
-            taken.append(pod.address)
-    cluster_ips = [service.cluster_ip for service in lab.services]
-    for cluster_ip in cluster_ips:
-        assert IPv4Address(cluster_ip) in IPv4Network("10.96.0.0/12")
-    taken += cluster_ips
+            assert pod.addresses == nodes[pod.node].addresses
+            continue
+        for address, cidr in zip(pod.addresses, nodes[pod.node].pod_cidrs, strict=True):
+            assert ip_address(address) in ip_network(cidr)
+        taken += pod.addresses
+    for service in lab.services:
+        for ip, of in zip(service.cluster_ips, service.ip_families, strict=True):
+            cidr = {"IPv4": "10.96.0.0/12", "IPv6": "fd00:10:96::/112"}[of]
+            assert ip_address(ip) in ip_network(cidr)
+        taken += service.cluster_ips
     assert len(set(taken)) == len(taken)
     node_ports = [port.node_port for each in lab.services for port in each.ports if port.node_port]
     assert len(set(node_ports)) == len(node_ports)
@@ -126,12 +148,14 @@ def test_what_is_given_is_kept(objects: list[Object]) -> None:
         name, spec, status = each["metadata"]["name"], each.get("spec", {}), each.get("status", {})
         if each["kind"] == "Node":
             assert nodes[name].pod_cidr == spec.get("podCIDR", nodes[name].pod_cidr)
+            assert {*spec.get("podCIDRs", ())} <= {*nodes[name].pod_cidrs}
             for address in status.get("addresses", []):
-                assert nodes[name].address == address["address"]
+                assert address["address"] in nodes[name].addresses
         elif each["kind"] == "Pod":
             assert pods[name].node == spec.get("nodeName", pods[name].node)
             if not spec["hostNetwork"]:
                 assert pods[name].address == status.get("podIP", pods[name].address)
+                assert {ip["ip"] for ip in status.get("podIPs", ())} <= {*pods[name].addresses}
         elif each["kind"] == "Service":
             service = services[name]
             assert service.cluster_ip == spec.get("clusterIP", service.cluster_ip)
@@ -154,9 +178,11 @@ def test_endpoints_are_the_pods_that_the_selector_names(objects: list[Object]) -
     lab = allocated(objects)
     for service in lab.services:
         wanted = {
-            (pod.key, pod.address, pod.node)
+            (pod.key, address, pod.node)
             for pod in lab.pods
             if pod.labels.get("app") == service.selector["app"]
+            for address in pod.addresses
+            if ("IPv6" if ":" in address else "IPv4") in service.ip_families
         }
         found = lab.endpoints_of(service, service.ports[0])
         assert {(each.pod, each.address, each.node) for each in found} == wanted

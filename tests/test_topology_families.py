@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from netlab.problems import NetlabError, Problem
+from netlab.topology import status
 from netlab.topology.load import Loaded, load
 from netlab.topology.model import Lab
 
@@ -419,3 +420,54 @@ def test_a_lab_that_cannot_be(spec: str, code: str, words: str, tmp_path: Path) 
     found = problems(tmp_path, text + TWO_NODES)
     assert any(problem.code == code and words in str(problem) for problem in found), found
     assert all(problem.place and problem.place.line == 4 for problem in found)
+
+
+# As objects again
+
+
+def test_objects_of_a_dual_stack_lab_as_kubectl_shows_them(tmp_path: Path) -> None:
+    ports = "{port: 80, name: http, targetPort: 8080}, {port: 81, name: more, targetPort: 8080}"
+    of = lab(
+        tmp_path,
+        DUAL
+        + TWO_NODES
+        + WEB
+        + service("a", "selector: {app: web}, ipFamilyPolicy: PreferDualStack").replace(
+            "{port: 80, targetPort: 8080}", ports
+        )
+        + service("b", "ipFamilies: [IPv6]"),
+    )
+    (node, _), (pod,) = status.nodes(of), status.pods(of)
+    assert node["spec"] == {
+        "podCIDR": "10.244.1.0/24",
+        "podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64"],
+    }
+    assert [each["address"] for each in node["status"]["addresses"]] == [
+        "172.21.32.2",
+        "fd00:172:21:32::2",
+        "n1",
+    ]
+    assert pod["status"]["podIP"] == "10.244.1.2"
+    assert pod["status"]["podIPs"] == [{"ip": "10.244.1.2"}, {"ip": "fd00:10:244:1::2"}]
+    a, b = (each["spec"] for each in status.services(of))
+    assert a["clusterIPs"] == ["10.96.0.11", "fd00:10:96::b"]
+    assert (a["ipFamilies"], a["ipFamilyPolicy"]) == (["IPv4", "IPv6"], "PreferDualStack")
+    assert (b["clusterIP"], b["ipFamilies"], b["ipFamilyPolicy"]) == (
+        "fd00:10:96::c",
+        ["IPv6"],
+        "SingleStack",
+    )
+    shown = [
+        (
+            each["metadata"]["name"],
+            each["addressType"],
+            [port["name"] for port in each["ports"]],
+            [endpoint["addresses"] for endpoint in each["endpoints"]],
+        )
+        for each in status.endpoint_slices(of)
+    ]
+    assert shown == [
+        ("a-1", "IPv4", ["http", "more"], [["10.244.1.2"]]),
+        ("a-2", "IPv6", ["http", "more"], [["fd00:10:244:1::2"]]),
+        ("b-1", "IPv6", [], []),
+    ]

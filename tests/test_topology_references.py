@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netlab.problems import Exit, NetlabError
+from netlab.topology.load import load
 from netlab.topology.model import (
     ContainerPort,
     Lab,
@@ -89,6 +90,8 @@ LAB = Lab(
         ("8.8.8.8:53", "address", "8.8.8.8", 53),
         ("fd00::1", "address", "fd00::1", None),
         ("[fd00::1]:80", "address", "fd00::1", 80),
+        ("[fd00::1]", "address", "fd00::1", None),
+        ("FD00:0::1", "address", "fd00::1", None),
     ],
 )
 def test_meaning(text: str, kind: str, address: str | None, port_number: int | None) -> None:
@@ -130,6 +133,20 @@ def test_an_address_knows_whose_it_is() -> None:
     assert resolve(LAB, "8.8.8.8").service is None
 
 
+def test_an_address_of_the_other_family_knows_whose_it_is() -> None:
+    lab = load("two-node-dual-stack").lab
+    pod = resolve(lab, "[fd00:10:244:2::5]:8002")
+    assert (pod.kind, pod.address, pod.port_number) == ("address", "fd00:10:244:2::5", 8002)
+    assert pod.pod is not None
+    assert pod.pod.name == "myblog-5c97d79cdb-j485f"
+    node = resolve(lab, "fd00:172:21:32::9")
+    assert node.node is not None
+    assert node.node.name == "k8s-slave2"
+    service = resolve(lab, "[fd00:10:96::93]:80")
+    assert service.service is not None
+    assert (service.service.name, service.port_number) == ("myblog", 80)
+
+
 def test_a_namespace_decides_between_twins() -> None:
     found = resolve(LAB, "twin", namespace="other")
     assert found.pod is not None
@@ -156,6 +173,10 @@ def test_a_namespace_decides_between_twins() -> None:
         ("pod1:" + "1" * 5000, None, "bad-port", "1 to 65535"),
         ("10.1.2.3:70000", None, "bad-port", "70000"),
         ("10.1.2.300", None, "bad-address", "10.1.2.300"),
+        ("fd00::g", None, "bad-address", '"fd00::g" is not an address'),
+        ("fd00:10:96::b:80:99:1:2:3", None, "bad-address", "in brackets: [fd00:10:96::b]:80"),
+        ("[fd00::1]:x", None, "bad-port", '"x"'),
+        ("[10.1.2.3]:80", None, "bad-address", "not an IPv6 address"),
         ("", None, "unknown-name", "is not in lab"),
     ],
 )
