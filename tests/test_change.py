@@ -462,6 +462,18 @@ def test_wrong_labels(wrong: dict[str, str]) -> None:
     assert codes(caught) == ["bad-label"]
 
 
+def test_pods_answer_on_what_they_answered_on_until_they_go() -> None:
+    lab = web(service("more", "client"))
+    assert {each.listen for each in lab.pods} == {(("TCP", 8080),)}
+    without = delete(lab, ["svc/web", "svc/more"]).lab
+    assert without.pods == lab.pods
+    grown = scale(without, ["deploy/web"], 4).lab
+    assert [each.listen for each in grown.pods if each not in lab.pods] == [()]
+    ports = pod("client", "client", containers=[{"ports": [{"containerPort": 81}]}])
+    changed = apply(without, stated(ports)).lab
+    assert changed.pods[0].listen == (("TCP", 81),)
+
+
 def test_endpoints_follow_readiness() -> None:
     lab = web()
     first = pods_of(lab)[0]

@@ -184,6 +184,11 @@ def test_connections_of_untouched_pods_live_on(build: Callable[[], str]) -> None
         assert say("after others went") == "after others went"
         changed(name, lambda lab: ready(lab, [server], ready=False))
         assert say("while not ready") == "while not ready"
+        # Nothing but the Service ever named the port that the pod answers on.
+        changed(name, lambda lab: label(lab, [f"pod/{server}"], {"app": "other"}))
+        assert say("while not selected") == "while not selected"
+        changed(name, lambda lab: delete(lab, ["svc/web"]))
+        assert say("without the Service") == "without the Service"
 
 
 def test_a_removed_pod_is_gone_when_the_command_ends(build: Callable[[], str]) -> None:

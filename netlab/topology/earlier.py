@@ -82,6 +82,7 @@ def decide_again(
     framed = replace(
         lab,
         name=running.name,
+        pods=tuple(_listening(lab.pods, running, staying)),
         pod_cidr=running.pod_cidr,
         other_pod_cidrs=running.other_pod_cidrs,
         underlay=running.underlay,
@@ -99,6 +100,23 @@ def _key(stated: Stated[k8s.Object]) -> Key:
 def _pod(stated: Stated[k8s.Pod]) -> str:
     """`namespace/name`."""
     return f"{stated.namespace}/{stated.item.metadata.name}"
+
+
+def _listening(
+    pods: Iterable[model.Pod], running: model.Lab, staying: Collection[str]
+) -> Iterator[model.Pod]:
+    """Pods, those that stay as they are with every port that they answer on.
+
+    No program stops listening because a Service goes.  (A port of a node may be another's now.)
+    """
+    before = {pod.key: pod for pod in running.pods}
+    for pod in pods:
+        was = before.get(pod.key)
+        stays = was is not None and pod.key in staying and pod.ports == was.ports
+        if was and stays and not pod.host_network and not set(was.listen) <= set(pod.listen):
+            yield replace(pod, listen=tuple(dict.fromkeys((*pod.listen, *was.listen))))
+        else:
+            yield pod
 
 
 # The networks
