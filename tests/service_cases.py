@@ -6,17 +6,19 @@ with the source that does.  A new mode runs the table by being named in `MODES`
 of test_services_flat_cases.py.
 
 Two nodes, p0 and p2 on n1, p1 and p3 on n2; Services are reached by way of n1.  Every Service has
-port 80 to 8002.  `outside` is a machine of the nodes' network.
+port 80 to 8002.  `outside` is a machine of the nodes' network.  Everything has an IPv6 address too
+(`labs.six`), and each case holds over IPv6 as well.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec.structs import replace
 
-from labs import small_lab
+from labs import dual_stack_lab, six, small_lab
 from netlab.topology.model import (
     Endpoint,
     Lab,
@@ -30,6 +32,7 @@ from netlab.topology.model import (
 
 ZONE = "topology.kubernetes.io/zone"
 REFUSED, DROPPED = "refused", "dropped"
+NO_ROUTE_LOCALNET = "kube-proxy pkg/proxy/iptables/proxier.go: localhostNodePorts are of IPv4 only"
 ALL, HERE, THERE = "p0 p1 p2 p3", "p0 p2", "p1 p3"
 
 # The host part of a Service's addresses: 10.99.0.N, external 203.0.113.N, load balancer
@@ -73,9 +76,19 @@ class Case:
     # Other results, by mode, and who says so; None: the packet leaves the node as it is
     otherwise: dict[ProxyMode, str | None] = field(default_factory=dict)
     source: str = ""
+    ipv4_only: bool = False  # what it is over IPv6 another case tells, or there is no such thing
 
     def __post_init__(self) -> None:
         assert bool(self.otherwise) == bool(self.source), self.name
+
+    def of_both_families(self) -> tuple[Case, ...]:
+        """The case, and what it is with IPv6 addresses."""
+        if self.ipv4_only or ":" in self.address:
+            return (self,)
+        address, otherwise, source = six(self.address), self.otherwise, self.source
+        if address == "::1":
+            otherwise, source = {**otherwise, "iptables": REFUSED}, NO_ROUTE_LOCALNET
+        return self, dataclasses.replace(self, address=address, otherwise=otherwise, source=source)
 
     def of(self, mode: ProxyMode) -> str | None:
         return self.otherwise.get(mode, self.expected)
@@ -236,6 +249,8 @@ CASES = [
         _case(
             f"NodePort at {address} from {client}", client, address, REFUSED,
             port=node_port("cluster"), otherwise={"iptables": "p1 p2 p3"}, source=MIGRATING,
+            # the first address of an IPv6 network is that of any router (RFC 4291, 2.6.1)
+            ipv4_only=address == "10.244.1.0",
         )
         for client, address in (
             ("p0", "10.244.1.1"), ("n1", "10.244.1.1"), ("n1", "127.0.0.1"), ("p0", "10.244.1.0"),
@@ -273,7 +288,7 @@ CASES = [
 
 
 def cases_lab() -> Lab:
-    """The lab that the cases are about."""
+    """The lab that the cases are about, with IPv4 and IPv6."""
     lab = small_lab()
     n1, n2 = lab.nodes
     nodes = (replace(n1, labels={ZONE: "a"}), replace(n2, labels={ZONE: "b"}))
@@ -331,7 +346,9 @@ def cases_lab() -> Lab:
     made.add("remote-itself", "p1", external=True, protocols=("TCP",), **local)
     another = {"service.kubernetes.io/service-proxy-name": "another"}
     made.add("another-proxys", ALL, labels=another)
-    return replace(lab, nodes=nodes, services=tuple(made.services), endpoints=tuple(made.endpoints))
+    return dual_stack_lab(
+        replace(lab, nodes=nodes, services=tuple(made.services), endpoints=tuple(made.endpoints))
+    )
 
 
 class _Services:

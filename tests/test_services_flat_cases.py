@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import os
+import select
 import socket
+import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
 from msgspec.structs import replace
 
+from labs import six
 from netlab.datapath.state import namespace_name
 from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle
@@ -34,6 +40,7 @@ from service_cases import (
     LOCALHOST,
     MIGRATING,
     N1,
+    NO_ROUTE_LOCALNET,
     README,
     REFUSED,
     THERE,
@@ -56,7 +63,14 @@ LAYOUTS: tuple[tuple[ProxyMode, IPTablesBackend | None], ...] = (
 
 PODS = {"p0": "10.244.1.2", "p1": "10.244.2.2", "p2": "10.244.1.3", "p3": "10.244.2.3"}
 OWN = {**PODS, "outside": "172.21.32.1"}
-MASQUERADED = {"10.244.1.1", "10.244.1.0"}  # of cbr0 and flannel.1 on n1
+# Of cbr0 and flannel.1 on n1, and of flannel-v6.1
+MASQUERADED = {"10.244.1.1", "10.244.1.0", "fd00:10:244:1::1", "fd00:10:244:1::"}
+
+# What makes addresses those of a family: a test is about both.
+FAMILIES = pytest.mark.parametrize("of", [str, six], ids=["IPv4", "IPv6"])
+
+
+Family = Callable[[str], str]
 
 
 class Answer(NamedTuple):
@@ -94,7 +108,10 @@ class Probes:
             try:
                 if source:
                     connection.bind((source, 0))
-                connection.connect((address, port))
+                if protocol == "TCP" and family == socket.AF_INET6:
+                    _connect6(connection, (address, port), patience)
+                else:
+                    connection.connect((address, port))
                 if protocol == "TCP":
                     return _http(connection)
                 return _datagrams(connection)
@@ -108,9 +125,41 @@ class Probes:
         return {self.ask(client, address, port).who for _ in range(times)}
 
 
+_IPV6_RECVERR = 25  # linux/in6.h; Python does not name it
+
+
+def _connect6(connection: socket.socket, address: tuple[str, int], patience: float) -> None:
+    """Connect, and hear of a refusal at once.
+
+    It is there before the call that sends the SYN has returned.  Over IPv6 TCP then takes no notice
+    until it sends the SYN again, a second later (Linux 6.18); the socket's queue of errors has it.
+    """
+    connection.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+    connection.setblocking(False)
+    refused = connection.connect_ex(address)
+    if refused == errno.EINPROGRESS:
+        waiting = select.poll()
+        waiting.register(connection, select.POLLOUT)
+        events = waiting.poll(1000 * patience)
+        if not events:
+            raise TimeoutError
+        refused = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not refused and events[0][1] & select.POLLERR:
+            _, ((_, _, error), *_), _, _ = connection.recvmsg(0, 512, socket.MSG_ERRQUEUE)
+            (refused,) = struct.unpack_from("=I", error)  # struct sock_extended_err
+    if refused:
+        raise OSError(refused, os.strerror(refused))
+    connection.settimeout(patience)
+
+
 def _http(connection: socket.socket) -> Answer:
     """Two requests on one connection: who, and whom it sees."""
-    return Answer(_get(connection, "/hostname"), _get(connection, "/clientip").split(":")[0])
+    return Answer(_get(connection, "/hostname"), _address(_get(connection, "/clientip")))
+
+
+def _address(client: str) -> str:
+    """The address of "10.244.1.2:40000" or "[fd00:10:244:1::2]:40000"."""
+    return client.rpartition(":")[0].strip("[]")
 
 
 def _get(connection: socket.socket, path: str) -> str:
@@ -128,7 +177,7 @@ def _datagrams(connection: socket.socket) -> Answer:
     for question in (b"hostname", b"clientip"):
         connection.send(question)
         said.append(connection.recv(2048).decode().strip())
-    return Answer(said[0], said[1].split(":")[0])
+    return Answer(said[0], _address(said[1]))
 
 
 def _run(namespace: str, command: str) -> None:
@@ -139,7 +188,8 @@ def _run(namespace: str, command: str) -> None:
 def _route_by_n1(probes: Probes) -> None:
     """From outside external addresses are reached by way of n1, and ClusterIPs too."""
     for network in ("203.0.113.0/24", "10.96.0.0/12"):
-        _run(probes.namespace("outside"), f"ip route replace {network} via {N1}")
+        for of in (str, six):
+            _run(probes.namespace("outside"), f"ip route replace {of(network)} via {of(N1)}")
 
 
 @contextlib.contextmanager
@@ -154,8 +204,9 @@ def _up(
         lifecycle.up(lab)
         _route_by_n1(probes)
         # Refusals are ICMP errors, of which the kernel sends one client a few in a second.
+        limits = "net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0"
         for node in ("n1", "n2"):
-            _run(probes.namespace(node), "sysctl net.ipv4.icmp_ratelimit=0")
+            _run(probes.namespace(node), f"sysctl {limits}")
         yield probes
     finally:
         lifecycle.down(lab.name)
@@ -169,19 +220,27 @@ def probes(request: pytest.FixtureRequest) -> Iterator[Probes]:
 
 
 def check(probes: Probes, case: Case) -> None:
+    """Whether a case holds over both families, which wait for nothing at the same time."""
+    with ThreadPoolExecutor(2) as threads:
+        for _ in threads.map(lambda each: _check(probes, each), case.of_both_families()):
+            pass
+
+
+def _check(probes: Probes, case: Case) -> None:
     mode = probes.lab.service_proxy.mode
     expected = case.of(mode)
     if expected is None:
         return
     ask = (case.client, case.address, case.port, case.protocol)
     if expected in (REFUSED, DROPPED):
-        assert probes.ask(*ask, patience=0.5 if expected == DROPPED else 5).who == expected
+        who = probes.ask(*ask, patience=0.5 if expected == DROPPED else 5).who
+        assert (case.address, who) == (case.address, expected)
         return
     missing, seen = set(expected.split()), set()
     # 30 tries an endpoint: the last one is missed once in 10^12 runs
     for _ in range(30 * len(missing)):
         answer = probes.ask(*ask)
-        assert answer.who in expected.split()
+        assert answer.who in expected.split(), case.address
         seen.add((answer.who, answer.client))
         missing.discard(answer.who)
         if not missing:
@@ -192,7 +251,7 @@ def check(probes: Probes, case: Case) -> None:
         if case.seen == "masqueraded" or who == case.client:
             assert client in MASQUERADED
         else:
-            assert client == OWN[case.client]
+            assert client in (OWN[case.client], six(OWN[case.client]))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -208,30 +267,35 @@ STICKY_KEYS = (
 )
 
 
+@FAMILIES
 @pytest.mark.parametrize("client", ["p0", "p3", "n1", "outside"])
-def test_a_client_is_remembered_at_all_addresses_of_a_port(probes: Probes, client: str) -> None:
+def test_a_client_is_remembered_at_all_addresses_of_a_port(
+    probes: Probes, client: str, of: Family
+) -> None:
     keys = STICKY_KEYS if client != "p3" else STICKY_KEYS[:1]
-    answers = {probes.ask(client, *key).who for key in keys for _ in range(8)}
+    answers = {probes.ask(client, of(host), port).who for host, port in keys for _ in range(8)}
     assert len(answers) == 1
     assert answers < {"p0", "p1", "p2", "p3"}
 
 
 @pytest.fixture
-def sources(probes: Probes) -> Iterator[list[str]]:
+def sources(probes: Probes, of: Family) -> Iterator[list[str]]:
     """Addresses of the machine outside, none of which any endpoint knows."""
-    addresses = [f"172.21.32.{host}" for host in range(101, 141)]
+    addresses = [of(f"192.0.2.{host}/32") for host in range(101, 141)]
     for address in addresses:
-        _run(probes.namespace("outside"), f"ip address add {address}/32 dev lo")
-    yield addresses
+        _run(probes.namespace("outside"), f"ip address add {address} dev lo")
+    yield [address.split("/")[0] for address in addresses]
     for address in addresses:
-        _run(probes.namespace("outside"), f"ip address del {address}/32 dev lo")
+        _run(probes.namespace("outside"), f"ip address del {address} dev lo")
 
 
+@FAMILIES
 def test_each_client_is_remembered_by_itself_and_each_port_too(
-    probes: Probes, sources: list[str]
+    probes: Probes, sources: list[str], of: Family
 ) -> None:
     def endpoint(source: str, protocol: Protocol) -> str:
-        return probes.ask("outside", external_ip("sticky"), protocol=protocol, source=source).who
+        address = of(external_ip("sticky"))
+        return probes.ask("outside", address, protocol=protocol, source=source).who
 
     tcp = [endpoint(source, "TCP") for source in sources]
     assert set(tcp) == {"p0", "p1", "p2", "p3"}
@@ -242,15 +306,16 @@ def test_each_client_is_remembered_by_itself_and_each_port_too(
     assert [endpoint(source, "UDP") for source in sources] == udp
 
 
+@FAMILIES
 def test_who_is_remembered_counts_only_where_policy_allows_it(
-    probes: Probes, sources: list[str]
+    probes: Probes, sources: list[str], of: Family
 ) -> None:
     """Through the ClusterIP to any endpoint, through the load balancer to those of the node."""
 
     def endpoint(source: str, address: str) -> str:
         return probes.ask("outside", address, source=source).who
 
-    everywhere, here = cluster_ip("sticky-local"), external_ip("sticky-local")
+    everywhere, here = of(cluster_ip("sticky-local")), of(external_ip("sticky-local"))
     first = [endpoint(source, everywhere) for source in sources]
     assert set(first) == {"p0", "p1", "p2", "p3"}
     second = [endpoint(source, here) for source in sources]
@@ -260,10 +325,11 @@ def test_who_is_remembered_counts_only_where_policy_allows_it(
     assert [endpoint(source, everywhere) for source in sources] == second
 
 
+@FAMILIES
 def test_who_is_remembered_stays_so_when_the_policy_changes(
-    probes: Probes, sources: list[str]
+    probes: Probes, sources: list[str], of: Family
 ) -> None:
-    address = external_ip("sticky-changing")
+    address = of(external_ip("sticky-changing"))
 
     def endpoints() -> list[str]:
         return [probes.ask("outside", address, source=source).who for source in sources]
@@ -290,39 +356,42 @@ def test_who_is_remembered_stays_so_when_the_policy_changes(
 
 
 def test_a_client_is_forgotten_when_the_time_is_over(probes: Probes) -> None:
-    ask = ("p0", cluster_ip("sticky-briefly"))
-    first = probes.ask(*ask).who
+    address = cluster_ip("sticky-briefly")
+    first = {each: probes.ask("p0", each).who for each in (address, six(address))}
     for _ in range(30):  # a new choice may be the old one, once in four
         time.sleep(1.2)  # nothing tells that the kernel has forgotten
-        if probes.ask(*ask).who != first:
+        first = {each: who for each, who in first.items() if probes.ask("p0", each).who == who}
+        if not first:
             return
-    pytest.fail("always the same endpoint")
+    pytest.fail(f"always the same endpoint: {first}")
 
 
-def test_sctp_is_translated(probes: Probes) -> None:
+@FAMILIES
+def test_sctp_is_translated(probes: Probes, of: Family) -> None:
     """An INIT behind the DNAT; there need not be any SCTP in the kernel."""
     from scapy.layers.inet import IP
     from scapy.layers.sctp import SCTP, SCTPChunkInit
 
     init = SCTP(sport=4000, dport=80) / SCTPChunkInit(init_tag=7, n_in_streams=1, n_out_streams=1)
-    packet = bytes(IP(src=PODS["p0"], dst=cluster_ip("single")) / init)
-    raw = (socket.AF_INET, socket.SOCK_RAW)
+    address = of(cluster_ip("single"))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with entered(probes.namespace("p3")):
-        receiver = socket.socket(*raw, socket.IPPROTO_SCTP)
+        receiver = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP)
     with entered(probes.namespace("p0")):
-        sender = socket.socket(*raw, socket.IPPROTO_RAW)
+        sender = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP)
     with receiver, sender:
         receiver.settimeout(5)
-        sender.sendto(packet, (cluster_ip("single"), 0))
-        received = IP(receiver.recv(4096))
-    assert (received.src, received.dst) == (PODS["p0"], PODS["p3"])
-    assert (received[SCTP].dport, received[SCTPChunkInit].init_tag) == (8002, 7)
+        sender.sendto(bytes(init), (address, 0))
+        packet, (source, *_) = receiver.recvfrom(4096)
+    received = SCTP(packet) if ":" in address else IP(packet)[SCTP]
+    assert source == of(PODS["p0"])
+    assert (received.dport, received[SCTPChunkInit].init_tag) == (8002, 7)
 
 
 # fmt: off
 VARIANTS = {
     "every address takes NodePorts": (
-        {"nodePortAddresses": ("0.0.0.0/0",)},
+        {"nodePortAddresses": ("0.0.0.0/0", "::/0")},
         [
             Case("", "p0", "10.244.1.1", "p1 p2 p3", port=node_port("cluster"), seen="masqueraded"),
             Case("", "outside", N1, "p1 p2 p3", port=node_port("cluster"), seen="masqueraded"),
@@ -391,9 +460,13 @@ VARIANTS = {
             Case("", "n1", "127.0.0.1", REFUSED, port=node_port("empty")),
             Case(
                 "", "n1", "127.0.0.1", REFUSED, port=node_port("remote"),
-                otherwise={"iptables": THERE}, source=LOCALHOST,
+                otherwise={"iptables": THERE}, source=LOCALHOST, ipv4_only=True,
             ),
-            Case("", "n1", "127.0.0.2", REFUSED, port=node_port("cluster")),
+            Case(
+                "", "n1", "::1", REFUSED, port=node_port("remote"),
+                otherwise={"iptables": DROPPED}, source=NO_ROUTE_LOCALNET,
+            ),
+            Case("", "n1", "127.0.0.2", REFUSED, port=node_port("cluster"), ipv4_only=True),
             Case("", "outside", N1, "p1 p2 p3", port=node_port("cluster")),
         ],
     ),
