@@ -16,7 +16,7 @@ from netlab.datapath.state import Server, namespace_name
 from netlab.kernel.namespaces import entered
 from netlab.lab import answers, lifecycle
 from netlab.topology.model import Endpoint, Lab, ProxyMode, ServicePort
-from services_golden import GOLDEN, golden_lab, read
+from services_golden import GOLDEN, golden_lab, read, steps
 
 STATES = sorted(path.parent.name for path in GOLDEN.glob("*/health.txt"))
 PROXIES: tuple[ProxyMode, ...] = ("iptables", "nftables", "nftables-flat")
@@ -57,6 +57,16 @@ def test_answers_are_those_of_the_real_kube_proxy(state: str, mode: ProxyMode) -
     assert lines == answer_of(server)
     assert url == f"http://{node.address}:{server.listen[0][1]}/"
     assert server.listen[0][0] == "TCP"
+
+
+def test_answers_follow_a_rolling_update_as_those_of_the_real_kube_proxy() -> None:
+    recorded, states = "", set()
+    for step in steps("seq-rollout"):
+        recorded = read(f"seq-rollout/step-{step.number}", "health.txt") or recorded
+        (server,) = served(step.lab, "iptables", step.node.name)
+        assert recorded.rstrip().split("\n")[1:] == answer_of(server)
+        states.add(answer_of(server)[0])
+    assert states == {"200 OK", "503 Service Unavailable"}
 
 
 @pytest.mark.parametrize("mode", ["iptables", "nftables"])
