@@ -15,7 +15,7 @@ import pytest
 
 from labs import fresh_name
 from netlab.datapath.build import pod_namespace_name
-from netlab.datapath.state import Ruleset, Server
+from netlab.datapath.state import Ruleset, Server, Update
 from netlab.kernel import namespaces, xtables
 from netlab.kernel.namespaces import entered
 from netlab.lab import control, lifecycle, record
@@ -145,11 +145,11 @@ def test_only_what_differs_is_touched(build: Callable[[], str]) -> None:
         for change in grown.changes
         if change.namespace.endswith(":n1" if new.node == "n2" else ":n2")
     }
-    assert on_other == {Ruleset}
+    assert on_other == {Update}
     chosen = pods(name)[0].name
     unready = changed(name, lambda lab: ready(lab, [chosen], ready=False))
     assert touched(unready) == {"n1", "n2"}
-    assert {type(change.item) for change in unready.changes} == {Ruleset}
+    assert {type(change.item) for change in unready.changes} == {Update}
     labeled = changed(name, lambda lab: label(lab, ["node/n1"], {"a": "b"}))
     assert labeled.changes == ()
     shrunk = changed(name, lambda lab: scale(lab, ["deploy/web"], 3))
@@ -280,7 +280,7 @@ def test_when_rules_cannot_be_loaded_all_is_as_it_was(
     name = build()
     lab = record.read(name)
     load_rules = xtables.restore
-    failures = [f"{name}:n2"]
+    failures = [f"{name}:n2"] * 2  # the update, and the whole load that follows
 
     def restore(namespace: str, rules: Ruleset, flush: bool = True) -> None:
         if namespace in failures:

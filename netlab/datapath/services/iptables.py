@@ -11,9 +11,11 @@ Source: kube-proxy pkg/proxy/iptables/proxier.go (syncProxyRules); docs/services
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from ipaddress import ip_address
 
-from netlab.datapath.services.endpoints import service_ports
+from netlab.datapath.services.endpoints import ServiceObjects, ports_of, service_objects
 from netlab.datapath.services.iptables_save import Table, comment, host, nfacct
 from netlab.datapath.services.iptables_service import (
     LOCALHOST_ACCEPTED,
@@ -42,9 +44,14 @@ def render(lab: Lab, node: Node) -> Ruleset:
     Both families are always written, as kube-proxy does: an IPv4-only lab has the empty frame
     of chains in `ip6tables`.
     """
+    return render_services(lab, node, service_objects(lab).values())
+
+
+def render_services(lab: Lab, node: Node, services: Collection[ServiceObjects]) -> Ruleset:
+    """The same, of these Services in place of the lab's."""
     return Ruleset(
-        ipv4=_tables(lab, node, 4),
-        ipv6=_tables(lab, node, 6),
+        ipv4=_tables(lab, node, 4, services),
+        ipv6=_tables(lab, node, 6, services),
         nfacct=(INVALID_DROPPED, LOCALHOST_ACCEPTED),
         backend=lab.iptables_backend,
     )
@@ -74,17 +81,24 @@ def _localhost_node_ports(lab: Lab, node: Node, family: int) -> bool:
     return node_port_addresses(proxy, node, family).ipv4_loopback
 
 
-def _tables(lab: Lab, node: Node, family: int) -> str:
+def proxier_of(lab: Lab, node: Node, family: int) -> Proxier:
+    """What the rules of all Services depend on, in a cluster that is not large."""
     proxy = lab.service_proxy
-    infos = service_ports(lab, node, family)
-    proxier = Proxier(
+    return Proxier(
         family=family,
         node_ip=node_ip(node, family),
         detector=local_detector(proxy, node, family),
         masquerade_all=proxy.iptables.masqueradeAll,
         localhost_node_ports=_localhost_node_ports(lab, node, family),
-        large_cluster=sum(len(info.known) for info in infos) > LARGE_CLUSTER,
+        large_cluster=False,
     )
+
+
+def _tables(lab: Lab, node: Node, family: int, services: Iterable[ServiceObjects]) -> str:
+    proxy = lab.service_proxy
+    infos = ports_of(services, proxy, node, family)
+    large = sum(len(info.known) for info in infos) > LARGE_CLUSTER
+    proxier = replace(proxier_of(lab, node, family), large_cluster=large)
     mark = f"{1 << proxy.iptables.masqueradeBit:#x}"
     mangle = Table("mangle", "PREROUTING INPUT FORWARD OUTPUT POSTROUTING", "KUBE-PROXY-CANARY")
     filters = _filter_frame(mark, proxier.localhost_node_ports, proxy.conntrack.tcpBeLiberal)

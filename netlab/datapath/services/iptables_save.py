@@ -36,6 +36,16 @@ class Table:
             rules = self._chains.setdefault(chain, [])
         rules.append(" ".join(("-A", chain, *filter(None, parts))) + "\n")
 
+    @property
+    def name(self) -> str:
+        """Its name: "nat"."""
+        return self._name
+
+    @property
+    def chains(self) -> dict[str, list[str]]:
+        """Rules of all but the built-in chains."""
+        return self._chains
+
     def text(self) -> str:
         """Built-in chains first, the others by name; the rules chain by chain."""
         own = sorted(self._chains)
@@ -49,6 +59,48 @@ class Table:
                 "COMMIT\n",
             )
         )
+
+
+def update(before: Table, after: Table) -> str:
+    """Input for `iptables-restore --noflush`: some Services' part of a table becomes another.
+
+    Chains of their own are written anew where they differ.  In the chains that all Services share a
+    rule is deleted and inserted by itself: at the head, for the last rule has to stay there, and
+    any other place would have the tool count the rules before it.  "" if nothing differs.
+    """
+    chains, edits, rules, gone = [], [], [], []
+    for chain in sorted({*before.chains, *after.chains}):
+        old, new = before.chains.get(chain), after.chains.get(chain)
+        if chain in SHARED:
+            lost, found = _moved(old or [], new or [])
+            edits += [f"-D{rule[2:]}" for rule in lost]
+            edits += [f"-I{rule[2:]}" for rule in reversed(found)]
+        elif old != new:
+            chains.append(f":{chain} - [0:0]\n")
+            rules += new or []
+            if new is None:
+                gone.append(f"-X {chain}\n")
+    if not (chains or edits):
+        return ""
+    # A chain can go when nothing leads to it any more.
+    return "".join((f"*{after.name}\n", *chains, *rules, *edits, *gone, "COMMIT\n"))
+
+
+def _moved(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
+    """Rules in a shared chain that go and that come; those of one Service port keep their order."""
+    before, after = _by_port(old), _by_port(new)
+    differing = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    lost, found = (
+        [rule for name in differing for rule in rules.get(name, ())] for rules in (before, after)
+    )
+    return lost, found
+
+
+def _by_port(rules: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for rule in rules:
+        found.setdefault(_service(rule), []).append(rule)
+    return found
 
 
 def probability(ways: int) -> str:
@@ -216,16 +268,17 @@ def _chain_same(chain: str, wanted: Printed, found: Printed) -> bool:
 
 def _by_service(rules: list[str]) -> list[str]:
     """Rules with those of Services sorted by name, between others that keep their places."""
-
-    def service(rule: str) -> str:
-        found = _SERVICE.search(rule)
-        return found.group(1) if found else ""
-
     ordered: list[str] = []
-    for of_services, group in groupby(rules, key=lambda rule: bool(service(rule))):
+    for of_services, group in groupby(rules, key=lambda rule: bool(_service(rule))):
         run = list(group)
-        ordered += sorted(run, key=service) if of_services else run
+        ordered += sorted(run, key=_service) if of_services else run
     return ordered
+
+
+def _service(rule: str) -> str:
+    """The Service port in a rule's comment; "" if it is nobody's."""
+    found = _SERVICE.search(rule)
+    return found.group(1) if found else ""
 
 
 def matches(rule: str) -> list[list[str]]:

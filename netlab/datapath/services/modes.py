@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from netlab.datapath.services import iptables, iptables_save, nftables, nftables_flat
+from netlab.datapath.services.iptables_proxier import IPTablesProxier
 from netlab.datapath.services.proxier import Proxier
 from netlab.datapath.state import Backend, Change, Leftovers, Rules, Server, Sysctl, Tables
 from netlab.problems import NetlabError, Problem
@@ -39,6 +40,7 @@ MODES: Mapping[ProxyMode, Mode] = {
         iptables.render,
         iptables.sysctls,
         iptables.servers,
+        IPTablesProxier,
         reading="iptables_reading:IptablesReading",
     ),
     "nftables": Mode(
