@@ -306,6 +306,23 @@ def test_the_command(tmp_path: Path) -> None:
         run(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("table ip nat {\n\tchain KUBE-SERVICES {\n\t}\n}\n", "`iptables-save` can"),
+        ('{"nftables": [{"table": {"family": "ip", "name": "kube-proxy"}}]}', "without -j"),
+        # of a node in nftables mode
+        ("*filter\n:KUBE-FIREWALL - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n", "nft list"),
+    ],
+)
+def test_a_file_of_another_kind_is_no_node_that_is_wrong(text: str, hint: str) -> None:
+    arguments = ["rules", "diff", "-", "--node", "k8s-slave1", "--topology", "two-node-vxlan"]
+    done = CliRunner().invoke(command, arguments, input=text, standalone_mode=False)
+    assert isinstance(done.exception, NetlabError)
+    assert done.exception.exit_code == Exit.USAGE
+    assert hint in str(done.exception)
+
+
 LISTINGS: list[tuple[ProxyMode, str]] = [
     ("iptables", "iptables-save"),
     ("iptables", "iptables-save -c; ip6tables-save"),

@@ -43,7 +43,8 @@ class _Rules(click.Group):
 def rules() -> None:
     """Show the rules that serve Services on a node, or compare them with a real node's.
 
-    `netlab rules svc/NAME[:PORT]` is short for `netlab rules show svc/NAME[:PORT]`.
+    `netlab rules svc/NAME[:PORT]` is short for `netlab rules show svc/NAME[:PORT]`, whose --help
+    has the options.
     """
 
 
@@ -69,7 +70,6 @@ def _complete_service(
 )
 @click.option(
     "--node",
-    "nodes",
     metavar="NODE",
     multiple=True,
     shell_complete=complete_node,
@@ -80,7 +80,7 @@ def _complete_service(
 @output_option("json")
 def show(
     service: str | None,
-    nodes: tuple[str, ...],
+    node: tuple[str, ...],
     namespace: str | None,
     lab_name: str | None,
     output: str | None,
@@ -96,7 +96,7 @@ def show(
 
     gc.disable()  # nothing that one command makes is garbage before it ends
     lab = running_lab(lab_name)
-    chosen = [node_named(lab, name) for name in nodes] or list(lab.nodes[:1])
+    chosen = [node_named(lab, name) for name in node] or list(lab.nodes[:1])
     asked = (lab, chosen, output == "json")
     if service is None:
         return _summary(*asked)

@@ -28,7 +28,6 @@ SCHEMA = "netlab.rules-diff/v1"
 @click.argument("file", type=click.Path(allow_dash=True))
 @click.option(
     "--node",
-    "node_name",
     metavar="NODE",
     shell_complete=complete_node,
     help="The node that FILE is of; needed where there is more than one.",
@@ -43,7 +42,7 @@ SCHEMA = "netlab.rules-diff/v1"
 @output_option("json")
 def diff(
     file: str,
-    node_name: str | None,
+    node: str | None,
     topology: str | None,
     lab_name: str | None,
     output: str | None,
@@ -63,7 +62,7 @@ def diff(
 
     text = _read(file)
     lab = _loaded(topology) if topology else running_lab(lab_name)
-    if node_name is None and len(lab.nodes) != 1:
+    if node is None and len(lab.nodes) != 1:
         raise NetlabError(
             Problem(
                 "which-node",
@@ -71,19 +70,19 @@ def diff(
                 hint=f"say of which one: `--node {lab.nodes[0].name}`",
             )
         )
-    node = node_named(lab, node_name) if node_name else lab.nodes[0]
+    chosen = node_named(lab, node) if node else lab.nodes[0]
     told = recognise(text)
     if told is None:
         raise _unrecognised(file, text)
     mode, printed = told
-    found = differences(lab, node, mode, printed)
+    found = differences(lab, chosen, mode, printed)
     families = sorted(printed)
     if output == "json":
-        about = {"schema": SCHEMA, "lab": lab.name, "node": node.name, "mode": mode}
+        about = {"schema": SCHEMA, "lab": lab.name, "node": chosen.name, "mode": mode}
         of_file = [_difference_as_json(difference) for difference in found]
         print_json({**about, "families": families, "same": not found, "differences": of_file})
     else:
-        _print_differences(lab, node, mode, families, found)
+        _print_differences(lab, chosen, mode, families, found)
     return int(Exit.NO if found else Exit.YES)
 
 
