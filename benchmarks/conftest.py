@@ -58,6 +58,10 @@ class Figures:
             (what, f"{value:.3g} {unit}", "", f"at most {most:g} {unit}", value <= most)
         )
 
+    def note(self, what: str, value: str) -> None:
+        """A value that is held to nothing."""
+        self.lines.append((what, value, "", "", True))
+
 
 @dataclass
 class Times:

@@ -12,68 +12,14 @@ from msgspec.structs import replace
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.conftest import Figures, Times
+from benchmarks.services import lab
 from netlab.datapath.services import nftables, nftables_flat
 from netlab.kernel import nft
 from netlab.kernel.namespaces import open_current
 from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
-from netlab.topology.model import (
-    Endpoint,
-    Lab,
-    Node,
-    Service,
-    ServiceEndpoints,
-    ServicePort,
-    ServiceProxy,
-    Underlay,
-)
+from netlab.topology.model import Lab
 
 MANY, FEW, ROUNDS = 10_000, 1_000, 7
-NODES = 20
-
-
-def lab(services: int) -> Lab:
-    """Services of one port and two endpoints, which are spread over the nodes."""
-    return Lab(
-        name="bench",
-        pod_cidr="10.128.0.0/10",
-        service_cidrs=("10.96.0.0/12",),
-        underlay=Underlay(cidr="172.21.32.0/24", gateway="172.21.32.1"),
-        service_proxy=ServiceProxy(clusterCIDR="10.128.0.0/10"),
-        nodes=tuple(
-            Node(
-                name=f"node{number}",
-                address=f"172.21.32.{number + 11}",
-                pod_cidr=f"10.{128 + number}.0.0/16",
-            )
-            for number in range(NODES)
-        ),
-        services=tuple(
-            Service(
-                namespace="demo",
-                name=f"service-{i}",
-                cluster_ip=f"10.{96 + (i >> 16)}.{i >> 8 & 255}.{i & 255}",
-                ports=(ServicePort(name="http", port=80, target_port=8080),),
-            )
-            for i in range(1, services + 1)
-        ),
-        endpoints=tuple(
-            ServiceEndpoints(
-                namespace="demo",
-                service=f"service-{i}",
-                port_name="http",
-                protocol="TCP",
-                endpoints=(_endpoint(i, 0), _endpoint(i, 1)),
-            )
-            for i in range(1, services + 1)
-        ),
-    )
-
-
-def _endpoint(service: int, place: int) -> Endpoint:
-    node = (service + 7 * place) % NODES
-    number = service // NODES * 2 + place
-    address = f"10.{128 + node}.{number >> 8}.{number & 255}"
-    return Endpoint(address=address, port=8080, node=f"node{node}")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from netlab.datapath.state import Table
 # `set`, `map` and `chain` with a name; a counter has no contents that count
 _OBJECT = re.compile(r"\t(set|map|chain|counter) (\S+) \{")
 _ELEMENTS = "elements = {"
+_READ = 1000  # of so many elements somebody may want to find one; sorting more takes a while
 
 
 class TableText:
@@ -82,7 +83,8 @@ def _block(kind: str, name: str, lines: Iterable[str]) -> str:
 
 
 def _element_lines(elements: Iterable[str]) -> list[str]:
-    text = ",\n\t\t\t     ".join(sorted(set(elements)))
+    once = dict.fromkeys(elements)
+    text = ",\n\t\t\t     ".join(once if len(once) > _READ else sorted(once))
     return [f"{_ELEMENTS} {text} }}"] if text else []
 
 
