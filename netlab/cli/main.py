@@ -31,6 +31,7 @@ _VERBS = {
     "shell": ("netlab.cli.exec:shell", "Open a shell in a pod or on a node."),
     "trace": ("netlab.cli.trace:trace", "Follow a packet there and back, and say why."),
     "rules": ("netlab.cli.rules:rules", "Show the rules that serve Services, and explain them."),
+    "conntrack": ("netlab.cli.conntrack:conntrack", "List the connections on the nodes."),
     "topology": ("netlab.cli.topology:topology", "List, show and check topology files."),
     "doctor": ("netlab.cli.doctor:doctor", "Tell what this machine can do, and what it lacks."),
 }
