@@ -204,7 +204,7 @@ def test_in_a_lab_of_one_family_the_other_side_is_left_out(tmp_path: Path) -> No
     )
     assert [each.address for each in of.endpoints[0].endpoints] == ["10.244.3.5"]
     assert {problem.code for problem in result.warnings} == {"other-family"}
-    assert "Node a: fd00:1::/64 is left out: it is IPv6, the lab IPv4 only" in str(
+    assert "Node a: fd00:1::/64 is left out: it is IPv6, the lab is IPv4 only" in str(
         result.warnings[0]
     )
 
@@ -326,7 +326,7 @@ MISTAKES = {
     "a Service of a family that the lab lacks": (
         service("a", "clusterIP: 'fd00::1', clusterIPs: ['fd00::1']"),
         ("mixed-families", 9, 58),
-        ["Service default/a: spec.clusterIP fd00::1 is IPv6; the lab is IPv4 only"],
+        ["Service default/a: spec.clusterIP fd00::1 is IPv6; Services of this lab are IPv4 only"],
     ),
     "families that the lab lacks": (
         service("a", "ipFamilies: [IPv6]"),
@@ -420,6 +420,44 @@ def test_a_lab_that_cannot_be(spec: str, code: str, words: str, tmp_path: Path) 
     found = problems(tmp_path, text + TWO_NODES)
     assert any(problem.code == code and words in str(problem) for problem in found), found
     assert all(problem.place and problem.place.line == 4 for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "line", "words"),
+    [
+        (
+            service("a", "type: ExternalName, externalName: example.org, selector: {app: web}"),
+            "selects-nothing",
+            9,
+            "Service default/a: an ExternalName Service has no use for its selector",
+        ),
+        (
+            service("a", "type: ClusterIP")
+            + "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n"
+            "metadata: {name: s, labels: {kubernetes.io/service-name: a}}\naddressType: FQDN\n"
+            "ports: [{port: 1}]\nendpoints:\n- addresses: [example.org]\n",
+            "no-part",
+            14,
+            "EndpointSlice default/s: kube-proxy heeds no endpoints of addressType FQDN",
+        ),
+        (
+            service(
+                "a",
+                "clusterIP: None, selector: {app: web}, ipFamilies: [IPv4, IPv6],"
+                " ipFamilyPolicy: PreferDualStack",
+            )
+            + WEB.replace("nodeName: n1, ", ""),
+            "other-family",
+            9,
+            "spec.ipFamilies is IPv4, IPv6; Services of this lab are IPv4 only",
+        ),
+    ],
+)
+def test_warning(text: str, code: str, line: int, words: str, tmp_path: Path) -> None:
+    (found,) = loaded(tmp_path, LAB % "10.244.0.0/16" + text).warnings
+    assert found.place is not None
+    assert (found.code, found.place.line) == (code, line)
+    assert words in str(found)
 
 
 # As objects again

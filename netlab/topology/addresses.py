@@ -26,8 +26,10 @@ Network = IPv4Network | IPv6Network
 
 _MAPPED = 0xFFFF  # ::ffff:0:0/96, less its last 32 bits
 DUAL_STACK_HINT = (
-    "a lab of both families says so: spec.podCIDR: 10.244.0.0/16,fd00:10:244::/48 of its Lab"
+    "a lab of both families says so: spec.podCIDR: 10.244.0.0/16,fd00:10:244::/48 of its Lab, "
+    "and serviceCIDR likewise if it is given"
 )
+OF_LAB = "the lab is"
 
 
 def family_of(text: str) -> Family:
@@ -134,10 +136,12 @@ def of_families(
     title: str,
     found: Complaints,
     origin: Origin | None,
+    only: str = OF_LAB,
 ) -> dict[Family, tuple[str, Path]]:
     """The texts of fields such as podIP and podIPs, with their paths, in the order of `families`.
 
-    Complains of two of one family, and of what has none of `families`.
+    Complains of two of one family, and of what has none of `families`.  `only` is how a sentence
+    begins that says what has no other ones.
     """
     given: dict[Family, tuple[str, Path]] = {}
     for text, path in candidates:
@@ -154,9 +158,9 @@ def of_families(
     if len(kept) < len(given):
         text, path = next(given[each] for each in given if each not in kept)
         if kept:
-            left_out(text, families, title, found, origin, path)
+            left_out(text, families, title, found, origin, path, only)
         else:
-            not_of_lab(text, families, title, found, origin, path)
+            not_of_lab(text, families, title, found, origin, path, only)
     return kept
 
 
@@ -167,9 +171,10 @@ def left_out(
     found: Complaints,
     origin: Origin | None,
     path: Path,
+    only: str = OF_LAB,
 ) -> None:
     """Warn that something of a family that the lab lacks is not there."""
-    message = f"{title}: {text} is left out: it is {family_of(text)}, the lab {families[0]} only"
+    message = f"{title}: {text} is left out: it is {family_of(text)}, {only} {families[0]} only"
     found.warning("other-family", message, origin, *path)
 
 
@@ -180,11 +185,11 @@ def not_of_lab(
     found: Complaints,
     origin: Origin | None,
     path: Path,
+    only: str = OF_LAB,
 ) -> None:
     """Complain of an object that could only live in a lab of the other family."""
-    message = (
-        f"{title}: {shown_path(path)} {text} is {family_of(text)}; the lab is {families[0]} only"
-    )
+    where = shown_path(path)
+    message = f"{title}: {where} {text} is {family_of(text)}; {only} {families[0]} only"
     found.error("mixed-families", message, origin, *path, hint=DUAL_STACK_HINT)
 
 

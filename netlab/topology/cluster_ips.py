@@ -31,6 +31,7 @@ from netlab.topology.networks import Networks
 from netlab.topology.objects import Stated
 from netlab.topology.places import Complaints, Path
 
+_OF_SERVICES = "Services of this lab are"
 _FIRST_CLUSTER_IP = 11  # counted from the network's address
 
 
@@ -58,10 +59,10 @@ class ClusterIPs:
 
     def of(self, each: Stated[k8s.Service]) -> tuple[str, ...]:
         """Its cluster IPs in the order of its families, "None", or nothing if ExternalName."""
-        if is_headless(each.item.spec):
+        families, decided = self._families[each.title], self._decided[each.title]
+        if families and is_headless(each.item.spec):
             return ("None",)
-        decided = self._decided[each.title]
-        return tuple(decided[of] for of in self._families[each.title] if of in decided)
+        return tuple(decided[of] for of in families if of in decided)
 
     def _keep(self, each: Stated[k8s.Service], spec: k8s.ServiceSpec) -> None:
         self._families[each.title] = ()
@@ -73,9 +74,8 @@ class ClusterIPs:
             return
         given: dict[Family, tuple[str, Path]] = {}
         if not is_headless(spec):
-            given = of_families(
-                _stated_ips(spec), self._available, each.title, self._found, each.origin
-            )
+            ips, title, origin = _stated_ips(spec), each.title, each.origin
+            given = of_families(ips, self._available, title, self._found, origin, _OF_SERVICES)
         for of, (text, path) in given.items():
             ip = address(text, each.title, self._found, each.origin, path)
             if ip is not None:
@@ -112,7 +112,7 @@ class ClusterIPs:
             if not open_ended and len(of_ips) < 2:
                 message = (
                     f"{each.title}: ipFamilyPolicy is RequireDualStack; "
-                    f"Services of this lab have {self._available[0]} only"
+                    f"{_OF_SERVICES} {self._available[0]} only"
                 )
                 path = ("spec", "ipFamilyPolicy")
                 self._found.error(
@@ -121,7 +121,7 @@ class ClusterIPs:
         elif len(kept) < len(named) and not of_ips:
             message = (
                 f"{each.title}: spec.ipFamilies is {', '.join(named)}; "
-                f"Services of this lab have {self._available[0]} only"
+                f"{_OF_SERVICES} {self._available[0]} only"
             )
             where = (message, each.origin, "spec", "ipFamilies")
             if kept:

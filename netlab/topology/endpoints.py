@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from netlab.topology import kubernetes as k8s
 from netlab.topology import model
-from netlab.topology.addresses import Address, address, family, family_of, left_out
+from netlab.topology.addresses import OF_LAB, Address, address, family, family_of, left_out
 from netlab.topology.convert import shown_path
 from netlab.topology.model import ZONE_LABEL
 from netlab.topology.networks import Networks
@@ -260,7 +260,7 @@ class _Given:
             message = f"{each.title}: kube-proxy heeds no endpoints of addressType FQDN"
             self._found.warning("no-part", message, each.origin, "addressType")
         elif kind not in self._families:
-            message = f"{each.title} is left out: it is {kind}, the lab {self._families[0]} only"
+            message = f"{each.title} is left out: it is {kind}, {OF_LAB} {self._families[0]} only"
             self._found.warning("other-family", message, each.origin, "addressType")
         else:
             self._slices.setdefault(f"{each.namespace}/{name}", []).append(each)
