@@ -314,7 +314,7 @@ def cases_lab() -> Lab:
     made.add("sticky-local", ALL, external=True, **sticky, **local)
     made.add("sticky-changing", ALL, external=True, **sticky)
     made.add("itself", "p2")
-    made.add("single", "p3", protocols=("TCP", "SCTP"))
+    made.add("single", "p3", external=True, protocols=("TCP", "SCTP"))
     zones = {"p0": ("a",), "p1": ("a",), "p2": ("b",), "p3": ("b",)}
     made.add("zones", ALL, conditions={pod: {"for_zones": zone} for pod, zone in zones.items()})
     terminating = {"ready": False, "serving": True, "terminating": True}

@@ -367,24 +367,35 @@ def test_a_client_is_forgotten_when_the_time_is_over(probes: Probes) -> None:
 
 
 @FAMILIES
-def test_sctp_is_translated(probes: Probes, of: Family) -> None:
+@pytest.mark.parametrize(
+    ("client", "to", "port", "seen"),
+    [
+        ("p0", cluster_ip("single"), 80, "own"),
+        ("p0", load_balancer_ip("single"), 80, "masqueraded"),
+        ("outside", N1, node_port("single"), "masqueraded"),
+    ],
+)
+def test_sctp_is_translated(
+    probes: Probes, of: Family, client: str, to: str, port: int, seen: str
+) -> None:
     """An INIT behind the DNAT; there need not be any SCTP in the kernel."""
     from scapy.layers.inet import IP
     from scapy.layers.sctp import SCTP, SCTPChunkInit
 
-    init = SCTP(sport=4000, dport=80) / SCTPChunkInit(init_tag=7, n_in_streams=1, n_out_streams=1)
-    address = of(cluster_ip("single"))
+    chunk = SCTPChunkInit(init_tag=7, n_in_streams=1, n_out_streams=1)
+    init = SCTP(sport=4000, dport=port) / chunk
+    address = of(to)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with entered(probes.namespace("p3")):
         receiver = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP)
-    with entered(probes.namespace("p0")):
+    with entered(probes.namespace(client)):
         sender = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_SCTP)
     with receiver, sender:
         receiver.settimeout(5)
         sender.sendto(bytes(init), (address, 0))
         packet, (source, *_) = receiver.recvfrom(4096)
     received = SCTP(packet) if ":" in address else IP(packet)[SCTP]
-    assert source == of(PODS["p0"])
+    assert source == of(PODS["p0"]) if seen == "own" else source in MASQUERADED
     assert (received.dport, received[SCTPChunkInit].init_tag) == (8002, 7)
 
 
