@@ -183,10 +183,11 @@ def _why_none(service: Service) -> str:
 
 
 def _print_met(reading: Reading, met: Iterable[Met]) -> None:
-    stage = ""
+    shown = ""
     for each in met:
-        if each.stage != stage:
-            stage = each.stage
+        stage = f"{'IPv6, ' * (each.block.key.family == 'ip6')}{each.stage}"
+        if stage != shown:
+            shown = stage
             click.echo(f"\n{stage}:")
         click.echo(click.style(f"  {each.block.key}", fg="cyan"))
         for line in each.lines:
