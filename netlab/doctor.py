@@ -68,8 +68,9 @@ _FEATURES = {
         _module("nft_compat", "nft_chain_nat", "xt_nat", "xt_MASQUERADE", "xt_statistic"),
     ),
     "nfacct": _Feature(
-        "kube-proxy's rules count dropped packets in an accounting object",
+        "kube-proxy's rules count in accounting objects; without them they do not count",
         _module("nfnetlink_acct", "xt_nfacct"),
+        False,
     ),
     "packet sockets": _Feature("a trace sees packets on every device", _module("af_packet")),
     "conntrack events": _Feature(

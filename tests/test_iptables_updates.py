@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import re
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,7 @@ from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
 from netlab.lab import lifecycle
 from netlab.lab import rules as rules_of_lab
 from netlab.lab.edits import Changed
+from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Endpoint, Lab, ProxyMode
 from services_golden import SEQUENCES, Step, read, steps
 from test_services_updates import changed, next_changes, some_service, start, with_services
@@ -316,3 +318,51 @@ def test_rules_that_cannot_be_updated_are_loaded_whole(damage: str, backend: Bac
 
 def change_to(lab: Lab) -> lifecycle.Outcome:
     return lifecycle.change(lab.name, lambda _: Changed(lab, ()))[1]
+
+
+def with_node_port(lab: Lab) -> Lab:
+    web, *others = lab.services
+    http, udp = web.ports
+    ports = (replace(http, node_port=30080), udp)
+    return replace(lab, services=(replace(web, type="NodePort", ports=ports), *others))
+
+
+@pytest.mark.kernel
+def test_a_kernel_without_accounting_objects_gets_rules_that_do_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(name: str) -> None:
+        raise NetlabError(Problem("no-nfacct", name), Exit.MACHINE)
+
+    monkeypatch.setattr(xtables, "has_nfacct", lambda: False)
+    monkeypatch.setattr(xtables, "create_nfacct", refuse)
+    lab = small_lab()
+    try:
+        lifecycle.up(lab)
+        assert lifecycle.up(lab).changes == ()
+        outcome = change_to(with_node_port(lab))
+        assert {type(change.item) for change in outcome.changes} == {Update}
+        assert lifecycle.up(with_node_port(lab)).changes == ()
+        printed, _ = xtables.save(f"{lab.name}:n1")
+        assert "nfacct" not in printed
+        assert "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP" in printed
+        with entered(f"{lab.name}:n1"):
+            # by the rule that stands behind the one that counts
+            socket.create_connection(("127.0.0.1", 30080), timeout=5).close()
+        change_to(lab)
+        assert lifecycle.up(lab).changes == ()
+    finally:
+        lifecycle.down(lab.name)
+
+
+@pytest.mark.kernel
+def test_whether_there_are_accounting_objects_is_asked_of_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert xtables.has_nfacct()
+    xtables.has_nfacct.cache_clear()
+    monkeypatch.setattr(xtables, "_NFNL_SUBSYS_ACCT", 99)  # of which there is none
+    try:
+        assert not xtables.has_nfacct()
+    finally:
+        xtables.has_nfacct.cache_clear()

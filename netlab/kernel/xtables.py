@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from netlab.datapath.state import Backend, Ruleset
 from netlab.kernel.namespaces import entered
+from netlab.kernel.netlink import NetlinkError, Socket
 from netlab.kernel.nft import names
 from netlab.kernel.syscalls import getsockopt
 from netlab.problems import Exit, NetlabError, Problem
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _NETLINK_NETFILTER = 12
 _NFNL_SUBSYS_ACCT = 7
-_NFNL_MSG_ACCT_NEW = 0
+_NFNL_MSG_ACCT_NEW, _NFNL_MSG_ACCT_GET = 0, 1
 _NFACCT_NAME = 1
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_EXCL, _NLM_F_CREATE = 0x1, 0x4, 0x200, 0x400
 _NLMSG_ERROR = 2
@@ -119,6 +120,18 @@ def legacy_tables() -> list[str]:
                 if entries > hooks.bit_count() + 1:
                     found[name] = None
     return list(found)
+
+
+@functools.cache
+def has_nfacct() -> bool:
+    """Whether this kernel has accounting objects, so that rules can count in them."""
+    request = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+    with Socket(_NETLINK_NETFILTER) as netlink:
+        try:
+            netlink.dump(_NFNL_SUBSYS_ACCT << 8 | _NFNL_MSG_ACCT_GET, request)
+        except NetlinkError as error:
+            return error.errno != errno.EINVAL  # there is no such subsystem
+    return True
 
 
 def create_nfacct(name: str) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from netlab.datapath.services import iptables_save, nftables_list
+from netlab.datapath.services.iptables import without_counting
 from netlab.datapath.services.modes import leftovers, mode_of
 from netlab.datapath.services.proxier import service_changes, update_between
 from netlab.datapath.state import (
@@ -32,6 +34,8 @@ from netlab.kernel import nft, xtables
 from netlab.lab import control
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Lab, Node
+
+R = TypeVar("R", bound=Rules | Update)
 
 
 def concerns(change: Change) -> bool:
@@ -57,8 +61,8 @@ def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
         thread.join()
     for node in state.nodes:
         if node.rules is not None and node.namespace.name not in found:
-            change = Change(verb="add", namespace=node.namespace.name, item=node.rules)
-            made[node.name] = [change]
+            item = _possible(node.rules)
+            made[node.name] = [Change(verb="add", namespace=node.namespace.name, item=item)]
     return [change for node in state.nodes for change in made.get(node.name, ())]
 
 
@@ -75,14 +79,14 @@ def updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> list[Change]
         namespace = namespace_name(after.name, node.name)
         if namespace not in found:
             if (rules := mode.render(after, node)) is not None:
-                made.append(Change(verb="add", namespace=namespace, item=rules))
+                made.append(Change(verb="add", namespace=namespace, item=_possible(rules)))
             continue
         update = update_between(mode.proxier, before, after, node, services)
         if update is None:
             if (rules := mode.render(after, node)) is not None:
                 made += _differences(namespace, rules)
         elif update:
-            made.append(Change(verb="set", namespace=namespace, item=update))
+            made.append(Change(verb="set", namespace=namespace, item=_possible(update)))
     return made
 
 
@@ -116,6 +120,7 @@ def _had_rules(lab: str) -> bool:
 
 def _differences(namespace: str, wanted: Rules | None) -> Iterable[Change]:
     """Changes for one node; what replaces rules comes before what removes others."""
+    wanted = _possible(wanted) if wanted else None
     chosen: Backend | None = None
     saved: dict[Backend, tuple[str, str]] = {}
     with contextlib.suppress(NetlabError):  # the load will say what is missing
@@ -130,6 +135,13 @@ def _differences(namespace: str, wanted: Rules | None) -> Iterable[Change]:
         item = _with_others(wanted, there) if isinstance(wanted, Ruleset) else wanted
         yield Change(verb="set", namespace=namespace, item=item)
     yield from leftovers(namespace, wanted, saved, nft.names(namespace))
+
+
+def _possible(rules: R) -> R:
+    """Rules as this kernel takes them."""
+    if isinstance(rules, Tables) or xtables.has_nfacct():
+        return rules
+    return without_counting(rules)
 
 
 def _with_others(wanted: Ruleset, saved: tuple[str, str]) -> Ruleset:

@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import TypeVar
+
+from msgspec import structs
 
 from netlab.datapath.services.endpoints import ServiceObjects, ports_of, service_objects
 from netlab.datapath.services.iptables_save import Table, comment, host, nfacct
@@ -30,12 +33,13 @@ from netlab.datapath.services.local import (
     node_port_addresses,
     own_addresses,
 )
-from netlab.datapath.state import Ruleset, Server, Sysctl
+from netlab.datapath.state import Rules, Ruleset, Server, Sysctl, Tables, Update
 from netlab.topology.model import Lab, Node
 
 INVALID_DROPPED = "ct_state_invalid_dropped_pkts"
 ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 LARGE_CLUSTER = 1000  # endpoints
+R = TypeVar("R", bound=Rules | Update)
 
 
 def render(lab: Lab, node: Node) -> Ruleset:
@@ -55,6 +59,23 @@ def render_services(lab: Lab, node: Node, services: Collection[ServiceObjects]) 
         nfacct=(INVALID_DROPPED, LOCALHOST_ACCEPTED),
         backend=lab.iptables_backend,
     )
+
+
+def without_counting(rules: R) -> R:
+    """The same for a kernel that has no accounting objects, as kube-proxy writes it there."""
+    if isinstance(rules, Tables):
+        return rules
+    ipv4, ipv6 = (
+        "".join(
+            line.replace(f" {nfacct(INVALID_DROPPED)}", "")
+            for line in text.splitlines(keepends=True)
+            if nfacct(LOCALHOST_ACCEPTED) not in line  # the rule behind it does the same
+        )
+        for text in (rules.ipv4, rules.ipv6)
+    )
+    if isinstance(rules, Ruleset):
+        rules = structs.replace(rules, nfacct=())
+    return structs.replace(rules, ipv4=ipv4, ipv6=ipv6)
 
 
 def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
