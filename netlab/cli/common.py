@@ -54,6 +54,24 @@ def proxy_mode_option(name: str, help: str) -> Callable[[F], F]:
     return click.option(name, "mode", metavar="MODE", shell_complete=_complete_mode, help=help)
 
 
+def selection_options(function: F) -> F:
+    """`--only REFERENCE` and `--nodes NAMES`: a part of a topology."""
+    only = click.option(
+        "--only",
+        metavar="REF",
+        multiple=True,
+        help="Only what this needs: svc/NAME with the pods behind it, or pod/NAME; repeatable.",
+    )
+    nodes = click.option(
+        "--nodes",
+        metavar="A,B",
+        default="",
+        callback=lambda context, option, text: tuple(filter(None, text.split(","))),
+        help="Only these nodes, and the pods on them.",
+    )
+    return only(nodes(function))
+
+
 def iptables_backend_option(function: F) -> F:
     """`--iptables-backend nft|legacy`."""
     return click.option(

@@ -18,6 +18,7 @@ from netlab.cli.common import (
     proxy_mode_option,
     require_root,
     running_lab,
+    selection_options,
 )
 from netlab.problems import Exit, NetlabError
 
@@ -46,6 +47,7 @@ def _complete_topology(
 @click.option(
     "--lab", "name", metavar="NAME", envvar="NETLAB_LAB", help="Another name for the lab."
 )
+@selection_options
 @proxy_mode_option("--proxy", "Let the service proxy work in this mode, whatever the file says.")
 @iptables_backend_option
 @output_option("json")
@@ -54,6 +56,8 @@ def up(
     dry_run: bool,
     as_shell: bool,
     name: str | None,
+    only: tuple[str, ...],
+    nodes: tuple[str, ...],
     mode: str | None,
     backend: IPTablesBackend | None,
     output: str | None,
@@ -69,7 +73,7 @@ def up(
 
     # Nothing that one command makes is garbage before it ends.
     gc.disable()
-    loaded = load(topology, name=name)
+    loaded = load(topology, name=name, only=only, nodes=nodes)
     for warning in loaded.warnings:
         click.echo(str(warning), err=True)
     lab = loaded.lab

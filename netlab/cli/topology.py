@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from netlab.cli.common import output_option, print_json, print_table
+from netlab.cli.common import output_option, print_json, print_table, selection_options
 from netlab.problems import Exit, NetlabError, Problem, suggest
 
 if TYPE_CHECKING:
@@ -96,8 +96,11 @@ def schema() -> None:
 @click.argument(
     "files", metavar="FILE...", nargs=-1, required=True, shell_complete=_complete_topology
 )
+@selection_options
 @output_option("json")
-def validate(files: tuple[str, ...], output: str | None) -> int:
+def validate(
+    files: tuple[str, ...], only: tuple[str, ...], nodes: tuple[str, ...], output: str | None
+) -> int:
     """Check topology files without building anything.
 
     FILE is a file, "-" for standard input, or the name of a topology that comes with netlab.
@@ -109,7 +112,7 @@ def validate(files: tuple[str, ...], output: str | None) -> int:
     good = True
     for file in files:
         try:
-            loaded = load(file)
+            loaded = load(file, only=only, nodes=nodes)
         except NetlabError as error:
             good = False
             results.append({"file": file, "valid": False, "problems": _as_json(error.problems)})

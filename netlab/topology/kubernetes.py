@@ -129,6 +129,8 @@ class PodIP(Part, frozen=True):
 
 class PodStatus(Part, frozen=True):
     phase: str | None = None
+    hostIP: str | None = None
+    hostIPs: list[PodIP] | None = None
     podIP: str | None = None
     podIPs: list[PodIP] | None = None
     conditions: list[Condition] | None = None
@@ -331,6 +333,16 @@ KINDS: dict[tuple[str, str], type[Object]] = {
     ("networking.k8s.io", "ServiceCIDR"): ServiceCIDR,
 }
 """Kinds by API group and name."""
+
+SETTINGS = {
+    ("", "ConfigMap"): ("kube-proxy", "kubeadm-config", "kube-flannel-cfg"),
+    ("crd.projectcalico.org", "IPPool"): (),
+    ("projectcalico.org", "IPPool"): (),
+}
+"""What tells of a cluster's networks (see `cluster`): kinds, and names if only those do."""
+
+SERVICE_NAME = "kubernetes.io/service-name"
+"""Label of an EndpointSlice: the Service that it belongs to."""
 
 CLUSTER_SCOPED = (Node, ServiceCIDR, Namespace)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from netlab.problems import NetlabError, Place, Problem, suggest
 from netlab.topology.allocate import allocate
+from netlab.topology.cluster import complete, tell_assumptions
 from netlab.topology.documents import documents, read
 from netlab.topology.model import Lab
 from netlab.topology.objects import Objects, gather
@@ -32,10 +33,16 @@ class Loaded:
     warnings: tuple[Problem, ...] = ()
 
 
-def load(source: str | os.PathLike[str], name: str | None = None) -> Loaded:
+def load(
+    source: str | os.PathLike[str],
+    name: str | None = None,
+    only: Sequence[str] = (),
+    nodes: Sequence[str] = (),
+) -> Loaded:
     """The lab of a topology: a file, "-" for standard input, or the name of a shipped topology.
 
-    `name` becomes the lab's name, whatever the file says.  Raises NetlabError (exit code 2) with
+    `name` becomes the lab's name, whatever the file says; `only` and `nodes` choose a part of it
+    (see :func:`netlab.topology.selection.select`).  Raises NetlabError (exit code 2) with
     every problem found, each with its place.
     """
     path = _path(source)
@@ -44,10 +51,19 @@ def load(source: str | os.PathLike[str], name: str | None = None) -> Loaded:
     if not objects.frame_is_whole():
         # What follows from a Lab or Node that could not be read is not worth telling.
         found.raise_errors()
+    cluster = complete(objects, _name_of(path), found)
     lab = allocate(objects, _name_of(path), found)
+    if cluster is not None:
+        tell_assumptions(cluster, objects, lab, found)
     if name is not None:
         lab = _renamed(lab, name)
-    return Loaded(lab, found.warnings())
+    warnings = found.warnings()
+    if only or nodes:
+        from netlab.topology.selection import select
+
+        lab, more = select(lab, only, nodes)
+        warnings += more
+    return Loaded(lab, warnings)
 
 
 def read_objects(

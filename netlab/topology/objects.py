@@ -48,6 +48,7 @@ class Objects:
     endpoints: list[Stated[k8s.Endpoints]] = field(default_factory=list)
     slices: list[Stated[k8s.EndpointSlice]] = field(default_factory=list)
     service_cidrs: list[Stated[k8s.ServiceCIDR]] = field(default_factory=list)
+    settings: list[Document] = field(default_factory=list)  # of a cluster: ConfigMaps, pools
     declared: list[Document] = field(default_factory=list)  # the values that all these come from
     # Pods that go: what they have is not free yet.
     leaving: list[model.Pod] = field(default_factory=list)
@@ -95,6 +96,8 @@ def gather(documents: list[Document], found: Complaints) -> Objects:
             objects.declared.append(Document(value, origin))
             if item is not None and _is_new(item, origin, seen, found):
                 objects.add(item, origin)
+        elif _tells_settings(group, kind, value):
+            objects.settings.append(Document(value, origin))
         elif (group, kind) in k8s.NOT_BUILT:
             not_built[group, kind] += 1
         elif not _is_misspelt(group, kind, origin, found):
@@ -107,6 +110,14 @@ def gather(documents: list[Document], found: Complaints) -> Objects:
         message = f"left out, as they have no part in the datapath: {kinds}"
         found.warning("no-part", message)
     return objects
+
+
+def _tells_settings(group: str, kind: str, value: dict[str, Any]) -> bool:
+    names = k8s.SETTINGS.get((group, kind))
+    metadata = value.get("metadata")
+    if names is None or not isinstance(metadata, dict):
+        return False
+    return not names or metadata.get("name") in names
 
 
 def _unfolded(

@@ -21,6 +21,8 @@ Path = tuple[str | int, ...]
 
 DEEPEST_NESTING = 100  # Kubernetes' own schemas reach about 40
 
+ASSUMED = "assumed"
+
 # A warning that a thousand pods share is said this often, then counted.
 _WARNINGS_OF_A_KIND = 5
 
@@ -203,6 +205,10 @@ class Complaints:
         problem = Problem(code, message, hint=hint, warning=True)
         self._found.append(_Complaint(problem, origin, path, at_key=False))
 
+    def assumption(self, message: str, origin: Origin | None = None, *path: str | int) -> None:
+        """Note something that was decided, and that no object says; none is kept back."""
+        self.warning(ASSUMED, message, origin, *path)
+
     def placed(self, problem: Problem) -> None:
         """Note a problem whose place is known."""
         self._found.append(_Complaint(problem, None, (), at_key=False))
@@ -224,12 +230,15 @@ class Complaints:
         for found in dict.fromkeys(self._found):
             if found.problem.warning:
                 count[found.problem.code] += 1
-                if count[found.problem.code] <= _WARNINGS_OF_A_KIND:
+                if (
+                    count[found.problem.code] <= _WARNINGS_OF_A_KIND
+                    or found.problem.code == ASSUMED
+                ):
                     said.append(found)
         more = [
             Problem(code, f"{number - _WARNINGS_OF_A_KIND} more of this kind", warning=True)
             for code, number in count.items()
-            if number > _WARNINGS_OF_A_KIND
+            if number > _WARNINGS_OF_A_KIND and code != ASSUMED
         ]
         return (*_with_places(said), *more)
 

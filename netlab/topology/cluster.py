@@ -1,0 +1,336 @@
+"""The objects of a real cluster: what its ConfigMaps and pools say of the networks, and what nobody
+says.
+
+Where a topology holds them, these stand in for fields that `kind: Lab` leaves out:
+
+* ConfigMap kube-system/kube-proxy: KubeProxyConfiguration, that is `serviceProxy`;
+* ConfigMap kube-system/kubeadm-config: podSubnet and serviceSubnet;
+* ConfigMap kube-flannel-cfg: pod CIDR and overlay;
+* IPPools of Calico: pod CIDR and overlay.
+
+Objects come from a cluster if an API server gave one of them a `uid`.  Of such a topology
+everything that was decided without a source is told as an assumption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Any
+
+import msgspec
+from msgspec.structs import fields, replace
+
+from netlab.topology import kubernetes as k8s
+from netlab.topology import lab_document, model
+from netlab.topology.addresses import Network, family, is_network, smallest_network
+from netlab.topology.allocate import FEATURE_GATES, NODE_PORT_ADDRESSES, OVERLAYS, PROXY_MODES
+from netlab.topology.model import Family
+from netlab.topology.objects import Objects, Stated
+from netlab.topology.places import Complaints, Document, Origin, c_loader
+
+_CALICO_VNI, _CALICO_PORT = 4096, 4789  # FelixConfiguration: vxlanVNI, vxlanPort
+
+
+@dataclass(slots=True)
+class Cluster:
+    """What a cluster's objects say beside Kubernetes' own kinds, and who said it."""
+
+    origin: Origin
+    name: str
+    spec: lab_document.LabSpec = field(default_factory=lab_document.LabSpec)
+    told: dict[str, str] = field(default_factory=dict)  # field of the spec → who told it
+
+
+def is_dump(objects: Objects) -> bool:
+    """Whether objects come from an API server."""
+    parts = (each.value.get("metadata") for each in objects.declared)
+    return any(isinstance(metadata, dict) and "uid" in metadata for metadata in parts)
+
+
+def complete(objects: Objects, name: str, found: Complaints) -> Cluster | None:
+    """Give the objects what a cluster's settings say; None if they come from no cluster.
+
+    A field that the Lab states is not touched.
+    """
+    dump = is_dump(objects)
+    if dump:
+        _add_nodes(objects, found)
+        _leave_out_pending(objects, found)
+    if not dump and not objects.settings:
+        return None
+    stated = objects.lab
+    origin = stated.origin if stated else _origin(objects)
+    cluster = Cluster(origin, stated.item.metadata.name if stated else name)
+    for each in objects.settings:
+        _read(each, cluster, found)
+    _read_pools([each for each in objects.settings if each.value["kind"] == "IPPool"], cluster)
+    _pod_cidr_of_proxy(cluster)
+    if stated and stated.item.spec:
+        cluster.spec = _merged(stated.item.spec, cluster.spec)
+        cluster.told |= dict.fromkeys(_stated_fields(stated.item.spec), f"Lab {cluster.name}")
+    if stated or cluster.spec != lab_document.LabSpec():
+        metadata = lab_document.LabMetadata(name=cluster.name)
+        lab = lab_document.Lab(apiVersion="netlab/v1", metadata=metadata, spec=cluster.spec)
+        objects.lab = Stated(lab, origin)
+    return cluster if dump else None
+
+
+def _origin(objects: Objects) -> Origin:
+    documents = [*objects.settings, *objects.declared]
+    return documents[0].origin
+
+
+def _merged(first: lab_document.LabSpec, second: lab_document.LabSpec) -> lab_document.LabSpec:
+    """Each field of the first that is there, else that of the second."""
+    return replace(second, **{name: getattr(first, name) for name in _stated_fields(first)})
+
+
+def _stated_fields(spec: lab_document.LabSpec) -> list[str]:
+    return [each.name for each in fields(spec) if getattr(spec, each.name) is not None]
+
+
+# What the dump lacks
+
+
+def _add_nodes(objects: Objects, found: Complaints) -> None:
+    """Nodes that pods of a cluster run on, and that are not among its objects."""
+    known = {each.item.metadata.name for each in objects.nodes}
+    missing: dict[str, tuple[Stated[k8s.Pod], list[str]]] = {}
+    for each in objects.pods:
+        name = each.item.spec.nodeName if each.item.spec else None
+        if name and name not in known:
+            status = each.item.status or k8s.PodStatus()
+            _, addresses = missing.setdefault(name, (each, []))
+            for ip in (status.hostIP, *(host.ip for host in status.hostIPs or ())):
+                if ip and ip not in addresses:
+                    addresses.append(ip)
+    for name, (pod, addresses) in missing.items():
+        listed = [{"type": "InternalIP", "address": ip} for ip in addresses]
+        value: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name},
+            "status": {"addresses": listed},
+        }
+        objects.nodes.append(Stated(msgspec.convert(value, k8s.Node), pod.origin))
+        objects.declared.append(Document(value, pod.origin))
+        where = f"at {' and '.join(addresses)}, its hostIP" if addresses else "at a free address"
+        message = f"Node {name} is not in the file: {pod.title} runs on it; it is {where}"
+        found.assumption(message, pod.origin, "spec", "nodeName")
+
+
+def _leave_out_pending(objects: Objects, found: Complaints) -> None:
+    """Pods that have no address yet."""
+    pending = {id(each) for each in objects.pods if _is_pending(each.item)}
+    if pending:
+        objects.pods = [each for each in objects.pods if id(each) not in pending]
+        message = f"left out, as they have no address yet: {len(pending)} pods"
+        found.warning("no-part", message)
+
+
+def _is_pending(pod: k8s.Pod) -> bool:
+    status = pod.status or k8s.PodStatus()
+    return status.phase == "Pending" and not (status.podIP or status.podIPs)
+
+
+# What ConfigMaps and pools say
+
+
+def _read(document: Document, cluster: Cluster, found: Complaints) -> None:
+    value = document.value
+    name = value["metadata"]["name"]
+    if value["kind"] != "ConfigMap":
+        return
+    data = value.get("data") if isinstance(value.get("data"), dict) else {}
+    if name == "kube-proxy":
+        settings = _inside(data, "config.conf", document, found)
+        _read_proxy(settings, document, cluster, found)
+    elif name == "kubeadm-config":
+        networking = _part(_inside(data, "ClusterConfiguration", document, found), "networking")
+        for theirs, ours in (("podSubnet", "podCIDR"), ("serviceSubnet", "serviceCIDR")):
+            _take(cluster, ours, _networks(networking.get(theirs)), "ConfigMap kubeadm-config")
+    elif name == "kube-flannel-cfg":
+        _read_flannel(_inside(data, "net-conf.json", document, found), document, cluster, found)
+
+
+def _inside(
+    data: Mapping[str, Any], key: str, document: Document, found: Complaints
+) -> dict[str, Any]:
+    """The YAML or JSON in a text of a ConfigMap; empty, and warned of, if it is none."""
+    import yaml
+
+    text = data.get(key)
+    try:
+        value = yaml.load(text, Loader=c_loader()) if isinstance(text, str) else None
+    except yaml.YAMLError:
+        value = None
+    if isinstance(value, dict):
+        return value
+    title = f"ConfigMap {document.value['metadata']['name']}"
+    message = f"{title} is not heeded: its {key} is missing or cannot be read"
+    found.warning("no-settings", message, document.origin, "data")
+    return {}
+
+
+def _part(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    part = value.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _networks(text: Any) -> str | None:
+    """Networks joined by commas, if that is what it is."""
+    parts = text.replace(" ", "").split(",") if isinstance(text, str) and text else []
+    if not parts or not all(map(is_network, parts)):
+        return None
+    return ",".join(str(ip_network(part, strict=False)) for part in parts)
+
+
+def _take(cluster: Cluster, name: str, value: Any, source: str) -> None:
+    """Fill a field that nobody told before."""
+    if value is not None and name not in cluster.told:
+        cluster.spec = replace(cluster.spec, **{name: value})
+        cluster.told[name] = source
+
+
+def _read_proxy(
+    settings: dict[str, Any], document: Document, cluster: Cluster, found: Complaints
+) -> None:
+    """KubeProxyConfiguration: the fields that `serviceProxy` has, as far as they are right."""
+    kept: dict[str, Any] = {}
+    for each in fields(lab_document.ServiceProxySpec):
+        value = settings.get(each.name)
+        if value in (None, "", {}, []):
+            continue
+        kept[each.name] = _known(each.name, value)
+    mode = settings.get("mode") or model.ServiceProxy().mode
+    if mode not in PROXY_MODES:
+        instead = model.ServiceProxy().mode
+        found.assumption(
+            f"mode {instead}: the cluster's is {mode}, which this version does not build",
+            document.origin,
+            "data",
+        )
+        mode = instead
+    kept["mode"] = mode
+    # Without one nothing counts as local: that is not the lab's default.
+    kept["clusterCIDR"] = _networks(settings.get("clusterCIDR")) or ""
+    try:
+        proxy = msgspec.convert(kept, lab_document.ServiceProxySpec)
+    except msgspec.ValidationError as error:
+        message = f"ConfigMap kube-proxy is heeded for its mode only: config.conf: {error}"
+        found.warning("no-settings", message, document.origin, "data")
+        proxy = lab_document.ServiceProxySpec(mode=mode)
+    if settings:
+        _take(cluster, "serviceProxy", proxy, "ConfigMap kube-proxy")
+
+
+def _known(name: str, value: Any) -> Any:
+    """What a lab knows of a field of KubeProxyConfiguration."""
+    inner: dict[str, type[lab_document.Strict]] = {
+        "detectLocal": lab_document.DetectLocalSpec,
+        "iptables": lab_document.IPTablesSpec,
+        "nftables": lab_document.NFTablesSpec,
+        "conntrack": lab_document.ConntrackSpec,
+    }
+    if name in inner and isinstance(value, dict):
+        names = {each.name for each in fields(inner[name])}
+        return {key: part for key, part in value.items() if key in names and part is not None}
+    if name == "featureGates" and isinstance(value, dict):
+        return {gate: on for gate, on in value.items() if gate in FEATURE_GATES}
+    if name == "nodePortAddresses" and isinstance(value, list):
+        return [text for text in value if text in NODE_PORT_ADDRESSES or is_network(str(text))]
+    return value
+
+
+def _read_flannel(
+    settings: dict[str, Any], document: Document, cluster: Cluster, found: Complaints
+) -> None:
+    networks = [settings.get("Network") if settings.get("EnableIPv4") is not False else None]
+    networks.append(settings.get("IPv6Network") if settings.get("EnableIPv6") else None)
+    source = "ConfigMap kube-flannel-cfg"
+    _take(
+        cluster,
+        "podCIDR",
+        _networks(",".join(each for each in networks if isinstance(each, str))),
+        source,
+    )
+    backend = _part(settings, "Backend")
+    kind = backend.get("Type")
+    if not isinstance(kind, str):
+        return
+    if kind not in OVERLAYS:
+        message = f"overlay vxlan: flannel's is {kind}, which this version does not build"
+        found.assumption(message, document.origin, "data")
+        kind = "vxlan"
+    numbers = {"vni": backend.get("VNI"), "port": backend.get("Port")}
+    given = {name: number for name, number in numbers.items() if isinstance(number, int)}
+    overlay = lab_document.OverlaySpec(type=kind, **(given if kind == "vxlan" else {}))
+    _take(cluster, "overlay", overlay, source)
+
+
+def _read_pools(pools: list[Document], cluster: Cluster) -> None:
+    """Calico's: blocks of all pools are pod addresses; the first pool tells how they travel."""
+    specs = [_part(each.value, "spec") for each in pools]
+    specs = [spec for spec in specs if not spec.get("disabled") and _networks(spec.get("cidr"))]
+    if not specs:
+        return
+    source = f"{len(specs)} IPPool{'s' * (len(specs) != 1)} of Calico"
+    by_family: dict[Family, list[Network]] = {}
+    for spec in specs:
+        cidr = ip_network(spec["cidr"], strict=False)
+        by_family.setdefault(family(cidr), []).append(cidr)
+    holding = (smallest_network(cidrs, cidrs[0].max_prefixlen) for cidrs in by_family.values())
+    _take(cluster, "podCIDR", ",".join(map(str, holding)), source)
+    vxlan = specs[0].get("vxlanMode") or "Never"
+    ipip = specs[0].get("ipipMode") or "Never"
+    if vxlan == "Always":
+        overlay = lab_document.OverlaySpec("vxlan", _CALICO_VNI, _CALICO_PORT)
+        _take(cluster, "overlay", overlay, source)
+    elif ipip == "Always":
+        cluster.told.setdefault("overlay instead", "Calico's is ipip, which is not built")
+    else:  # by BGP, within one subnet also if CrossSubnet: a route to each node
+        _take(cluster, "overlay", lab_document.OverlaySpec("host-gw"), source)
+
+
+def _pod_cidr_of_proxy(cluster: Cluster) -> None:
+    """kube-proxy's clusterCIDR, if nobody else told the pod CIDR."""
+    proxy = cluster.spec.serviceProxy
+    if proxy is not None:
+        _take(
+            cluster, "podCIDR", _networks(proxy.clusterCIDR), "ConfigMap kube-proxy (clusterCIDR)"
+        )
+
+
+# What nobody says
+
+
+def tell_assumptions(cluster: Cluster, objects: Objects, lab: model.Lab, found: Complaints) -> None:
+    """Everything in a cluster's lab that was decided without a source."""
+    for message in _assumptions(cluster, objects, lab):
+        found.assumption(message)
+
+
+def _assumptions(cluster: Cluster, objects: Objects, lab: model.Lab) -> Iterator[str]:
+    told = cluster.told
+    if "podCIDR" not in told:
+        of_nodes = any(each.item.spec and each.item.spec.podCIDR for each in objects.nodes)
+        why = "it holds the nodes' pod CIDRs" if of_nodes else "no node has a pod CIDR"
+        yield f"pod CIDR {','.join(lab.pod_cidrs)}: {why}"
+    if "serviceCIDR" not in told and not objects.service_cidrs:
+        cidrs = ",".join(lab.service_cidrs)
+        yield f"Service CIDR {cidrs}: there is no ServiceCIDR and no ConfigMap kubeadm-config"
+    if "overlay" not in told:
+        overlay = lab.overlay
+        how = f" (VNI {overlay.vni}, port {overlay.port})" if overlay.type == "vxlan" else ""
+        why = told.get("overlay instead", "nothing says how pods reach other nodes")
+        yield f"overlay {overlay.type}{how}: {why}"
+    if "serviceProxy" not in told:
+        proxy = lab.service_proxy
+        why = "there is no ConfigMap kube-proxy"
+        yield f"kube-proxy in mode {proxy.mode}, clusterCIDR {proxy.clusterCIDR or 'none'}: {why}"
+    if "underlay" not in told:
+        cidrs = ", ".join(filter(None, (lab.underlay.cidr, lab.underlay.other_cidr)))
+        yield f"all nodes are on one network, {cidrs}, with an MTU of {lab.underlay.mtu}"
+    yield "what pods send to the outside keeps their addresses, whatever the CNI plugin does"

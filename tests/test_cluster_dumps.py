@@ -1,0 +1,304 @@
+"""A real cluster's objects as a topology, and parts of one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cluster_dumps as dumps
+from cluster_dumps import Object, calico_cluster, flannel, ip_pool, kube_proxy, node, pod
+from labs import fresh_name
+from netlab.kernel import namespaces
+from netlab.lab import change, lifecycle
+from netlab.problems import NetlabError
+from netlab.topology.load import Loaded, load, read_objects
+from netlab.topology.model import Lab
+from test_lifecycle import http
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Any:
+    """Loads objects as a dump."""
+
+    def of(*objects: Object, **options: Any) -> Loaded:
+        file = tmp_path / "cluster.json"
+        file.write_text(json.dumps(dumps.dump(*objects)))
+        return load(file, **options)
+
+    return of
+
+
+def assumed(loaded: Loaded) -> list[str]:
+    """What was assumed."""
+    return [each.message for each in loaded.warnings if each.code == "assumed"]
+
+
+def flannel_cluster(backend: Object) -> list[Object]:
+    return [
+        node("a", "10.0.0.4", "10.42.0.0/24"),
+        node("b", "10.0.0.5", "10.42.1.0/24"),
+        pod("web-1-x", "a", "10.0.0.4", "10.42.0.9"),
+        kube_proxy("nftables", "10.42.0.0/16"),
+        flannel(backend, "10.42.0.0/16"),
+    ]
+
+
+def test_a_dump_keeps_what_the_cluster_decided(loaded: Any) -> None:
+    lab = loaded(*calico_cluster()).lab
+    assert {pod.name: (pod.node, pod.address, pod.host_network) for pod in lab.pods} == {
+        "front-6f7d9-a1b2c": ("worker-1", "172.16.235.129", False),
+        "back-75b4c-d3e4f": ("worker-2", "172.16.189.66", False),
+        "back-75b4c-g5h6i": ("worker-1", "172.16.235.130", False),
+        "kube-proxy-x1": ("worker-1", "192.168.56.11", True),
+    }
+    assert [node.pod_cidr for node in lab.nodes] == [f"172.16.{i}.0/24" for i in range(3)]
+    assert [service.cluster_ip for service in lab.services] == ["10.96.0.1", "10.96.41.7"]
+    assert [len(each.endpoints) for each in lab.endpoints] == [1, 2]
+
+
+def test_every_assumption_is_told(loaded: Any) -> None:
+    assert assumed(loaded(*calico_cluster())) == [
+        "pod CIDR 172.16.0.0/16: it holds the nodes' pod CIDRs",
+        "Service CIDR 10.96.0.0/12: there is no ServiceCIDR and no ConfigMap kubeadm-config",
+        "overlay vxlan (VNI 1, port 8472): nothing says how pods reach other nodes",
+        "kube-proxy in mode iptables, clusterCIDR 172.16.0.0/16: there is no ConfigMap kube-proxy",
+        "all nodes are on one network, 192.168.56.0/24, with an MTU of 1500",
+        "what pods send to the outside keeps their addresses, whatever the CNI plugin does",
+    ]
+
+
+def test_a_file_of_ones_own_assumes_nothing() -> None:
+    assert assumed(load("two-node-vxlan")) == []
+
+
+def test_settings_of_the_cluster_stand_in_for_the_lab(loaded: Any) -> None:
+    kubeadm = dumps.config_map(
+        "kubeadm-config",
+        ClusterConfiguration="networking: {podSubnet: 172.16.0.0/12, serviceSubnet: 10.96.0.0/16}",
+    )
+    told = loaded(
+        *calico_cluster(),
+        kube_proxy("nftables", "172.16.0.0/16", "nftables: {masqueradeBit: 15, syncPeriod: 1s}\n"),
+        ip_pool("172.16.0.0/16", ipipMode="Never", vxlanMode="Always"),
+        kubeadm,
+    )
+    lab = told.lab
+    assert lab.pod_cidr == "172.16.0.0/12"
+    assert lab.service_cidrs == ("10.96.0.0/16",)
+    assert (lab.overlay.type, lab.overlay.vni, lab.overlay.port) == ("vxlan", 4096, 4789)
+    assert lab.service_proxy.mode == "nftables"
+    assert lab.service_proxy.clusterCIDR == "172.16.0.0/16"
+    assert lab.service_proxy.nftables.masqueradeBit == 15
+    assert len(assumed(told)) == 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "overlay"),
+    [
+        ({"Type": "vxlan"}, ("vxlan", 1, 8472)),
+        ({"Type": "vxlan", "VNI": 4, "Port": 4789}, ("vxlan", 4, 4789)),
+        ({"Type": "host-gw"}, ("host-gw", 1, 8472)),
+        ({"Type": "wireguard"}, ("vxlan", 1, 8472)),
+    ],
+)
+def test_flannel_tells_the_overlay(
+    loaded: Any, backend: Object, overlay: tuple[str, int, int]
+) -> None:
+    told = loaded(*flannel_cluster(backend))
+    assert (told.lab.overlay.type, told.lab.overlay.vni, told.lab.overlay.port) == overlay
+    assert told.lab.pod_cidr == "10.42.0.0/16"
+    said = "overlay vxlan: flannel's is wireguard, which this version does not build"
+    assert (said in assumed(told)) is (backend["Type"] == "wireguard")
+
+
+@pytest.mark.parametrize(
+    ("ipip", "vxlan", "overlay"),
+    [
+        ("Never", "Never", "host-gw"),
+        ("Never", "CrossSubnet", "host-gw"),
+        ("Always", "Never", "vxlan"),
+    ],
+)
+def test_pools_of_calico_tell_the_overlay(loaded: Any, ipip: str, vxlan: str, overlay: str) -> None:
+    told = loaded(*calico_cluster(), ip_pool("172.16.0.0/16", ipipMode=ipip, vxlanMode=vxlan))
+    assert told.lab.overlay.type == overlay
+    said = "overlay vxlan (VNI 1, port 8472): Calico's is ipip, which is not built"
+    assert (said in assumed(told)) is (ipip == "Always")
+
+
+def test_a_mode_that_is_not_built_is_replaced_and_told(loaded: Any) -> None:
+    told = loaded(*calico_cluster(), kube_proxy("ipvs", "172.16.0.0/16"))
+    assert told.lab.service_proxy.mode == "iptables"
+    assert "mode iptables: the cluster's is ipvs, which this version does not build" in assumed(
+        told
+    )
+
+
+def test_kube_proxy_without_cluster_cidr_has_none(loaded: Any) -> None:
+    assert loaded(*calico_cluster(), kube_proxy()).lab.service_proxy.clusterCIDR == ""
+
+
+def test_settings_that_cannot_be_read_are_left_out(loaded: Any) -> None:
+    broken = dumps.config_map("kube-proxy", config_conf="mode: [")
+    wrong = dumps.config_map("kube-flannel-cfg", net__conf_json='{"Network": 7, "Backend": []}')
+    told = loaded(*calico_cluster(), broken, wrong)
+    assert told.lab.service_proxy.mode == "iptables"
+    said = [each.message for each in told.warnings if each.code == "no-settings"]
+    assert said == [
+        "ConfigMap kube-proxy is not heeded: its config.conf is missing or cannot be read"
+    ]
+
+
+def test_a_lab_wins_over_the_settings(loaded: Any) -> None:
+    spec = {"podCIDR": "172.16.0.0/15", "serviceProxy": {"mode": "nftables-flat"}}
+    own = {"apiVersion": "netlab/v1", "kind": "Lab", "metadata": {"name": "mine"}, "spec": spec}
+    told = loaded(own, *flannel_cluster({"Type": "host-gw"}))
+    assert told.lab.name == "mine"
+    assert told.lab.pod_cidr == "172.16.0.0/15"
+    assert told.lab.service_proxy.mode == "nftables-flat"
+    assert told.lab.overlay.type == "host-gw"
+
+
+def without(kind: str) -> list[Object]:
+    return [each for each in calico_cluster() if each["kind"] != kind]
+
+
+def test_nodes_that_only_pods_name_are_added(loaded: Any) -> None:
+    told = loaded(*without("Node"))
+    assert {node.name: node.address for node in told.lab.nodes} == {
+        "worker-1": "192.168.56.11",
+        "worker-2": "192.168.56.12",
+    }
+    said = "Node worker-1 is not in the file: Pod shop/front-6f7d9-a1b2c runs on it; "
+    assert said + "it is at 192.168.56.11, its hostIP" in assumed(told)
+
+
+def test_half_a_dump_says_what_is_missing(loaded: Any) -> None:
+    said = {
+        kind: [each.message for each in loaded(*without(kind)).warnings]
+        for kind in ("Pod", "Service", "EndpointSlice")
+    }
+    lost = "EndpointSlice shop/back-x7k2p: no pod of the lab has endpoints[0].addresses[0] "
+    assert lost + "172.16.189.66" in said["Pod"]
+    orphan = "EndpointSlice shop/back-x7k2p belongs to Service back, which is not in the file"
+    assert orphan in said["Service"]
+    assert "Service shop/back: no pod matches its selector app=back" in said["EndpointSlice"]
+
+
+def test_pods_without_an_address_are_left_out(loaded: Any) -> None:
+    said = [each.message for each in loaded(*calico_cluster()).warnings]
+    assert "left out, as they have no address yet: 1 pods" in said
+    assert "left out, as they have finished: 1 pods" in said
+
+
+def test_readiness_is_the_clusters_and_no_probe_runs(loaded: Any) -> None:
+    off = pod("web-1-y", "a", "10.0.0.4", "10.42.0.10", ready=False)
+    lab = loaded(*flannel_cluster({"Type": "vxlan"}), off).lab
+    assert {pod.name: pod.ready for pod in lab.pods} == {"web-1-x": True, "web-1-y": False}
+
+
+def test_two_host_network_pods_on_one_port_are_reported(loaded: Any) -> None:
+    twins = [
+        pod(f"agent-{i}", "a", "10.0.0.4", "10.0.0.4", ports=(9100,), host_network=True)
+        for i in range(2)
+    ]
+    said = [each.message for each in loaded(*flannel_cluster({"Type": "vxlan"}), *twins).warnings]
+    assert "Pod shop/agent-1: TCP 9100 on node a is already Pod shop/agent-0's" in ";".join(said)
+
+
+# Parts
+
+
+def names(lab: Lab) -> tuple[list[str], list[str], list[str]]:
+    return (
+        [node.name for node in lab.nodes],
+        [pod.name for pod in lab.pods],
+        [service.name for service in lab.services],
+    )
+
+
+BACK = ["back-75b4c-d3e4f", "back-75b4c-g5h6i"]
+
+
+def test_only_a_service_brings_its_pods_and_nodes(loaded: Any) -> None:
+    whole = loaded(*calico_cluster()).lab
+    part = loaded(*calico_cluster(), only=["svc/back"]).lab
+    assert names(part) == (["worker-1", "worker-2"], BACK, ["back"])
+    assert part.nodes == whole.nodes[1:]
+    assert part.underlay == whole.underlay
+    assert part.service_proxy == whole.service_proxy
+
+
+def test_only_takes_pods_for_the_other_end(loaded: Any) -> None:
+    part = loaded(*calico_cluster(), only=["svc/back", "pod/front-6f7d9-a1b2c"]).lab
+    assert names(part) == (["worker-1", "worker-2"], ["front-6f7d9-a1b2c", *BACK], ["back"])
+
+
+def test_nodes_keep_every_service_and_lose_what_is_elsewhere(loaded: Any) -> None:
+    told = loaded(*calico_cluster(), nodes=["worker-1"])
+    pods = ["front-6f7d9-a1b2c", "back-75b4c-g5h6i", "kube-proxy-x1"]
+    assert names(told.lab) == (["worker-1"], pods, ["kubernetes", "back"])
+    assert [len(each.endpoints) for each in told.lab.endpoints] == [1, 2]
+    said = "endpoints that are left out: 1 pods; what is sent there is lost"
+    assert said in [each.message for each in told.warnings]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"only": ["svc/nothing"]}, "unknown-service"),
+        ({"only": ["node/worker-1"]}, "bad-reference"),
+        ({"nodes": ["worker-9"]}, "unknown-node"),
+    ],
+)
+def test_a_part_that_is_not_there(loaded: Any, options: dict[str, list[str]], code: str) -> None:
+    with pytest.raises(NetlabError) as refused:
+        loaded(*calico_cluster(), **options)
+    assert [each.code for each in refused.value.problems] == [code]
+
+
+def test_a_part_can_be_changed_later(loaded: Any, tmp_path: Path) -> None:
+    part = loaded(*calico_cluster(), only=["svc/back"]).lab
+    ready = change.ready(part, ["back-75b4c-g5h6i"], False).lab
+    assert names(ready) == names(part)
+    assert {pod.name: pod.ready for pod in ready.pods} == dict(
+        zip(BACK, (True, False), strict=True)
+    )
+    file = tmp_path / "more.json"
+    file.write_text(json.dumps(dumps.service("front", "10.96.41.8", selector=False)))
+    documents, _ = read_objects([file])
+    more = change.apply(part, documents).lab
+    assert names(more) == (names(part)[0], BACK, ["back", "front"])
+
+
+def test_a_part_of_a_deployment_keeps_its_size(tmp_path: Path) -> None:
+    file = tmp_path / "four.json"
+    spec = {"replicas": 4, "template": {"metadata": {"labels": {"app": "web"}}}}
+    web = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec}
+    nodes = [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}} for name in "ab"]
+    file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": [*nodes, web]}))
+    part = load(file, nodes=["a"]).lab
+    assert len(part.pods) == 2
+    again = change.ready(part, [part.pods[0].name], False).lab
+    assert [pod.name for pod in again.pods] == [pod.name for pod in part.pods]
+
+
+@pytest.mark.kernel
+def test_a_dump_runs(loaded: Any) -> None:
+    """Pods with addresses outside every node's CIDR reach each other and the Service."""
+    pool = ip_pool("172.16.0.0/16", ipipMode="Never", vxlanMode="Always")
+    settings = (kube_proxy("nftables", "172.16.0.0/16"), pool)
+    lab = loaded(*calico_cluster(), *settings, name=fresh_name()).lab
+    try:
+        assert lifecycle.up(lab).unserved == ()
+        front = f"{lab.name}:shop:front-6f7d9-a1b2c"
+        assert http(front, "172.16.189.66", 8080, "/hostname")
+        assert http(front, "172.16.235.130", 8080, "/hostname")
+        assert http(front, "10.96.41.7", 80, "/hostname")
+        assert lifecycle.differences(lab) == []
+    finally:
+        lifecycle.down(lab.name)
+        assert namespaces.names_of(lab.name) == []
