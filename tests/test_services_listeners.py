@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from msgspec.structs import replace
 
-from labs import small_lab
+from labs import dual_stack_lab, six, small_lab
 from netlab.datapath.services.modes import MODES
 from netlab.datapath.state import Server, namespace_name
 from netlab.kernel.namespaces import entered
@@ -208,14 +208,19 @@ def answer(connection: http.client.HTTPConnection) -> tuple[int, str | None]:
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize("of", [str, six], ids=["IPv4", "IPv6"])
 @pytest.mark.parametrize("mode", PROXIES)
-def test_nodes_tell_load_balancers_whether_they_have_endpoints(mode: ProxyMode) -> None:
+def test_nodes_tell_load_balancers_whether_they_have_endpoints(
+    mode: ProxyMode, of: Callable[[str], str]
+) -> None:
     lab = with_load_balancer(mode, P0, P2)
+    both = dual_stack_lab(lab)
+    n1, n2 = (of(node.address) for node in lab.nodes)
     try:
-        assert lifecycle.up(lab).unserved == ()
-        with asking(lab, "_switch", "172.21.32.12") as other:
+        assert lifecycle.up(both).unserved == ()
+        with asking(lab, "_switch", n2) as other:
             assert answer(other) == (200, "1")
-        with asking(lab, "_switch", "172.21.32.11") as kept:
+        with asking(lab, "_switch", n1) as kept:
             assert answer(kept) == (200, "2")
             draining = replace(P0, ready=False, serving=True, terminating=True)
             for endpoints, expected in (
@@ -224,11 +229,11 @@ def test_nodes_tell_load_balancers_whether_they_have_endpoints(mode: ProxyMode) 
                 ((), (503, "0")),
                 ((P0,), (200, "1")),
             ):
-                lifecycle.up(with_endpoints(lab, *endpoints))
+                lifecycle.up(dual_stack_lab(with_endpoints(lab, *endpoints)))
                 assert answer(kept) == expected
-                with asking(lab, "_switch", "172.21.32.11") as fresh:
+                with asking(lab, "_switch", n1) as fresh:
                     assert answer(fresh) == expected
-            for address in ("10.244.1.1", "127.0.0.1"):  # NodePorts are served there, or not
+            for address in map(of, ("10.244.1.1", "127.0.0.1")):  # NodePorts are there, or not
                 if mode == "iptables":
                     with asking(lab, "n1", address) as connection:
                         assert answer(connection) == (200, "1")
@@ -236,9 +241,9 @@ def test_nodes_tell_load_balancers_whether_they_have_endpoints(mode: ProxyMode) 
                     with pytest.raises(ConnectionRefusedError), asking(lab, "n1", address):
                         pass
             cluster = replace(lab.services[0], external_traffic_policy="Cluster")
-            lifecycle.up(replace(lab, services=(cluster,)))
+            lifecycle.up(dual_stack_lab(replace(lab, services=(cluster,))))
             assert kept.sock.recv(1) == b""
-        with pytest.raises(ConnectionRefusedError), asking(lab, "_switch", "172.21.32.11"):
+        with pytest.raises(ConnectionRefusedError), asking(lab, "_switch", n1):
             pass
     finally:
         lifecycle.down(lab.name)
