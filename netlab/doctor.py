@@ -80,6 +80,11 @@ _FEATURES = {
     "TRACE target": _Feature(
         "traces rules of iptables' legacy backend", _module("xt_TRACE", "nf_log_syslog"), False
     ),
+    "IPv6": _Feature(
+        "labs of two families, or of IPv6 alone",
+        "start the machine without `ipv6.disable=1` on its kernel command line",
+        False,
+    ),
     "dummy": _Feature("kube-ipvs0 in ipvs mode", _module("dummy"), False),
     "ip_vs": _Feature("service proxy mode ipvs", _module("ip_vs", "ip_vs_rr"), False),
 }

@@ -67,6 +67,12 @@ def test_every_required_feature_works_here() -> None:
 
 
 @pytest.mark.kernel
+def test_ipv6_is_there_where_the_machine_has_it() -> None:
+    (outcome,) = features.attempt(["IPv6"]).values()
+    assert outcome.ok is os.path.exists("/proc/sys/net/ipv6")
+
+
+@pytest.mark.kernel
 def test_a_link_kind_that_no_kernel_has_is_not_there() -> None:
     outcomes = features.run(
         {"none": lambda: features._link("netlab-none"), "veth": features.ATTEMPTS["veth"]}

@@ -18,6 +18,8 @@ from netlab.kernel import namespaces
 from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle
 from netlab.topology.model import Lab
+from netlab.trace.aim import Request
+from netlab.trace.run import trace
 from test_lifecycle import http, udp
 
 pytestmark = pytest.mark.kernel
@@ -208,3 +210,12 @@ def test_a_lab_changes_its_families(down: Lab) -> None:
         assert {line.split()[3].split("/")[0] for line in printed.splitlines()} == set(
             lab.pods[0].addresses
         )
+
+
+def test_a_trace_over_ipv4_is_as_ever(down: Lab) -> None:
+    lab = dual_stack_lab(down)
+    lifecycle.up(lab)
+    found = trace(lab, Request("p0", "10.99.0.1:80"))
+    assert found.disposition == "delivered"
+    assert found.delivered_to is not None
+    assert found.delivered_to.name in {"demo/p1", "demo/p2", "demo/p3"}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from labs import small_lab
+from labs import dual_stack_lab, ipv6_lab, small_lab
 from netlab.datapath.build import build
 from netlab.datapath.describe import describe, shell, summary
 from netlab.datapath.plan import plan
@@ -23,7 +24,9 @@ from netlab.datapath.state import (
     Route,
     namespace_name,
 )
+from netlab.problems import NetlabError
 from netlab.topology.load import load
+from netlab.topology.model import Lab
 
 
 def as_found(state: LabState) -> dict[str, Found]:
@@ -53,19 +56,38 @@ def test_nothing_there_adds_everything() -> None:
 
 
 @pytest.mark.parametrize("form", ["plan", "sh"])
-def test_the_whole_plan_of_the_example(form: str) -> None:
-    """Golden text; after a wanted change: `netlab up two-node-vxlan --dry-run` or `--shell`."""
-    lab = load("two-node-vxlan").lab
+@pytest.mark.parametrize("name", ["two-node-vxlan", "two-node-dual-stack"])
+def test_the_whole_plan_of_an_example(name: str, form: str) -> None:
+    """Golden text; after a wanted change: `netlab up NAME --dry-run`, with `--shell`."""
+    lab = load(name).lab
     state = build(lab)
     changes = plan(state, {})
     lines = map(summary, changes) if form == "plan" else shell(changes, state.namespaces())
-    golden = Path(__file__).parent / "golden" / "plans" / f"two-node-vxlan.{form}"
+    golden = Path(__file__).parent / "golden" / "plans" / f"{name}.{form}"
     assert "\n".join([*lines, ""]) == golden.read_text()
 
 
-def test_nothing_to_do() -> None:
-    state = build(small_lab("l"))
+@pytest.mark.parametrize("stack", [lambda lab: lab, dual_stack_lab, ipv6_lab])
+def test_nothing_to_do(stack: Callable[[Lab], Lab]) -> None:
+    state = build(stack(small_lab("l")))
     assert plan(state, as_found(state)) == []
+
+
+def test_a_lab_without_ipv6_has_no_ipv6_address() -> None:
+    lab = small_lab("l")
+    dual = dual_stack_lab(lab)
+    # A dump may tell addresses of a family that the lab does not have.
+    mixed = replace(lab, nodes=dual.nodes, pods=dual.pods)
+    mixed = replace(mixed, nodes=tuple(replace(n, other_pod_cidrs=()) for n in mixed.nodes))
+    assert [n.namespace for n in build(mixed).nodes] == [n.namespace for n in build(lab).nodes]
+    assert [n.pods for n in build(mixed).nodes] == [n.pods for n in build(lab).nodes]
+
+
+@pytest.mark.parametrize(("stack", "vni"), [(lambda lab: lab, 10**8), (dual_stack_lab, 10**4)])
+def test_a_vni_that_makes_a_device_name_too_long(stack: Callable[[Lab], Lab], vni: int) -> None:
+    lab = stack(small_lab("l"))
+    with pytest.raises(NetlabError, match=f"flannel.*{vni}.*at most 15 characters"):
+        build(replace(lab, overlay=replace(lab.overlay, vni=vni)))
 
 
 def test_half_a_start_is_completed() -> None:

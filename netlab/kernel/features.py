@@ -177,6 +177,17 @@ def _vxlan() -> str:
     )
 
 
+def _ipv6() -> str:
+    """An address, given as `up` gives it."""
+    from netlab.datapath.state import Address
+
+    with open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w") as switch:
+        switch.write("0")
+    _request(rtnetlink.set_up(1))
+    _request(rtnetlink.add_address(Address(link="lo", address="2001:db8::1/128"), 1))
+    return ""
+
+
 def _br_netfilter() -> str:
     with open(_BR_SWITCH) as switch:
         switch.read()
@@ -296,6 +307,7 @@ ATTEMPTS: dict[str, Callable[[], str]] = {
     "conntrack events": _conntrack,
     "nft trace": _nftrace,
     "TRACE target": _trace_target,
+    "IPv6": _ipv6,
     "dummy": lambda: _link("dummy"),
     "ip_vs": _ip_vs,
 }
