@@ -74,9 +74,6 @@ class _TableProxier(TableProxier):
         self.hairpins = Uses(table.elements[HAIRPINS])
         return table.table()
 
-    def count(self, services: Services) -> None:
-        self.hairpins = Uses(self._part(services).elements[HAIRPINS])
-
     def update(self, known: Services, before: Services, after: Services) -> str:
         return self.commands(known, self._part(before), self._part(after))
 

@@ -11,9 +11,9 @@ The tables are `ip netlab` and `ip6 netlab`.  docs/services-nftables-flat.md exp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
-from netlab.datapath.services.endpoints import ServicePortInfo
+from netlab.datapath.services.endpoints import ServiceObjects, ServicePortInfo
 from netlab.datapath.services.local import own_addresses
 from netlab.datapath.services.nftables import (
     add_base_chains,
@@ -50,6 +50,9 @@ SITES = (SERVICE, LOCAL_SERVICE, NODEPORT, LOCAL_NODEPORT)
 # Clients remembered on a node; room for so many is taken when the set is made, 16 bytes each.
 _REMEMBERED = 262144
 
+# Services that are asked for their ways at once: the usual ways are found among few.
+_TOGETHER = 200
+
 # NAT of a port wants to know that there is one.
 _HAS_PORTS = "meta l4proto { tcp, udp, sctp }"
 
@@ -74,16 +77,10 @@ class _TableProxier(TableProxier):
         table = _frame(self.lab, self.node, self.family, self.proxier)
         elements = self._add(table, self.ports(services), Numbers())
         _add_choices(table, self.proxier.ip, set(elements.ways))
-        self._note(elements)
-        return table.table()
-
-    def count(self, services: Services) -> None:
-        self._note(self._part(self.ports(services), Numbers()))
-
-    def _note(self, elements: Elements) -> None:
-        self.hairpins = Uses(elements.table.elements[HAIRPINS])
+        self.hairpins = Uses(table.elements[HAIRPINS])
         self._ways = Uses(elements.ways)
         self._numbers = elements.numbers
+        return table.table()
 
     def update(self, known: Services, before: Services, after: Services) -> str | None:
         old_ports, new_ports = self.ports(before), self.ports(after)
@@ -92,7 +89,8 @@ class _TableProxier(TableProxier):
             for ports in (old_ports, new_ports)
         )
         if (old_names or new_names) and self._numbers is None:
-            self.count(known)
+            remember = [each for each in known if each.service.session_affinity == "ClientIP"]
+            self._numbers = self._part(self.ports(remember), Numbers()).numbers
         numbers = self._numbers or Numbers()
         old = self._part(old_ports, numbers)
         numbers.free(old_names - new_names)
@@ -101,19 +99,39 @@ class _TableProxier(TableProxier):
             self.hairpins = self._ways = self._numbers = None
             return None
         if Counter(old.ways) != Counter(new.ways):
-            self._add_changed_ways(known, old, new)
+            changing = {id(objects) for objects in before}
+            others = [objects for objects in known if id(objects) not in changing]
+            self._add_changed_ways(others, old, new)
         return self.commands(known, old.table, new.table)
 
-    def _add_changed_ways(self, known: Services, old: Elements, new: Elements) -> None:
+    def _add_changed_ways(
+        self, others: Sequence[ServiceObjects], old: Elements, new: Elements
+    ) -> None:
+        """Add the choices to both parts, unless other Services need all of them anyway."""
         if self._ways is None:
-            self.count(known)
-        assert self._ways
+            ways = self._ways_of(others, set(old.ways) ^ set(new.ways))
+            if ways is None:
+                return
+            self._ways = Uses((*ways, *old.ways))
         before = set(self._ways)
         self._ways.change(old.ways, new.ways)
         after = set(self._ways)
         if before != after:
             _add_choices(old.table, self.proxier.ip, before)
             _add_choices(new.table, self.proxier.ip, after)
+
+    def _ways_of(self, services: Sequence[ServiceObjects], asked: set[Way]) -> list[Way] | None:
+        """The ways of Services, as often as they are used; None once those asked for were met."""
+        missing = set(asked)
+        found: list[Way] = []
+        for start in range(0, len(services), _TOGETHER):
+            if not missing:
+                return None
+            some = services[start : start + _TOGETHER]
+            ways = self._part(self.ports(some), Numbers()).ways
+            missing.difference_update(ways)
+            found += ways
+        return found if missing else None
 
     def _part(self, ports: Iterable[ServicePortInfo], numbers: Numbers) -> Elements:
         return self._add(TableText(self.proxier.ip, _NAME), ports, numbers)

@@ -1,7 +1,8 @@
 """Proxiers of the nftables modes: a table for each family, kept up to date by transactions.
 
-Nearly all that a Service puts into a table is its own.  What several may have in common is counted,
-from the first change on that concerns it.
+Nearly all that a Service puts into a table is its own.  What several may have in common is counted
+when the table is rendered whole, so that a process that stays knows it; for a command that only
+changes some it is looked for among the others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from netlab.datapath.services.endpoints import (
     service_objects,
 )
 from netlab.datapath.services.nftables_list import TableText, update
-from netlab.datapath.services.nftables_service import HAIRPINS, Proxier
+from netlab.datapath.services.nftables_service import HAIRPINS, Proxier, hairpins
 from netlab.datapath.services.proxier import ServiceChanges
 from netlab.datapath.state import Table, Tables, Update
 from netlab.topology.model import Lab, Node
@@ -61,15 +62,11 @@ class TableProxier(ABC):
 
     def __init__(self, lab: Lab, node: Node, family: int, proxier: Proxier) -> None:
         self.lab, self.node, self.family, self.proxier = lab, node, family, proxier
-        self.hairpins: Uses[str] | None = None  # counted when they are needed
+        self.hairpins: Uses[str] | None = None  # of all Services, once they are counted
 
     @abstractmethod
     def whole(self, services: Services) -> Table:
         """The table with these Services."""
-
-    @abstractmethod
-    def count(self, services: Services) -> None:
-        """Count what these Services, all that are known, may have in common."""
 
     @abstractmethod
     def update(self, known: Services, before: Services, after: Services) -> str | None:
@@ -83,11 +80,19 @@ class TableProxier(ABC):
         """Input for nft: what some of the known Services add becomes something else."""
         lost, found = (part.elements[HAIRPINS] for part in (before, after))
         if Counter(lost) != Counter(found):
-            if self.hairpins is None:
-                self.count(known)
-            assert self.hairpins
-            before.elements[HAIRPINS], after.elements[HAIRPINS] = self.hairpins.change(lost, found)
+            uses = self.hairpins or self._hairpins_among(known, {*lost, *found})
+            before.elements[HAIRPINS], after.elements[HAIRPINS] = uses.change(lost, found)
         return update(before, after)
+
+    def _hairpins_among(self, known: Services, elements: set[str]) -> Uses[str]:
+        """Those of the Services that may have one of these elements."""
+        addresses = {element.partition(" ")[0] for element in elements}
+        some = [
+            objects
+            for objects in known
+            if any(e.address in addresses for entry in objects.endpoints for e in entry.endpoints)
+        ]
+        return Uses(each for info in self.ports(some) for each in hairpins(self.proxier, info))
 
 
 class Uses(Generic[T]):
@@ -95,6 +100,9 @@ class Uses(Generic[T]):
 
     def __init__(self, used: Iterable[T]) -> None:
         self._counts = Counter(used)
+
+    def __bool__(self) -> bool:
+        return True  # also without any
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._counts)
