@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from labs import dual_stack_lab, ipv6_lab, six, small_lab
 from netlab.datapath.build import build
@@ -17,7 +18,7 @@ from netlab.datapath.overlay import vtep_mac
 from netlab.kernel import namespaces
 from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle
-from netlab.topology.model import Lab
+from netlab.topology.model import Lab, Pod
 from netlab.trace.aim import Request
 from netlab.trace.run import trace
 from test_lifecycle import http, udp
@@ -210,6 +211,23 @@ def test_a_lab_changes_its_families(down: Lab) -> None:
         assert {line.split()[3].split("/")[0] for line in printed.splitlines()} == set(
             lab.pods[0].addresses
         )
+
+
+def test_a_node_answers_datagrams_from_the_address_that_was_asked(down: Lab) -> None:
+    on_node = Pod(
+        namespace="demo",
+        name="agent",
+        node="n1",
+        address="172.21.32.11",
+        listen=(("UDP", 9000),),
+        host_network=True,
+    )
+    lab = dual_stack_lab(replace(down, pods=(*down.pods, on_node)))
+    lifecycle.up(lab)
+    for text in ("172.21.32.11", "10.244.1.1"):
+        for address in (text, six(text)):  # (a client hears nothing from any other)
+            for where in ("demo:p0", "n2"):
+                assert udp(f"{lab.name}:{where}", address, 9000, "hostname") == "agent"
 
 
 def test_a_trace_over_ipv4_is_as_ever(down: Lab) -> None:

@@ -15,6 +15,7 @@ from netlab.topology.model import Lab, Node, Pod
 # Outer Ethernet, IP, UDP and VXLAN headers: 14 + 20 + 8 + 8, and 20 more for IPv6.
 VXLAN_OVERHEAD = {4: 50, 6: 70}
 _DEVICES = {4: "flannel", 6: "flannel-v6"}
+_LEAST_MTU = 1280  # RFC 8200, 5; on a link with less the kernel has no IPv6
 _LONGEST_NAME = 15  # IFNAMSIZ of linux/if.h, less the closing zero
 
 PodsByNode = Mapping[str, tuple[Pod, ...]]
@@ -32,8 +33,18 @@ class Part(msgspec.Struct, frozen=True):
 
 
 def overlay(lab: Lab, node: Node, pods: PodsByNode) -> Part:
-    """The node's part of the lab's overlay."""
-    return TYPES[lab.overlay.type](lab, node, pods)
+    """The node's part of the lab's overlay; NetlabError if it leaves too little for IPv6."""
+    part = TYPES[lab.overlay.type](lab, node, pods)
+    if podnet.has_ipv6(lab) and part.mtu < _LEAST_MTU:
+        raise NetlabError(
+            Problem(
+                "mtu-too-small",
+                f"Lab {lab.name}: underlay.mtu {lab.underlay.mtu} leaves {part.mtu} bytes to pods, "
+                f"and IPv6 needs {_LEAST_MTU}",
+                hint=f"take {lab.underlay.mtu - part.mtu + _LEAST_MTU} or more",
+            )
+        )
+    return part
 
 
 def vtep_mac(node: Node, family: int = 4) -> str:
