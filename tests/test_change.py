@@ -255,6 +255,24 @@ def test_added_service_cidrs_leave_the_first_one() -> None:
     assert codes(caught) == ["outside-cidr"]
 
 
+def test_service_cidrs_of_both_families_stay() -> None:
+    of_both = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.0/16", "FD00:10:96:0::/112"]},
+    }
+    of_ipv6 = {**of_both, "metadata": {"name": "more"}, "spec": {"cidrs": ["fd00:10:97::/112"]}}
+    first = node("n1", podCIDRs=["10.244.1.0/24", "fd00:10:244:1::/64"])
+    for objects in ([first], [first, of_both, of_ipv6]):
+        lab = allocated([*objects, service("a", ipFamilyPolicy="RequireDualStack")])
+        changed = apply(lab, stated(service("b", ipFamilyPolicy="RequireDualStack"))).lab
+        assert changed.service_cidrs == lab.service_cidrs
+        assert changed.underlay == lab.underlay
+        assert changed.services[0] == lab.services[0]
+        assert changed.services[1].cluster_ips == ("10.96.0.12", "fd00:10:96::c")
+
+
 def test_a_namespace_for_objects_without_one() -> None:
     changed = apply(web(), stated(pod("p")), namespace="demo")
     assert changed.lab.pods[-1].key == "demo/p"

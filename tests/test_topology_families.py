@@ -120,6 +120,18 @@ def test_everything_stated_of_both_families(tmp_path: Path) -> None:
     assert of.nodes[0].pod_cidrs == ("10.9.1.0/24", "fd09:0:0:1::/64")
 
 
+def test_networks_of_any_width(tmp_path: Path) -> None:
+    given = "apiVersion: v1\nkind: Node\nmetadata: {name: n0}\nspec: {podCIDR: 'fd77::/32'}\n---\n"
+    of = lab(tmp_path, LAB % "fd77::/16" + given + TWO_NODES + WEB)
+    assert [node.pod_cidr for node in of.nodes] == ["fd77::/32", "fd77:1::/64", "fd77:1:0:1::/64"]
+    small = LAB.replace("}\n---", ", serviceCIDR: 'fd08::/126'}\n---") % "fd00:10:244::/63"
+    of = lab(
+        tmp_path, small + TWO_NODES + "".join(service(name, "type: ClusterIP") for name in "ab")
+    )
+    assert [node.pod_cidr for node in of.nodes] == ["fd00:10:244:1::/64", "fd00:10:244::/64"]
+    assert [each.cluster_ip for each in of.services] == ["fd08::1", "fd08::2"]
+
+
 # Which families a lab has
 
 NODE_OF_BOTH = (

@@ -127,7 +127,7 @@ def _keep_frame(objects: Objects, running: model.Lab) -> None:
     stated = objects.lab
     spec = (stated.item.spec if stated else None) or lab_document.LabSpec()
     of_objects = {
-        cidr
+        _canonical(cidr)
         for value in running.declared
         if value["kind"] == "ServiceCIDR"
         for cidr in value["spec"]["cidrs"]

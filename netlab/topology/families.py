@@ -57,9 +57,9 @@ def _pod_addresses(objects: Objects) -> Iterator[str]:
 
 def _node_addresses(objects: Objects) -> Iterator[str]:
     for node in objects.nodes:
-        for entry in (node.item.status.addresses if node.item.status else None) or ():
-            if entry.type in ("InternalIP", "ExternalIP"):
-                yield entry.address
+        listed = (node.item.status.addresses if node.item.status else None) or ()
+        internal = [entry.address for entry in listed if entry.type == "InternalIP"]
+        yield from internal or (entry.address for entry in listed if entry.type == "ExternalIP")
 
 
 def _others(spec: lab_document.LabSpec, objects: Objects) -> Iterator[str]:
