@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from netlab.topology import lab_document
-from netlab.topology.addresses import Network, network, not_of_lab, split
+from netlab.topology.addresses import Network, left_out, network, not_of_lab, split
 from netlab.topology.model import Family
 from netlab.topology.objects import Objects
 from netlab.topology.places import Complaints, Origin, Path
@@ -77,12 +77,14 @@ def stated_cidrs(
     title, origin, path = where
     stated: Each = {}
     parts = split(text, title, found, origin, path)
+    kept = {each: part for each, part in parts.items() if each in families}
     for each, part in parts.items():
-        if each not in families:
-            not_of_lab(part, families, title, found, origin, path)
+        if each not in kept:
+            complain = left_out if kept else not_of_lab
+            complain(part, families, title, found, origin, path)
         elif cidr := network(part, title, found, origin, path):
             stated[each] = Given(cidr, f"{what} {cidr}", origin, path)
-    return stated, len(stated) == len(parts)
+    return stated, bool(kept) and len(stated) == len(kept)
 
 
 def and_more(count: int) -> str:
