@@ -9,12 +9,14 @@ import pytest
 from msgspec.structs import replace
 
 from labs import fresh_name, small_lab
+from netlab.kernel import conntrack
 from netlab.kernel.conntrack import Entry, Tuple
 from netlab.lab import lifecycle
-from netlab.report.connections import Connection, Connections, concerns
+from netlab.report.connections import Connection, Connections, Watched, concerns
 from netlab.topology.model import Lab, Pod, ServicePort
 from netlab.topology.references import resolve
-from test_cli import netlab
+from test_cli import NETLAB, netlab
+from test_watch import Running
 
 TCP, UDP = 6, 17
 
@@ -110,6 +112,55 @@ def test_what_concerns_a_reference(reference: str, wanted: set[Entry]) -> None:
     lab = with_node_port()
     matches = concerns(resolve(lab, reference))
     assert {each for each in ALL if matches(*told(lab, each))} == wanted
+
+
+def test_events_of_connections() -> None:
+    lab = with_node_port()
+    watched = Watched(concerns(resolve(lab, "svc/web")))
+    (mine,), (other,) = told(lab, CLUSTER_IP), told(lab, replace(DIRECT, id=2))
+    assert watched.event(other, True) is None
+    assert watched.event(mine, True) == "ADDED"
+    assert watched.event(replace(mine, timeout_seconds=5), True) is None
+    assert watched.event(replace(mine, state="ESTABLISHED"), True) == "MODIFIED"
+    # The Service is gone; the connection lives on.
+    assert watched.event(replace(mine, service=None), True) == "MODIFIED"
+    assert watched.event(mine, False) == "DELETED"
+    assert watched.event(mine, False) is None
+
+
+@pytest.mark.kernel
+def test_a_watch_tells_what_becomes_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = fresh_name()
+    monkeypatch.setenv("NETLAB_LAB", name)
+    assert netlab("up", "two-node-vxlan").returncode == 0
+    watch = None
+
+    def event(running: Running) -> tuple[str, str]:
+        read = json.loads(running.line())
+        assert read["connection"]["service"]["name"] == "myblog"
+        return read["type"], read["connection"]["state"]
+
+    try:
+        ask = ("exec", "pod1", "--", "curl", "-s", "http://10.99.174.93/hostname")
+        netlab(*ask)
+        watch = Running([NETLAB, "conntrack", "svc/myblog", "--watch", "-o", "json"])
+        assert event(watch)[0] == "ADDED"  # it was there
+        netlab(*ask)
+        assert event(watch) == ("ADDED", "SYN_SENT")
+        states = {event(watch)}
+        while ("MODIFIED", "TIME_WAIT") not in states:
+            states.add(event(watch))
+        assert ("MODIFIED", "ESTABLISHED") in states
+        node = f"{name}:k8s-slave1"
+        assert conntrack.delete(node, conntrack.dump(node, 4)) > 0
+        while event(watch)[0] != "DELETED":
+            pass
+        assert netlab("down").returncode == 0
+        assert watch.end() == (0, f"{name} is down: nothing more will happen\n")
+    finally:
+        if watch:
+            watch.kill()
+        lifecycle.down(name)
 
 
 @pytest.mark.kernel

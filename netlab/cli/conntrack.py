@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +16,7 @@ from netlab.cli.common import (
     print_json,
     running_lab,
 )
-from netlab.problems import Exit
+from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
     from netlab.report.connections import Connection, Direction, End
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("reference", required=False, shell_complete=complete_reference)
 @click.option("--node", "names", metavar="NODE", multiple=True, help="On this node only.")
+@click.option("-w", "--watch", is_flag=True, help="Go on and tell what becomes of them.")
 @namespace_option
 @lab_option
 @output_option("json")
 def conntrack(
     reference: str | None,
     names: tuple[str, ...],
+    watch: bool,
     namespace: str | None,
     lab_name: str | None,
     output: str | None,
@@ -44,8 +47,12 @@ def conntrack(
     from netlab.report import connections
     from netlab.topology.references import resolve
 
-    concerns = connections.concerns(resolve(lab, reference, namespace)) if reference else None
-    found = [each for each in _all(lab, _nodes(lab, names)) if not concerns or concerns(each)]
+    concerns = connections.concerns(resolve(lab, reference, namespace) if reference else None)
+    nodes = _nodes(lab, names)
+    if watch:
+        _watch(lab, nodes, concerns, output)
+        return int(Exit.YES)
+    found = [each for each in _all(lab, nodes) if concerns(each)]
     if output == "json":
         print_json(connections.as_json(lab, found))
         return int(Exit.YES)
@@ -74,6 +81,58 @@ def _all(lab: Lab, nodes: Iterable[Node]) -> Iterable[Connection]:
         entries = dump(namespace_name(lab.name, node.name))
         found = [known.of(node, entry) for entry in entries]
         yield from sorted(found, key=lambda each: (each.protocol, _shown(each.original), each.id))
+
+
+def _watch(
+    lab: Lab,
+    nodes: Iterable[Node],
+    concerns: Callable[[Connection], bool],
+    output: str | None,
+) -> None:
+    """Until the lab goes down."""
+    from netlab.datapath.state import namespace_name
+    from netlab.kernel.conntrack import Events
+    from netlab.lab.events import follow
+    from netlab.report.connections import Connections, Watched
+
+    known, watched = Connections(lab), Watched(concerns)
+
+    def tell(found: Connection, is_there: bool) -> None:
+        if event := watched.event(found, is_there):
+            _tell_event(event, found, output)
+
+    with contextlib.ExitStack() as opened:
+        events = [(node, Events(namespace_name(lab.name, node.name))) for node in nodes]
+        for _, each in events:
+            opened.callback(each.close)
+        for found in _all(lab, [node for node, _ in events]):
+            tell(found, True)
+        for declared in follow(lab.name, [each for _, each in events]):
+            known = Connections(declared) if declared else known
+            for node, each in events:
+                for entry, is_there in each.read():
+                    tell(known.of(node, entry), is_there)
+                if each.overrun:
+                    raise NetlabError(_LOST, Exit.UNOBSERVED)
+    click.echo(f"{lab.name} is down: nothing more will happen", err=True)
+
+
+_LOST = Problem(
+    "events-lost",
+    "connections changed faster than they could be told",
+    hint="watch fewer of them: `--node NODE`",
+)
+
+
+def _tell_event(event: str, found: Connection, output: str | None) -> None:
+    if output == "json":
+        import msgspec
+
+        line = msgspec.json.encode({"type": event, "connection": found})
+        click.echo(line.decode())
+    else:
+        click.echo(f"{event:<8}  ", nl=False)
+        _tell(found)
 
 
 def _tell(found: Connection) -> None:

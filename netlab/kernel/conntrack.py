@@ -8,17 +8,19 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import NetlinkError, Socket, attribute, attributes, message, nested
+from netlab.kernel.nfnetlink import Listener
 from netlab.problems import Exit, NetlabError, Problem
 
 MESSAGE_NEW = 1 << 8  # what announces an entry, and what becomes of it
 _MESSAGE_GET, _MESSAGE_DELETE = 1 << 8 | 1, 1 << 8 | 2
 _NETLINK_NETFILTER = 12
+_GROUPS = (1, 2, 3)  # new, update, destroy
 _NFGENMSG_BYTES = 4
 
 # enum ctattr_type, ctattr_tuple, ctattr_ip, ctattr_l4proto, ctattr_counters, ctattr_protoinfo
@@ -132,6 +134,36 @@ def delete(namespace: str | int, entries: Iterable[Entry]) -> int:
         if error.errno != errno.ENOENT:
             raise _untold(error)
     return len(messages) - len(refused)
+
+
+class Events:
+    """What becomes of the entries of a namespace from now on.
+
+    It holds the namespace alive.  Of entries from before the kernel may tell nothing
+    (net.netfilter.nf_conntrack_events).
+    """
+
+    def __init__(self, namespace: str) -> None:
+        with entered(namespace):
+            self._listener = Listener(_GROUPS)
+
+    def read(self) -> Iterator[tuple[Entry, bool]]:
+        """Each entry that was announced since the last call, and whether it is there."""
+        for kind, family, payload in self._listener.read():
+            if kind in (MESSAGE_NEW, _MESSAGE_DELETE) and (entry := decode(family, payload)):
+                yield entry, kind == MESSAGE_NEW
+
+    @property
+    def overrun(self) -> bool:
+        """Whether some were lost, as they came faster than they were read."""
+        return self._listener.overrun
+
+    def fileno(self) -> int:
+        """The descriptor, readable when there is something to read."""
+        return self._listener.fileno()
+
+    def close(self) -> None:
+        self._listener.close()
 
 
 def decode(family: int, payload: bytes) -> Entry | None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -23,8 +23,28 @@ Event = dict[str, Any]  # {"type": "ADDED" | "MODIFIED" | "DELETED", "object": O
 Key = tuple[str, str, str]
 
 
+class HasFileno(Protocol):
+    """What can be waited for."""
+
+    def fileno(self) -> int: ...
+
+
 def watch(name: str, objects_of: Callable[[Lab], Iterable[Object]]) -> Iterator[list[Event]]:
     """Events of a lab's objects: first one for each that is there, then what happens.
+
+    Ends, and raises, as :func:`follow` does.
+    """
+    known: dict[Key, Object] = {}
+    for lab in follow(name):
+        if lab is not None:
+            now = {_key(item): item for item in objects_of(lab)}
+            if events := list(difference(known, now)):
+                yield events
+            known = now
+
+
+def follow(name: str, others: Sequence[HasFileno] = ()) -> Iterator[Lab | None]:
+    """The lab as it is declared, now and each time that it is; None when `others` have something.
 
     Ends when the lab goes down, raises BrokenPipeError when nobody reads stdout any more, and
     NetlabError: LabNotRunning, or (exit code 3) if the lab's init ended otherwise.
@@ -32,28 +52,33 @@ def watch(name: str, objects_of: Callable[[Lab], Iterable[Object]]) -> Iterator[
     init = control.connect(name)
     if init is None:
         raise control.LabNotRunning(name)
-    known: dict[Key, Object] = {}
+    unread = False
     with init.watch() as channel:
         poll = select.poll()
-        poll.register(channel, select.POLLIN)
+        for each in (channel, *others):
+            poll.register(each, select.POLLIN)
         if sys.stdout is not None:
-            poll.register(sys.stdout.fileno(), 0)  # (a closed pipe is told unasked)
-        said, unread = messages.DECLARED, set[int]()
-        while messages.ENDING not in said:
-            data = init.declared()
-            if data is not None:
-                now = {_key(item): item for item in objects_of(msgspec.json.decode(data, type=Lab))}
-                if events := list(difference(known, now)):
-                    yield events
-                known = now
-            unread = {descriptor for descriptor, _ in poll.poll()} - {channel.fileno()}
-            said = b"" if unread else channel.recv(4096)
-            if not said:
+            poll.register(sys.stdout, 0)  # (a closed pipe is told unasked)
+        said = messages.DECLARED
+        while said and messages.ENDING not in said:
+            if said != _OTHERS:
+                data = init.declared()
+                if data is not None:
+                    yield msgspec.json.decode(data, type=Lab)
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            unread = sys.stdout is not None and sys.stdout.fileno() in ready
+            if unread:
                 break
+            said = channel.recv(4096) if channel.fileno() in ready else _OTHERS
+            if ready - {channel.fileno()}:
+                yield None
     if unread:
         raise BrokenPipeError
     if not said:
         raise _ended(name)
+
+
+_OTHERS = b"-"  # said by none of init's
 
 
 def difference(before: dict[Key, Object], after: dict[Key, Object]) -> Iterator[Event]:

@@ -76,6 +76,28 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     answered: Counters | None
 
 
+class Watched:
+    """Connections from one event to the next: those that concern somebody, and then always."""
+
+    def __init__(self, concerns: Callable[[Connection], bool]) -> None:
+        self._concerns = concerns
+        self._known: dict[tuple[str, int], Connection] = {}
+
+    def event(self, found: Connection, is_there: bool) -> str | None:
+        """`ADDED`, `MODIFIED` or `DELETED`; None if it is nobody's, or only time has passed."""
+        key = found.node, found.id
+        before = self._known.pop(key, None)
+        if before is None and not (is_there and self._concerns(found)):
+            return None
+        if not is_there:
+            return "DELETED"
+        self._known[key] = found
+        if before is None:
+            return "ADDED"
+        same = msgspec.structs.replace(before, timeout_seconds=found.timeout_seconds) == found
+        return None if same else "MODIFIED"
+
+
 class Connections:
     """What the entries on a lab's nodes are in the words of its objects."""
 
@@ -140,13 +162,15 @@ class Connections:
         return found
 
 
-def concerns(reference: Reference) -> Callable[[Connection], bool]:
-    """Whether a connection is one of what a reference means.
+def concerns(reference: Reference | None) -> Callable[[Connection], bool]:
+    """Whether a connection is one of what a reference means; without one each is.
 
     Of a pod: one of its addresses is at an end, before or after translation (of one in the host's
     network: with a port that it answers on).  Of a Service: it goes through it.  Of an address: it
     is at an end.  Of a node: it is on it.
     """
+    if reference is None:
+        return lambda found: True
     if reference.kind == "service" and reference.service is not None:
         service, number = reference.service, reference.port_number
         return lambda found: (

@@ -13,10 +13,10 @@ import msgspec
 
 from netlab.kernel import conntrack
 from netlab.kernel.namespaces import entered
+from netlab.kernel.nfnetlink import Listener
 from netlab.problems import NetlabError
 from netlab.trace.aim import Place
 from netlab.trace.model import Socket, Tuple
-from netlab.trace.nfnetlink import Listener
 from netlab.trace.witnesses import Canary
 
 _GROUPS = (1, 2, 3)  # new, update, destroy

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import NetlinkError, attributes, text
 from netlab.kernel.netlink import Socket as Netlink
+from netlab.kernel.nfnetlink import FAMILY_IPV4, SUBSYSTEM_NFTABLES, request_body
 from netlab.trace.aim import Place
 from netlab.trace.model import Rule
-from netlab.trace.nfnetlink import FAMILY_IPV4, SUBSYSTEM_NFTABLES, request_body
 from netlab.trace.witnesses.nftables_text import (
     KUBE_PROXY,
     Listing,

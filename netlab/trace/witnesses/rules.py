@@ -23,11 +23,11 @@ import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import attributes
+from netlab.kernel.nfnetlink import FAMILY_IPV4, SUBSYSTEM_NFTABLES, Listener
 from netlab.kernel.xtables import legacy_tables
 from netlab.trace.aim import Place
 from netlab.trace.mark import Mark
 from netlab.trace.model import Socket, Tuple
-from netlab.trace.nfnetlink import FAMILY_IPV4, SUBSYSTEM_NFTABLES, Listener
 from netlab.trace.witnesses import Canary
 
 _GROUP_NFTRACE = 9
