@@ -9,6 +9,7 @@ import signal
 import subprocess
 import zlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -414,3 +415,25 @@ def test_after_each_step_the_rules_are_those_of_the_real_kube_proxy(
         if mode == "nftables" and (golden := recorded(step)) is not None:
             assert differences(golden, printed) == [], step.change
         before = step
+
+
+class Unread:
+    """What takes the place of all Services' objects, and cannot be gone through."""
+
+
+@pytest.mark.parametrize("mode", NFT_MODES)
+def test_a_process_that_stays_looks_at_nothing_but_what_changes(mode: ProxyMode) -> None:
+    rng = random.Random(5)
+    lab = start(rng)
+    make = MODES[mode].proxier
+    assert make
+    proxier: Any = make(lab, lab.nodes[0])
+    proxier.whole()
+    for _ in range(30):
+        changes = next_changes(rng, lab)
+        before = [proxier._known[key] for key in changes if key in proxier._known]
+        after = [objects for objects in changes.values() if objects]
+        for table in proxier._tables:
+            assert table.update(Unread(), before, after) is not None
+        lab = changed(lab, changes)
+        proxier._known = service_objects(lab)

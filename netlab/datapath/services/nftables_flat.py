@@ -99,23 +99,26 @@ class _TableProxier(TableProxier):
             self.hairpins = self._ways = self._numbers = None
             return None
         if Counter(old.ways) != Counter(new.ways):
-            changing = {id(objects) for objects in before}
-            others = [objects for objects in known if id(objects) not in changing]
-            self._add_changed_ways(others, old, new)
+            if self._ways is None:
+                self._ways = self._count_ways(known, before, old, new)
+            if self._ways is not None:
+                self._add_changed_ways(self._ways, old, new)
         return self.commands(known, old.table, new.table)
 
-    def _add_changed_ways(
-        self, others: Sequence[ServiceObjects], old: Elements, new: Elements
-    ) -> None:
-        """Add the choices to both parts, unless other Services need all of them anyway."""
-        if self._ways is None:
-            ways = self._ways_of(others, set(old.ways) ^ set(new.ways))
-            if ways is None:
-                return
-            self._ways = Uses((*ways, *old.ways))
-        before = set(self._ways)
-        self._ways.change(old.ways, new.ways)
-        after = set(self._ways)
+    def _count_ways(
+        self, known: Services, before: Services, old: Elements, new: Elements
+    ) -> Uses[Way] | None:
+        """The uses of all ways; None if other Services need those anyway that come and go."""
+        changing = {id(objects) for objects in before}
+        others = [objects for objects in known if id(objects) not in changing]
+        ways = self._ways_of(others, set(old.ways) ^ set(new.ways))
+        return None if ways is None else Uses((*ways, *old.ways))
+
+    def _add_changed_ways(self, uses: Uses[Way], old: Elements, new: Elements) -> None:
+        """Add the choices to both parts, if ways come or go."""
+        before = set(uses)
+        uses.change(old.ways, new.ways)
+        after = set(uses)
         if before != after:
             _add_choices(old.table, self.proxier.ip, before)
             _add_choices(new.table, self.proxier.ip, after)
