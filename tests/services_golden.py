@@ -37,6 +37,8 @@ NFTABLES_STATES = sorted(path.parent.name for path in GOLDEN.glob("*/nftables.tx
 # Recorded on a node with a second link, which the objects do not tell.
 _SECOND_ADDRESS = {"nodeport", "nodeport-primary", "nodeport-all", "nodeport-cidrs"}
 
+_SECONDS = {"0s": 0, "45s": 45, "150s": 150, "1h0m0s": 3600, "24h0m0s": 86400}
+
 
 def read(state: str, name: str) -> str:
     """A file of a state; empty if there is none."""
@@ -126,7 +128,13 @@ def _proxy(config: dict[str, Any]) -> ServiceProxy:
         nodePortAddresses=tuple(config.get("nodePortAddresses", ())),
         iptables=msgspec.convert(config.get("iptables", {}), IPTablesProxy),
         nftables=msgspec.convert(config.get("nftables", {}), NFTablesProxy),
-        conntrack=ConntrackProxy(tcpBeLiberal=config["conntrack"].get("tcpBeLiberal", False)),
+        conntrack=ConntrackProxy(
+            **{
+                name: _SECONDS.get(value, value)
+                for name, value in config["conntrack"].items()
+                if name not in ("maxPerCore", "min")
+            }
+        ),
         featureGates=config.get("featureGates", {}),
     )
 

@@ -31,7 +31,6 @@ def test_sysctls_are_those_of_the_real_kube_proxy(state: str) -> None:
     recorded = {
         line.split(":")[0].replace(".", "/"): line.rpartition(" ")[2]
         for line in read(state, "sysctls-iptables.txt").splitlines()
-        if "_timeout" not in line  # left to the kernel: no rule depends on them
     }
     assert {entry.path: entry.value for entry in sysctls(*golden_lab(state))} == recorded
 

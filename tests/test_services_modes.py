@@ -21,7 +21,7 @@ from netlab.lab import lifecycle
 from netlab.lab.change import proxy
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.load import load
-from netlab.topology.model import Lab, ProxyMode, ServicePort
+from netlab.topology.model import ConntrackProxy, Lab, ProxyMode, ServicePort
 from services_golden import GOLDEN, read
 
 pytestmark = pytest.mark.kernel
@@ -299,6 +299,18 @@ def test_what_is_removed_is_what_kube_proxy_removes(up: Up) -> None:
     for wanted, left in zip(after, xtables.save(node), strict=True):
         assert iptables_save.differences(wanted, left) == []
         assert iptables_save.differences(left, wanted) == []
+
+
+def test_timeouts_of_connection_tracking_are_the_nodes(up: Up) -> None:
+    lab = in_mode("nftables")
+    conntrack = ConntrackProxy(tcpCloseWaitTimeout=3600, udpTimeout=45)
+    lab = replace(lab, service_proxy=replace(lab.service_proxy, conntrack=conntrack))
+    up(lab)
+    assert up(lab).changes == ()
+    for name, value in (("tcp_timeout_close_wait", "3600"), ("udp_timeout", "45")):
+        path = f"/proc/sys/net/netfilter/nf_conntrack_{name}"
+        with entered(f"{lab.name}:n1"), open(path) as setting:
+            assert setting.read().strip() == value
 
 
 def test_a_mode_that_is_not_built_is_said_to_be() -> None:

@@ -483,7 +483,7 @@ def test_spec_of_the_lab(tmp_path: Path) -> None:
         "    nodePortAddresses: [192.0.2.7/24, primary, localhost, 'fd00::/64']\n"
         "    iptables: {masqueradeAll: true, masqueradeBit: 0, localhostNodePorts: false}\n"
         "    nftables: {masqueradeAll: true, masqueradeBit: 20}\n"
-        "    conntrack: {tcpBeLiberal: true}\n"
+        "    conntrack: {tcpBeLiberal: true, tcpEstablishedTimeout: 24h0m0s, udpTimeout: 1m1.5s}\n"
         "    featureGates: {AllowServiceExternalIPs: false}\n",
     )
     assert (of.pod_cidr, of.service_cidrs) == ("10.32.0.0/16", ("10.33.0.0/16",))
@@ -505,6 +505,7 @@ def test_spec_of_the_lab(tmp_path: Path) -> None:
     assert proxy.nftables.masqueradeAll
     assert proxy.nftables.masqueradeBit == 20
     assert proxy.conntrack.tcpBeLiberal
+    assert (proxy.conntrack.tcpEstablishedTimeout, proxy.conntrack.udpTimeout) == (86400, 61)
     assert proxy.featureGates == {"AllowServiceExternalIPs": False}
 
 

@@ -188,6 +188,18 @@ MISTAKES = {
         ("bad-value", 4, 29),
         ['"nftable"', 'did you mean "nftables"'],
     ),
+    "timeout that is none": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {conntrack: {udpTimeout: 45}}}\n",
+        ("wrong-type", 4, 47),
+        ["udpTimeout is 45", "a text"],
+    ),
+    "timeout below zero": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {conntrack: {udpTimeout: -45s}}}\n",
+        ("bad-value", 4, 47),
+        ["conntrack.udpTimeout", '"-45s"', "45s"],
+    ),
     "bit of no mark": (
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
         "spec: {serviceProxy: {nftables: {masqueradeBit: 32}}}\n",

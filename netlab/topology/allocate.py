@@ -6,6 +6,8 @@ applied, in `networks`, `pods`, `placement`, `services`, `endpoints`, and in doc
 
 from __future__ import annotations
 
+import re
+
 from netlab.problems import suggest
 from netlab.topology import endpoints, lab_document, model, networks, placement, services
 from netlab.topology.addresses import is_network, network, split
@@ -23,6 +25,9 @@ _NODE_PORT_ADDRESSES_HINT = "a network such as 172.21.32.0/24, or primary, local
 # Gates of kube-proxy v1.37: those that rules depend on, and those that are locked to true.
 FEATURE_GATES = ("AllowServiceExternalIPs", "KubeProxyNFTablesLocalhostNodePorts")
 LOCKED_GATES = ("MultiCIDRServiceAllocator", "NFTablesProxyMode", "PreferSameTrafficDistribution")
+TIMEOUTS = ("tcpEstablishedTimeout", "tcpCloseWaitTimeout", "udpTimeout", "udpStreamTimeout")
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
@@ -141,6 +146,7 @@ def _service_proxy(
     bit, localhost = iptables.masqueradeBit, iptables.localhostNodePorts
     nftables = spec.nftables or lab_document.NFTablesSpec()
     nftables_bit = nftables.masqueradeBit
+    conntrack = spec.conntrack or lab_document.ConntrackSpec()
     return model.ServiceProxy(
         mode=spec.mode or usual.mode,
         detectLocalMode=spec.detectLocalMode or usual.detectLocalMode,
@@ -162,7 +168,8 @@ def _service_proxy(
             masqueradeBit=usual.nftables.masqueradeBit if nftables_bit is None else nftables_bit,
         ),
         conntrack=model.ConntrackProxy(
-            tcpBeLiberal=bool(spec.conntrack and spec.conntrack.tcpBeLiberal)
+            tcpBeLiberal=bool(conntrack.tcpBeLiberal),
+            **{name: _seconds(getattr(conntrack, name)) or 0 for name in TIMEOUTS},
         ),
         featureGates=spec.featureGates or {},
     )
@@ -199,6 +206,13 @@ def _check_service_proxy(
         if spec.detectLocalMode == mode and not value:
             message = f"{title}: detectLocalMode {mode} needs detectLocal.{name}"
             found.error("missing-field", message, origin, *path, "detectLocalMode")
+    conntrack = spec.conntrack or lab_document.ConntrackSpec()
+    for name in TIMEOUTS:
+        text = getattr(conntrack, name)
+        if text is not None and _seconds(text) is None:
+            message = f"{title}: conntrack.{name} {shown(text)} is not a duration"
+            hint = "hours, minutes and seconds, such as 24h, 1h30m or 45s"
+            found.error("bad-value", message, origin, *path, "conntrack", name, hint=hint)
     for gate, on in (spec.featureGates or {}).items():
         key = (*path, "featureGates", gate)
         if gate not in (*FEATURE_GATES, *LOCKED_GATES):
@@ -209,6 +223,16 @@ def _check_service_proxy(
         elif gate in LOCKED_GATES and not on:
             message = f"{title}: the feature gate {gate} cannot be switched off any more"
             found.error("bad-value", message, origin, *key)
+
+
+def _seconds(duration: str | None) -> int | None:
+    """Whole seconds of a duration in Go's spelling; None if it is none."""
+    if duration == "0":
+        return 0
+    parts = _DURATION.findall(duration or "")
+    if not parts or "".join(map("".join, parts)) != duration:
+        return None
+    return int(sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 
 def _title(lab: Stated[lab_document.Lab]) -> str:

@@ -51,6 +51,10 @@ class NFTablesSpec(Strict, frozen=True):
 
 class ConntrackSpec(Strict, frozen=True):
     tcpBeLiberal: bool | None = None
+    tcpEstablishedTimeout: str | None = None  # durations as Go writes them: 24h0m0s
+    tcpCloseWaitTimeout: str | None = None
+    udpTimeout: str | None = None
+    udpStreamTimeout: str | None = None
 
 
 class ServiceProxySpec(Strict, frozen=True):

@@ -83,9 +83,13 @@ class DetectLocal(Frozen, frozen=True):
 
 
 class ConntrackProxy(Frozen, frozen=True):
-    """`conntrack` of KubeProxyConfiguration, as far as rules depend on it."""
+    """`conntrack` of KubeProxyConfiguration; timeouts in seconds, 0 leaves them to the kernel."""
 
     tcpBeLiberal: bool = False
+    tcpEstablishedTimeout: int = 0
+    tcpCloseWaitTimeout: int = 0
+    udpTimeout: int = 0
+    udpStreamTimeout: int = 0
 
 
 class ServiceProxy(Frozen, frozen=True):

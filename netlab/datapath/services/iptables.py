@@ -28,6 +28,7 @@ from netlab.datapath.services.iptables_service import (
 )
 from netlab.datapath.services.listeners import health_checks
 from netlab.datapath.services.local import (
+    conntrack_sysctls,
     local_detector,
     node_ip,
     node_port_addresses,
@@ -79,13 +80,11 @@ def without_counting(rules: R) -> R:
 
 
 def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
-    """Sysctls that kube-proxy sets on the node; conntrack's sizes and timeouts are left alone."""
-    settings = []
+    """Sysctls that kube-proxy sets on the node."""
+    settings = [*conntrack_sysctls(lab.service_proxy)]
     if _localhost_node_ports(lab, node, 4):
         # without it the kernel calls packets from 127.0.0.1 to a pod martian
         settings.append(Sysctl(path=ROUTE_LOCALNET, value="1"))
-    if lab.service_proxy.conntrack.tcpBeLiberal:
-        settings.append(Sysctl(path="net/netfilter/nf_conntrack_tcp_be_liberal", value="1"))
     return tuple(settings)
 
 

@@ -6,9 +6,11 @@ nodeport_addresses.go of kube-proxy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
+from netlab.datapath.state import Sysctl
 from netlab.topology.model import Lab, Node, ServiceProxy
 
 _KEYWORDS = {"localhost": ("127.0.0.0/8", "::1/128"), "all": ("0.0.0.0/0", "::/0")}
@@ -37,6 +39,20 @@ def local_detector(proxy: ServiceProxy, node: Node, family: int) -> LocalDetecto
         # iptables and nft print networks without host bits
         detector = LocalDetector(cidr=str(ip_network(first, strict=False)) if first else "")
     return detector if detector != LocalDetector() else None
+
+
+def conntrack_sysctls(proxy: ServiceProxy) -> Iterator[Sysctl]:
+    """What `conntrack` sets on the node.  Sizes are the machine's: a namespace has no own."""
+    conntrack = proxy.conntrack
+    for name, value in (
+        ("tcp_be_liberal", int(conntrack.tcpBeLiberal)),
+        ("tcp_timeout_established", conntrack.tcpEstablishedTimeout),
+        ("tcp_timeout_close_wait", conntrack.tcpCloseWaitTimeout),
+        ("udp_timeout", conntrack.udpTimeout),
+        ("udp_timeout_stream", conntrack.udpStreamTimeout),
+    ):
+        if value:
+            yield Sysctl(path=f"net/netfilter/nf_conntrack_{name}", value=str(value))
 
 
 def node_ip(node: Node, family: int) -> str | None:

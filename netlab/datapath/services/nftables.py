@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from netlab.datapath.services.listeners import health_checks, passed_on
 from netlab.datapath.services.local import (
     NodePortAddresses,
+    conntrack_sysctls,
     local_detector,
     node_ip,
     node_port_addresses,
@@ -48,10 +49,8 @@ def proxier(lab: Lab, node: Node) -> TablesProxier:
 
 
 def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
-    """Sysctls that kube-proxy sets on the node; conntrack's sizes and timeouts are left alone."""
-    if lab.service_proxy.conntrack.tcpBeLiberal:
-        return (Sysctl(path="net/netfilter/nf_conntrack_tcp_be_liberal", value="1"),)
-    return ()
+    """Sysctls that kube-proxy sets on the node."""
+    return tuple(conntrack_sysctls(lab.service_proxy))
 
 
 def servers(lab: Lab, node: Node) -> list[Server]:
