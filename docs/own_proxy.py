@@ -2,7 +2,7 @@
 
 netlab get services,endpointslices -o json --watch | python3 docs/own_proxy.py NODE...
 
-It knows ClusterIPs and readiness and nothing else of what a Service can be.
+It knows ClusterIPs of IPv4 and readiness, and nothing else of what a Service can be.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def render(objects: list[Object]) -> str:
             ready = sorted(set(endpoints(objects, service, port)))
             ways = ", ".join(f"{i} : {ip} . {number}" for i, (ip, number) in enumerate(ready))
             chosen = f"numgen random mod {len(ready)} map {{ {ways} }}"
-            if service["spec"].get("clusterIP", "None") == "None":
-                continue  # headless, or another name for something outside
+            if "." not in service["spec"].get("clusterIP", ""):
+                continue  # headless, IPv6, or another name for something outside
             if ready:
                 services.append(f"{at} dnat ip addr . port to {chosen};")
                 hairpins += [f"ip saddr {ip} ip daddr {ip} masquerade;" for ip, _ in ready]
@@ -76,6 +76,7 @@ def endpoints(objects: list[Object], service: Object, port: Object) -> Iterator[
         metadata = item["metadata"]
         if (
             item["kind"] == "EndpointSlice"
+            and item["addressType"] == "IPv4"
             and metadata["namespace"] == service["metadata"]["namespace"]
             and metadata["labels"]["kubernetes.io/service-name"] == service["metadata"]["name"]
         ):
