@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from netlab.cli.common import (
+    complete_node,
     complete_reference,
     lab_option,
     namespace_option,
+    node_named,
     output_option,
     print_json,
     running_lab,
@@ -25,14 +27,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("reference", required=False, shell_complete=complete_reference)
-@click.option("--node", "names", metavar="NODE", multiple=True, help="On this node only.")
+@click.option(
+    "--node",
+    metavar="NODE",
+    multiple=True,
+    shell_complete=complete_node,
+    help="On this node only; may be repeated.",
+)
 @click.option("-w", "--watch", is_flag=True, help="Go on and tell what becomes of them.")
 @namespace_option
 @lab_option
 @output_option("json")
 def conntrack(
     reference: str | None,
-    names: tuple[str, ...],
+    node: tuple[str, ...],
     watch: bool,
     namespace: str | None,
     lab_name: str | None,
@@ -48,7 +56,7 @@ def conntrack(
     from netlab.topology.references import resolve
 
     concerns = connections.concerns(resolve(lab, reference, namespace) if reference else None)
-    nodes = _nodes(lab, names)
+    nodes = [node_named(lab, name) for name in node] or list(lab.nodes)
     if watch:
         _watch(lab, nodes, concerns, output)
         return int(Exit.YES)
@@ -61,14 +69,6 @@ def conntrack(
     if not found:
         click.echo("no connection is known", err=True)
     return int(Exit.YES)
-
-
-def _nodes(lab: Lab, names: Iterable[str]) -> list[Node]:
-    """Those that are named; NetlabError(unknown-node) if there is none."""
-    from netlab.topology.references import resolve
-
-    found = [resolve(lab, name if "/" in name else f"node/{name}").node for name in names]
-    return [node for node in found if node is not None] or list(lab.nodes)
 
 
 def _all(lab: Lab, nodes: Iterable[Node]) -> Iterable[Connection]:

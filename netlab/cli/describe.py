@@ -8,9 +8,11 @@ from typing import Any
 import click
 
 from netlab.cli.common import (
+    complete_node,
     complete_reference,
     lab_option,
     namespace_option,
+    node_named,
     output_option,
     print_json,
     print_table,
@@ -29,9 +31,9 @@ _VERDICTS = {"reject": "REJECT", "drop": "DROP"}
 )
 @click.option(
     "--node",
-    "names",
     metavar="NODE",
     multiple=True,
+    shell_complete=complete_node,
     help="Of a Service: who is chosen on this node only; may be repeated.",
 )
 @namespace_option
@@ -39,7 +41,7 @@ _VERDICTS = {"reject": "REJECT", "drop": "DROP"}
 @output_option("json")
 def describe(
     references: tuple[str, ...],
-    names: tuple[str, ...],
+    node: tuple[str, ...],
     namespace: str | None,
     lab_name: str | None,
     output: str | None,
@@ -53,10 +55,7 @@ def describe(
     from netlab.report import describe as report
     from netlab.topology.references import resolve
 
-    nodes = list(lab.nodes)
-    if names:
-        found = [resolve(lab, name if "/" in name else f"node/{name}").node for name in names]
-        nodes = [each for each in found if each is not None]
+    nodes = [node_named(lab, name) for name in node] or list(lab.nodes)
     described = []
     for text in references:
         reference = resolve(lab, text, namespace)
@@ -112,9 +111,10 @@ def _tell_service(facts: Mapping[str, Any]) -> None:
             f"\nPort {name}{port['port']}/{port['protocol']} → {port['targetPort']}{node_port}"
         )
         if port["endpoints"]:
-            _indented(
+            print_table(
                 ("ENDPOINT", "POD", "NODE", "ZONE", "CONDITION"),
                 [_endpoint(each) for each in port["endpoints"]],
+                indent="  ",
             )
         else:
             click.echo("  no endpoint")
@@ -226,13 +226,6 @@ def _endpoint(each: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _named(each: Mapping[str, Any]) -> str:
     return f"{each['endpoint']} {(each['pod'] or '').partition('/')[2]}".rstrip()
-
-
-def _indented(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo(f"  {'   '.join(cells)}".rstrip())
 
 
 def _labels(labels: Mapping[str, str] | None) -> str:
