@@ -6,8 +6,10 @@ order of the matches of a rule; a rendering and a printed table are the same if 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
+from itertools import chain as chained
 from itertools import groupby
 
 # Chains in which every Service has rules of its own: their order means nothing between Services.
@@ -31,10 +33,12 @@ class Table:
 
     def add(self, chain: str, *parts: str) -> None:
         """Append a rule, given in parts of which some may be empty, and make its chain."""
+        self.rules(chain).append(" ".join(("-A", chain, *filter(None, parts))) + "\n")
+
+    def rules(self, chain: str) -> list[str]:
+        """The rules of a chain, which is made: lines, to be added to where there are many."""
         rules = self._hooks.get(chain)
-        if rules is None:
-            rules = self._chains.setdefault(chain, [])
-        rules.append(" ".join(("-A", chain, *filter(None, parts))) + "\n")
+        return self._chains.setdefault(chain, []) if rules is None else rules
 
     @property
     def name(self) -> str:
@@ -53,9 +57,9 @@ class Table:
             (
                 f"*{self._name}\n",
                 *(f":{hook} ACCEPT [0:0]\n" for hook in self._hooks),
-                *(f":{chain} - [0:0]\n" for chain in own),
-                *(rule for rules in self._hooks.values() for rule in rules),
-                *(rule for chain in own for rule in self._chains[chain]),
+                *[f":{name} - [0:0]\n" for name in own],
+                *chained.from_iterable(self._hooks.values()),
+                *chained.from_iterable([self._chains[name] for name in own]),
                 "COMMIT\n",
             )
         )
@@ -103,6 +107,7 @@ def _by_port(rules: list[str]) -> dict[str, list[str]]:
     return found
 
 
+@functools.cache
 def probability(ways: int) -> str:
     """One in so many, as `iptables-save` prints it.
 

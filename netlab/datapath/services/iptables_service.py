@@ -23,7 +23,6 @@ from netlab.datapath.services.iptables_save import (
 )
 from netlab.datapath.services.local import LocalDetector
 from netlab.datapath.services.names import address_port, chain_hash
-from netlab.topology.model import Endpoint
 
 LOCALHOST_ACCEPTED = "localhost_nps_accepted_pkts"
 
@@ -98,12 +97,14 @@ def add_nat_rules(table: Table, proxier: Proxier, info: ServicePortInfo) -> None
             table.add(external, f"-j {cluster}")
     if _has_firewall(info):
         _firewall(table, proxier, info, firewall, external)
+    reachable = info.reachable
+    targets = {text: _endpoint_chain(info, text) for text in map(address_port, reachable)}
     if info.cluster:
-        _choice(table, proxier, info, cluster, info.cluster)
+        _choice(table, proxier, info, cluster, _of(info.cluster, reachable, targets))
     if info.local:
-        _choice(table, proxier, info, local, info.local)
-    for endpoint in info.reachable:
-        _translation(table, proxier, info, endpoint)
+        _choice(table, proxier, info, local, _of(info.local, reachable, targets))
+    for endpoint, (text, chain) in zip(reachable, targets.items(), strict=True):
+        _translation(table, proxier, info, endpoint.address, text, chain)
 
 
 def _masquerade_cluster_ip(
@@ -164,34 +165,47 @@ def _node_port(table: Table, proxier: Proxier, info: ServicePortInfo, external: 
     table.add("KUBE-NODEPORTS", f"{to_port} -j {external}")
 
 
+def _of(endpoints: Endpoints, reachable: Endpoints, chains: dict[str, str]) -> dict[str, str]:
+    """Chains of some endpoints of those that are reachable, by `ip:port`."""
+    if endpoints is reachable:
+        return chains
+    return {text: chains[text] for text in map(address_port, endpoints)}
+
+
 def _choice(
-    table: Table, proxier: Proxier, info: ServicePortInfo, chain: str, endpoints: Endpoints
+    table: Table, proxier: Proxier, info: ServicePortInfo, chain: str, chains: dict[str, str]
 ) -> None:
     """KUBE-SVC and KUBE-SVL: one endpoint of a set, the one remembered or one at random."""
-    targets = []
-    for endpoint in endpoints:
-        text = address_port(endpoint)
-        what = "" if proxier.large_cluster else comment(f"{info.name} -> {text}")
-        targets.append((what, _endpoint_chain(info, text)))
+    targets = [
+        ("" if proxier.large_cluster else comment(f"{info.name} -> {text}"), target)
+        for text, target in chains.items()
+    ]
     if info.affinity_s is not None:
         within = f"--rcheck --seconds {info.affinity_s} --reap"
         for what, target in targets:
             table.add(chain, what, recent(within, target, proxier.family), f"-j {target}")
+    rules = table.rules(chain)
     for ways, (what, target) in zip(range(len(targets), 0, -1), targets, strict=True):
-        chance = f"-m statistic --mode random --probability {probability(ways)}"
-        table.add(chain, what, chance if ways > 1 else "", f"-j {target}")
+        chance = f" -m statistic --mode random --probability {probability(ways)}"
+        of_what = what and f" {what}"
+        rules.append(f"-A {chain}{of_what}{chance if ways > 1 else ''} -j {target}\n")
 
 
-def _translation(table: Table, proxier: Proxier, info: ServicePortInfo, endpoint: Endpoint) -> None:
+def _translation(
+    table: Table, proxier: Proxier, info: ServicePortInfo, address: str, text: str, chain: str
+) -> None:
     """KUBE-SEP: the translation to one endpoint."""
-    text = address_port(endpoint)
-    chain = _endpoint_chain(info, text)
-    what = "" if proxier.large_cluster else comment(info.name)
-    remember = "" if info.affinity_s is None else recent("--set", chain, proxier.family)
-    # An endpoint that reaches itself would answer itself directly, past the translation back.
-    table.add(chain, f"-s {host(endpoint.address)}", what, "-j KUBE-MARK-MASQ")
-    translate = f"-m {info.protocol} -j DNAT --to-destination {text}"
-    table.add(chain, f"-p {info.protocol}", what, remember, translate)
+    what = "" if proxier.large_cluster else f" {comment(info.name)}"
+    remember = "" if info.affinity_s is None else f" {recent('--set', chain, proxier.family)}"
+    protocol = info.protocol
+    table.rules(chain).extend(
+        (
+            # An endpoint that reaches itself would answer itself, past the translation back.
+            f"-A {chain} -s {host(address)}{what} -j KUBE-MARK-MASQ\n",
+            f"-A {chain} -p {protocol}{what}{remember} -m {protocol} -j DNAT"
+            f" --to-destination {text}\n",
+        )
+    )
 
 
 def _has_firewall(info: ServicePortInfo) -> bool:
