@@ -1,6 +1,6 @@
 """Rules of many Services on one node, loaded and then changed bit by bit.
 
-`python -m benchmarks.services MODE SERVICES` measures it in a process and a network namespace of
+`python -m benchmarks.services LAYOUT SERVICES` measures it in a process and a network namespace of
 its own, so that its memory is that of a proxy which stays, and prints a `Measured` as JSON.
 """
 
@@ -24,14 +24,16 @@ from msgspec.structs import replace
 from netlab.datapath.services.endpoints import ServiceObjects, service_objects
 from netlab.datapath.services.modes import MODES
 from netlab.datapath.services.proxier import Proxier, ServiceChanges
-from netlab.datapath.state import Rules, Tables, Update
-from netlab.kernel import nft
+from netlab.datapath.state import Rules, Ruleset, Tables, Update
+from netlab.kernel import nft, xtables
 from netlab.kernel.namespaces import open_current
 from netlab.kernel.syscalls import CLONE_NEWNET, unshare
 from netlab.topology.model import (
     Endpoint,
+    IPTablesBackend,
     Lab,
     Node,
+    ProxyMode,
     Service,
     ServiceEndpoints,
     ServicePort,
@@ -40,7 +42,6 @@ from netlab.topology.model import (
 )
 
 NODES = 20
-ROUNDS = 15
 
 
 def lab(services: int) -> Lab:
@@ -114,6 +115,7 @@ def measured(mode: str, services: int) -> Measured:
 class Backend(Protocol):
     """How rules of a sort get into the namespace that the process is in."""
 
+    rounds: int  # of each change
     pid: int  # of what stays to send changes
 
     def load(self, rules: Rules) -> None:
@@ -134,6 +136,8 @@ class Backend(Protocol):
 
 class Nft:
     """`nft -f`, and sessions."""
+
+    rounds = 15
 
     def __init__(self, directory: str) -> None:
         self._file = Path(directory) / "nft"
@@ -168,16 +172,61 @@ class Nft:
         nft.delete(self._here, tuple(nft.names(self._here)))
 
 
-BACKENDS: dict[str, Callable[[str], Backend]] = {"nftables": Nft, "nftables-flat": Nft}
+class Xtables:
+    """`iptables-restore` of one of its backends; nothing stays."""
+
+    rounds = 5  # each takes as long as the tool does
+    pid = 0
+
+    def __init__(self, directory: str, backend: IPTablesBackend) -> None:
+        self._file = Path(directory) / "rules"
+        self._here = open_current()
+        self._backend = backend
+
+    def load(self, rules: Rules) -> None:
+        assert isinstance(rules, Ruleset)
+        xtables.restore(self._here, replace(rules, backend=self._backend))
+
+    def change(self, update: Update) -> None:
+        ruleset = Ruleset(ipv4=update.ipv4, ipv6=update.ipv6, backend=self._backend)
+        xtables.restore(self._here, ruleset, flush=False)
+
+    def tool_load(self, rules: Rules) -> Callable[[], object]:
+        """Without `--noflush`, which is its best time where tables are empty."""
+        assert isinstance(rules, Ruleset)
+        return self._tool(rules.ipv4)
+
+    def tool_change(self, update: Update) -> Callable[[], object]:
+        return self._tool(update.ipv4, "--noflush")
+
+    def _tool(self, text: str, *options: str) -> Callable[[], object]:
+        self._file.write_text(text)
+        command = [f"iptables-{self._backend}-restore", *options, self._file]
+        return lambda: subprocess.run(command, check=True)
+
+    def clear(self) -> None:
+        empty = "".join(f"*{table}\nCOMMIT\n" for table in ("mangle", "filter", "nat"))
+        self.load(Ruleset(ipv4=empty, ipv6=empty))
 
 
-def measure(mode: str, services: int, directory: str) -> Measured:
+LAYOUTS: dict[str, tuple[ProxyMode, Callable[[str], Backend]]] = {
+    "nftables": ("nftables", Nft),
+    "nftables-flat": ("nftables-flat", Nft),
+    "iptables-nft": ("iptables", lambda directory: Xtables(directory, "nft")),
+    "iptables-legacy": ("iptables", lambda directory: Xtables(directory, "legacy")),
+}
+"""Modes, and what loads their rules."""
+
+
+def measure(layout: str, services: int, directory: str) -> Measured:
     """In a fresh network namespace, which the process stays in."""
     unshare(CLONE_NEWNET)
     gc.disable()
-    backend = BACKENDS[mode](directory)
+    mode, loads = LAYOUTS[layout]
+    backend = loads(directory)
+    rounds = backend.rounds
     made = lab(services)
-    make = MODES[mode].proxier  # type: ignore[index]
+    make = MODES[mode].proxier
     assert make
     start = time.perf_counter()
     proxier = make(made, made.nodes[0])
@@ -189,14 +238,14 @@ def measure(mode: str, services: int, directory: str) -> Measured:
     tool_load = _timed(backend.tool_load(rules))
     del rules
 
-    some = dict(list(service_objects(made).items())[: (2 * ROUNDS + 1) * len(KINDS)])
+    some = dict(list(service_objects(made).items())[: (2 * rounds + 1) * len(KINDS)])
     del made
     keys = iter(some)
     first = _changed(proxier, backend, _replaced(some, next(keys)))[0]
     changes, tool_changes, commands = {}, {}, {}
     for kind, (prepared, change) in KINDS.items():
         taken = []
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             key = next(keys)
             if prepared:
                 _changed(proxier, backend, prepared(some, key))
@@ -207,7 +256,7 @@ def measure(mode: str, services: int, directory: str) -> Measured:
     resident, sender = _status("self", "VmRSS"), _own(backend.pid)
     for kind, (prepared, change) in KINDS.items():
         taken = []
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             key = next(keys)
             if prepared:
                 _changed(proxier, backend, prepared(some, key))
@@ -216,7 +265,7 @@ def measure(mode: str, services: int, directory: str) -> Measured:
             taken.append(_timed(backend.tool_change(told)))
         tool_changes[kind] = median(taken)
     return Measured(
-        mode=mode,
+        mode=layout,
         services=services,
         load=load,
         tool_load=tool_load,

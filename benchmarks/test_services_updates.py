@@ -16,6 +16,8 @@ LARGE = bool(os.environ.get("NETLAB_BENCH_LARGE"))
 SIZES = {
     # 30,000 Services in kube-proxy's layout take the kernel minutes
     "nftables": (1_000, 10_000),
+    "iptables-nft": (1_000, 10_000, *((30_000,) if LARGE else ())),
+    "iptables-legacy": (1_000, 10_000, *((30_000,) if LARGE else ())),
     "nftables-flat": (1_000, 10_000, *((30_000, 100_000) if LARGE else ())),
 }
 
@@ -55,4 +57,16 @@ def _nftables(what: str, found: Measured, figures: Figures) -> None:
         figures.ratio(f"{what}: {kind}, against nft -f", taken, found.tool_changes[kind], 1.3)
 
 
-HELD_TO = {"nftables": _nftables, "nftables-flat": _flat}
+def _iptables(what: str, found: Measured, figures: Figures) -> None:
+    if found.services >= 10_000:
+        figures.ratio(f"{what}: full load, against the tool", found.load, found.tool_load, 1.3)
+    for kind, taken in found.changes.items():
+        figures.ratio(f"{what}: {kind}, against the tool", taken, found.tool_changes[kind], 1.3)
+
+
+HELD_TO = {
+    "nftables": _nftables,
+    "iptables-nft": _iptables,
+    "iptables-legacy": _iptables,
+    "nftables-flat": _flat,
+}

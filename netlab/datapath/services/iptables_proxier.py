@@ -31,6 +31,7 @@ class IPTablesProxier:
     def __init__(self, lab: Lab, node: Node) -> None:
         self._lab, self._node = lab, node
         self._known = service_objects(lab)
+        self._large: dict[int, bool] = {}  # by family, once a change wanted to know
 
     def whole(self) -> Ruleset:
         """All rules."""
@@ -53,8 +54,11 @@ class IPTablesProxier:
             ports = [self._ports(services, family) for services in (before, after)]
             large = False
             if ports[0] != ports[1]:
-                large = self._is_large(new.values(), family)
-                if large is not self._is_large(old.values(), family):
+                was = self._large.get(family)
+                was = self._is_large(old.values(), family) if was is None else was
+                self._large[family] = large = self._is_large(new.values(), family)
+                if large is not was:
+                    self._large.clear()
                     return None
             proxier = replace(proxier_of(self._lab, self._node, family), large_cluster=large)
             parts = zip(*(_tables(proxier, infos) for infos in ports), strict=True)
