@@ -191,6 +191,7 @@ def test_a_changed_lab_changes_only_that(run: Callable[[Lab], lifecycle.Outcome]
     ("damage", "repaired"),
     [
         ("ip -n {0}:n1 link set cbr0 down", "~ {0}:n1  bridge cbr0 mtu 1450"),
+        ("ip -n {0}:n1 link del cbr0", "+ {0}:n1  bridge cbr0 mtu 1450"),
         (
             "ip -n {0}:n1 link del flannel.1",
             "+ {0}:n1  vxlan flannel.1 id 1 local 172.21.32.11 mtu 1450",

@@ -113,8 +113,12 @@ def _differences(
     values = {sysctl.path: sysctl.value for sysctl in found.namespace.sysctls}
     changed += (s for s in desired.sysctls if values.get(s.path) != s.value)
 
+    # Ports that are there are put into a new bridge by what sets them right.
+    bridges = [item for item in added if isinstance(item, Link) and item.kind == "bridge"]
+    others = [item for item in added if item not in bridges]
+    yield from (Change(verb="add", namespace=name, item=item) for item in bridges)
     yield from (Change(verb="set", namespace=name, item=item) for item in changed)
-    yield from (Change(verb="add", namespace=name, item=item) for item in added)
+    yield from (Change(verb="add", namespace=name, item=item) for item in others)
 
 
 def _link_of(item: Item) -> str | None:
