@@ -286,6 +286,153 @@ def test_a_part_of_a_deployment_keeps_its_size(tmp_path: Path) -> None:
     assert [pod.name for pod in again.pods] == [pod.name for pod in part.pods]
 
 
+# Pods that do not live in their nodes' pod CIDRs
+
+
+def other_networks(*cidrs: str | None, network: str = "10.0.1") -> list[Object]:
+    """Two nodes at .20 and .31, a client on the first, a Service of one pod on each.
+
+    Pods have .1, which elsewhere is a bridge's or a gateway's address, and others of `network`.
+    """
+    nodes = [
+        node(name, f"10.0.1.{host}", cidr)
+        for name, host, cidr in zip("ab", (20, 31), cidrs, strict=True)
+    ]
+    behind = [
+        pod("web-1-x", "a", "10.0.1.20", f"{network}.77"),
+        pod("web-1-z", "b", "10.0.1.31", f"{network}.1"),
+    ]
+    return [
+        *nodes,
+        *behind,
+        pod("client-1-x", "a", "10.0.1.20", f"{network}.66"),
+        dumps.service("web-1", "172.20.0.10"),
+        dumps.endpoint_slice("web-1", 8080, *behind),
+    ]
+
+
+def test_pods_in_the_nodes_network(loaded: Any) -> None:
+    result = loaded(*other_networks(None, None))
+    lab = result.lab
+    assert (lab.underlay.cidr, lab.underlay.gateway) == ("10.0.1.0/24", "10.0.1.2")
+    assert [each.pod_cidr for each in lab.nodes] == ["10.244.1.0/24", "10.244.2.0/24"]
+    assert (lab.overlay.type, lab.service_proxy.clusterCIDR) == ("host-gw", "")
+    told = assumed(result)
+    assert "pod CIDR 10.244.0.0/16: of bridges; the pods live in the nodes' network" in told
+    assert "overlay host-gw: the nodes' own network brings packets to pods" in told
+    (outside,) = (each for each in result.warnings if each.code == "outside-cidr")
+    assert outside.message.startswith("3 pods have addresses outside their nodes' pod CIDRs")
+
+
+def test_a_cluster_cidr_that_is_the_nodes_network_is_no_pod_cidr(loaded: Any) -> None:
+    lab = loaded(*other_networks(None, None), kube_proxy("nftables", "10.0.0.0/16")).lab
+    assert (lab.pod_cidr, lab.service_proxy.clusterCIDR) == ("10.244.0.0/16", "10.0.0.0/16")
+
+
+def test_a_pod_cidr_in_which_other_nodes_pods_live_is_no_bridges(loaded: Any) -> None:
+    objects = other_networks("192.168.0.0/24", "192.168.1.0/24", network="192.168.0")
+    result = loaded(*objects, ip_pool("192.168.0.0/16"))
+    lab = result.lab
+    assert [each.pod_cidr for each in lab.nodes] == ["192.168.2.0/24", "192.168.1.0/24"]
+    assert any(
+        "Node a: its bridge has another network than its pod CIDR 192.168.0.0/24" in each
+        for each in assumed(result)
+    )
+    later = change.ready(lab, ["client-1-x"], False).lab
+    assert later.nodes == lab.nodes
+    assert [each.addresses for each in later.pods] == [each.addresses for each in lab.pods]
+
+
+def test_bridges_have_networks_in_which_no_pod_lives(loaded: Any) -> None:
+    lab = loaded(*other_networks(None, None, network="192.168.1"), ip_pool("192.168.0.0/16")).lab
+    assert [each.pod_cidr for each in lab.nodes] == ["192.168.2.0/24", "192.168.3.0/24"]
+
+
+def test_pods_addresses_tell_the_pod_cidr(loaded: Any) -> None:
+    result = loaded(*other_networks("10.244.0.0/24", "10.244.1.0/24", network="192.168.1"))
+    assert result.lab.pod_cidr == "192.168.0.0/16"
+    assert result.lab.service_proxy.clusterCIDR == "192.168.0.0/16"
+    assert "pod CIDR 192.168.0.0/16: it holds the pods' addresses" in assumed(result)
+
+
+def test_what_flannel_and_kindnet_leave_on_nodes_tells_the_overlay(loaded: Any) -> None:
+    objects = flannel_cluster({})[:-1]
+    annotations = objects[0]["metadata"]["annotations"]
+    annotations["flannel.alpha.coreos.com/backend-type"] = "host-gw"
+    assert loaded(*objects).lab.overlay.type == "host-gw"
+    annotations["flannel.alpha.coreos.com/backend-type"] = "wireguard"
+    result = loaded(*objects)
+    assert result.lab.overlay.type == "vxlan"
+    assert "overlay vxlan: flannel's is wireguard, which this version does not build" in assumed(
+        result
+    )
+    del annotations["flannel.alpha.coreos.com/backend-type"]
+    kindnet = pod("kindnet-x", "a", "10.0.0.4", "10.0.0.4", host_network=True)
+    kindnet["metadata"]["labels"]["k8s-app"] = "kindnet"
+    assert loaded(*objects, kindnet).lab.overlay.type == "host-gw"
+
+
+def test_kube_proxy_of_a_cloud(loaded: Any) -> None:
+    text = "kind: KubeProxyConfiguration\nmode: nftables\nclusterCIDR: ''\n"
+    result = loaded(*other_networks(None, None), dumps.config_map("kube-proxy-config", config=text))
+    assert result.lab.service_proxy.mode == "nftables"
+    assert not any("kube-proxy" in each for each in assumed(result))
+
+
+def test_pods_are_behind_cbr0_whatever_the_clusters_bridge_is(loaded: Any) -> None:
+    proxy = kube_proxy("iptables", "10.42.0.0/16")
+    text = proxy["data"]["config.conf"]
+    text = text.replace('bridgeInterface: ""', "bridgeInterface: cni0")
+    text = text.replace('detectLocalMode: ""', "detectLocalMode: BridgeInterface")
+    proxy["data"]["config.conf"] = text
+    result = loaded(*flannel_cluster({})[:3], proxy)
+    assert result.lab.service_proxy.detectLocal.bridgeInterface == "cbr0"
+    assert any("on the cluster's nodes behind cni0" in each for each in assumed(result))
+
+
+def test_a_pod_that_waits_does_not_come_with_a_later_change(loaded: Any) -> None:
+    lab = loaded(*calico_cluster()).lab
+    later = change.ready(lab, ["front-6f7d9-a1b2c"], False).lab
+    assert [each.name for each in later.pods] == [each.name for each in lab.pods]
+
+
+def test_a_node_that_many_pods_miss_is_told_once(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(
+        "---\n".join(
+            f"{{apiVersion: v1, kind: Pod, metadata: {{name: p{i}}}, spec: {{nodeName: x}}}}\n"
+            for i in range(9)
+        )
+    )
+    with pytest.raises(NetlabError) as refused:
+        load(file)
+    assert [each.message for each in refused.value.problems] == [
+        'Pod default/p0: there is no Node "x"; pods that run there: 9'
+    ]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("cidrs", "network"),
+    [((None, None), "10.0.1"), (("192.168.0.0/24", "192.168.1.0/24"), "192.168.0")],
+    ids=["in the nodes' network", "in another node's pod CIDR"],
+)
+def test_pods_reach_each_other_wherever_they_live(
+    loaded: Any, cidrs: tuple[str | None, ...], network: str
+) -> None:
+    lab = loaded(*other_networks(*cidrs, network=network), name=fresh_name()).lab
+    try:
+        assert lifecycle.up(lab).unserved == ()
+        client = f"{lab.name}:shop:client-1-x"
+        for host in (f"{network}.77", f"{network}.1"):
+            assert http(client, host, 8080, "/hostname")
+        assert {http(client, "172.20.0.10", 80, "/hostname") for _ in range(12)} == {
+            http(client, f"{network}.{host}", 8080, "/hostname") for host in (77, 1)
+        }
+    finally:
+        lifecycle.down(lab.name)
+
+
 @pytest.mark.kernel
 def test_a_dump_runs(loaded: Any) -> None:
     """Pods with addresses outside every node's CIDR reach each other and the Service."""

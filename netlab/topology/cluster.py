@@ -3,10 +3,12 @@ says.
 
 Where a topology holds them, these stand in for fields that `kind: Lab` leaves out:
 
-* ConfigMap kube-system/kube-proxy: KubeProxyConfiguration, that is `serviceProxy`;
+* ConfigMap kube-system/kube-proxy (EKS: kube-proxy-config): KubeProxyConfiguration, that is
+  `serviceProxy`;
 * ConfigMap kube-system/kubeadm-config: podSubnet and serviceSubnet;
 * ConfigMap kube-flannel-cfg: pod CIDR and overlay;
-* IPPools of Calico: pod CIDR and overlay.
+* IPPools of Calico: pod CIDR and overlay;
+* what flannel writes on nodes, and kindnet's pods: overlay.
 
 Objects come from a cluster if an API server gave one of them a `uid`.  Of such a topology
 everything that was decided without a source is told as an assumption.
@@ -14,7 +16,7 @@ everything that was decided without a source is told as an assumption.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Any
@@ -29,6 +31,7 @@ from netlab.topology.allocate import FEATURE_GATES, NODE_PORT_ADDRESSES, OVERLAY
 from netlab.topology.model import Family
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints, Document, Origin, c_loader
+from netlab.topology.pod_networks import derived, drop_foreign_cidrs, holds_nodes
 
 _CALICO_VNI, _CALICO_PORT = 4096, 4789  # FelixConfiguration: vxlanVNI, vxlanPort
 
@@ -39,14 +42,10 @@ class Cluster:
 
     origin: Origin
     name: str
+    own: Collection[str] = ()  # fields of the spec that the file's Lab states
     spec: lab_document.LabSpec = field(default_factory=lab_document.LabSpec)
     told: dict[str, str] = field(default_factory=dict)  # field of the spec → who told it
-
-
-def is_dump(objects: Objects) -> bool:
-    """Whether objects come from an API server."""
-    parts = (each.value.get("metadata") for each in objects.declared)
-    return any(isinstance(metadata, dict) and "uid" in metadata for metadata in parts)
+    why: dict[str, str] = field(default_factory=dict)  # the same → why nobody's telling is this
 
 
 def complete(objects: Objects, name: str, found: Complaints) -> Cluster | None:
@@ -54,7 +53,7 @@ def complete(objects: Objects, name: str, found: Complaints) -> Cluster | None:
 
     A field that the Lab states is not touched.
     """
-    dump = is_dump(objects)
+    dump = objects.of_cluster
     if dump:
         _add_nodes(objects, found)
         _leave_out_pending(objects, found)
@@ -63,13 +62,19 @@ def complete(objects: Objects, name: str, found: Complaints) -> Cluster | None:
     stated = objects.lab
     origin = stated.origin if stated else _origin(objects)
     cluster = Cluster(origin, stated.item.metadata.name if stated else name)
+    if stated and stated.item.spec:
+        cluster.own = _stated_fields(stated.item.spec)
     for each in objects.settings:
         _read(each, cluster, found)
     _read_pools([each for each in objects.settings if each.value["kind"] == "IPPool"], cluster)
-    _pod_cidr_of_proxy(cluster)
+    _pod_cidr_of_proxy(cluster, objects)
+    _read_annotations(objects, cluster, found)
     if stated and stated.item.spec:
         cluster.spec = _merged(stated.item.spec, cluster.spec)
         cluster.told |= dict.fromkeys(_stated_fields(stated.item.spec), f"Lab {cluster.name}")
+    if dump:
+        drop_foreign_cidrs(objects, found)
+        _derive(objects, cluster)
     if stated or cluster.spec != lab_document.LabSpec():
         metadata = lab_document.LabMetadata(name=cluster.name)
         lab = lab_document.Lab(apiVersion="netlab/v1", metadata=metadata, spec=cluster.spec)
@@ -89,6 +94,22 @@ def _merged(first: lab_document.LabSpec, second: lab_document.LabSpec) -> lab_do
 
 def _stated_fields(spec: lab_document.LabSpec) -> list[str]:
     return [each.name for each in fields(spec) if getattr(spec, each.name) is not None]
+
+
+def _derive(objects: Objects, cluster: Cluster) -> None:
+    """What the addresses of nodes and pods tell where no setting does."""
+    network = derived(objects) if "podCIDR" not in cluster.told else None
+    if network is None:
+        return
+    cluster.spec = replace(cluster.spec, podCIDR=network.cidr)
+    cluster.why["podCIDR"] = network.why
+    if network.of_nodes and "overlay" not in cluster.told:
+        cluster.spec = replace(cluster.spec, overlay=lab_document.OverlaySpec("host-gw"))
+        cluster.why["overlay"] = "the nodes' own network brings packets to pods"
+    if network.of_nodes and "serviceProxy" not in cluster.told:
+        # With the bridges' network every pod would count as a stranger.
+        proxy = lab_document.ServiceProxySpec(clusterCIDR="")
+        cluster.spec = replace(cluster.spec, serviceProxy=proxy)
 
 
 # What the dump lacks
@@ -123,9 +144,14 @@ def _add_nodes(objects: Objects, found: Complaints) -> None:
 
 def _leave_out_pending(objects: Objects, found: Complaints) -> None:
     """Pods that have no address yet."""
-    pending = {id(each) for each in objects.pods if _is_pending(each.item)}
+    pending = {id(each.origin) for each in objects.pods if _is_pending(each.item)}
     if pending:
-        objects.pods = [each for each in objects.pods if id(each) not in pending]
+        objects.pods = [each for each in objects.pods if id(each.origin) not in pending]
+        objects.declared = [
+            each
+            for each in objects.declared
+            if each.value["kind"] != "Pod" or id(each.origin) not in pending
+        ]
         message = f"left out, as they have no address yet: {len(pending)} pods"
         found.warning("no-part", message)
 
@@ -144,8 +170,9 @@ def _read(document: Document, cluster: Cluster, found: Complaints) -> None:
     if value["kind"] != "ConfigMap":
         return
     data = value.get("data") if isinstance(value.get("data"), dict) else {}
-    if name == "kube-proxy":
-        settings = _inside(data, "config.conf", document, found)
+    if name in ("kube-proxy", "kube-proxy-config"):
+        key = "config.conf" if name == "kube-proxy" else "config"
+        settings = _inside(data, key, document, found)
         _read_proxy(settings, document, cluster, found)
     elif name == "kubeadm-config":
         networking = _part(_inside(data, "ClusterConfiguration", document, found), "networking")
@@ -207,13 +234,18 @@ def _read_proxy(
     mode = settings.get("mode") or model.ServiceProxy().mode
     if mode not in PROXY_MODES:
         instead = model.ServiceProxy().mode
-        found.assumption(
-            f"mode {instead}: the cluster's is {mode}, which this version does not build",
-            document.origin,
-            "data",
-        )
+        message = f"mode {instead}: the cluster's is {mode}, which this version does not build"
+        if "serviceProxy" not in cluster.own:
+            found.assumption(message, document.origin, "data")
         mode = instead
     kept["mode"] = mode
+    if kept.get("detectLocalMode") in ("BridgeInterface", "InterfaceNamePrefix"):
+        theirs = " ".join(filter(None, kept.get("detectLocal", {}).values()))
+        if theirs != "cbr0" and "serviceProxy" not in cluster.own:
+            message = f"pods are behind the bridge cbr0: on the cluster's nodes behind {theirs}"
+            found.assumption(message, document.origin, "data")
+        kept["detectLocalMode"] = "BridgeInterface"
+        kept["detectLocal"] = {"bridgeInterface": "cbr0"}
     # Without one nothing counts as local: that is not the lab's default.
     kept["clusterCIDR"] = _networks(settings.get("clusterCIDR")) or ""
     try:
@@ -256,13 +288,20 @@ def _read_flannel(
         _networks(",".join(each for each in networks if isinstance(each, str))),
         source,
     )
-    backend = _part(settings, "Backend")
+    _read_backend(_part(settings, "Backend"), source, document.origin, cluster, found)
+
+
+def _read_backend(
+    backend: Mapping[str, Any], source: str, origin: Origin, cluster: Cluster, found: Complaints
+) -> None:
+    """How flannel sends packets to other nodes."""
     kind = backend.get("Type")
     if not isinstance(kind, str):
         return
     if kind not in OVERLAYS:
         message = f"overlay vxlan: flannel's is {kind}, which this version does not build"
-        found.assumption(message, document.origin, "data")
+        if "overlay" not in cluster.own:
+            found.assumption(message, origin)
         kind = "vxlan"
     numbers = {"vni": backend.get("VNI"), "port": backend.get("Port")}
     given = {name: number for name, number in numbers.items() if isinstance(number, int)}
@@ -289,14 +328,32 @@ def _read_pools(pools: list[Document], cluster: Cluster) -> None:
         overlay = lab_document.OverlaySpec("vxlan", _CALICO_VNI, _CALICO_PORT)
         _take(cluster, "overlay", overlay, source)
     elif ipip == "Always":
-        cluster.told.setdefault("overlay instead", "Calico's is ipip, which is not built")
+        cluster.why["overlay"] = "Calico's is ipip, which is not built"
     else:  # by BGP, within one subnet also if CrossSubnet: a route to each node
         _take(cluster, "overlay", lab_document.OverlaySpec("host-gw"), source)
 
 
-def _pod_cidr_of_proxy(cluster: Cluster) -> None:
-    """kube-proxy's clusterCIDR, if nobody else told the pod CIDR."""
+def _read_annotations(objects: Objects, cluster: Cluster, found: Complaints) -> None:
+    """Of nodes: flannel writes its backend there, with k3s too, which has no ConfigMap for it."""
+    if "overlay" in cluster.told or "overlay" in cluster.why:
+        return
+    for document in objects.declared:
+        metadata = document.value["metadata"]
+        backend = _part(metadata, "annotations").get("flannel.alpha.coreos.com/backend-type")
+        if document.value["kind"] == "Node" and backend:
+            origin = document.origin
+            _read_backend({"Type": backend}, f"Node {metadata['name']}", origin, cluster, found)
+            return
+    if any((pod.item.metadata.labels or {}).get("k8s-app") == "kindnet" for pod in objects.pods):
+        _take(cluster, "overlay", lab_document.OverlaySpec("host-gw"), "kindnet")
+
+
+def _pod_cidr_of_proxy(cluster: Cluster, objects: Objects) -> None:
+    """kube-proxy's clusterCIDR, if nobody else told the pod CIDR and no node lives there."""
     proxy = cluster.spec.serviceProxy
+    cidrs = _networks(proxy.clusterCIDR) if proxy else None
+    if cidrs and any(holds_nodes(ip_network(cidr), objects) for cidr in cidrs.split(",")):
+        return
     if proxy is not None:
         _take(
             cluster, "podCIDR", _networks(proxy.clusterCIDR), "ConfigMap kube-proxy (clusterCIDR)"
@@ -315,8 +372,7 @@ def tell_assumptions(cluster: Cluster, objects: Objects, lab: model.Lab, found: 
 def _assumptions(cluster: Cluster, objects: Objects, lab: model.Lab) -> Iterator[str]:
     told = cluster.told
     if "podCIDR" not in told:
-        of_nodes = any(each.item.spec and each.item.spec.podCIDR for each in objects.nodes)
-        why = "it holds the nodes' pod CIDRs" if of_nodes else "no node has a pod CIDR"
+        why = cluster.why.get("podCIDR", "neither nodes nor pods have addresses of pods")
         yield f"pod CIDR {','.join(lab.pod_cidrs)}: {why}"
     if "serviceCIDR" not in told and not objects.service_cidrs:
         cidrs = ",".join(lab.service_cidrs)
@@ -324,7 +380,7 @@ def _assumptions(cluster: Cluster, objects: Objects, lab: model.Lab) -> Iterator
     if "overlay" not in told:
         overlay = lab.overlay
         how = f" (VNI {overlay.vni}, port {overlay.port})" if overlay.type == "vxlan" else ""
-        why = told.get("overlay instead", "nothing says how pods reach other nodes")
+        why = cluster.why.get("overlay", "nothing says how pods reach other nodes")
         yield f"overlay {overlay.type}{how}: {why}"
     if "serviceProxy" not in told:
         proxy = lab.service_proxy

@@ -184,11 +184,16 @@ def _keep_nodes(objects: Objects, running: model.Lab) -> set[str]:
     if not objects.nodes:  # the one that netlab adds
         return set(before)
     same = set()
+    declared = {key[2]: value for value in running.declared if (key := key_of(value))[0] == "Node"}
     for index, each in enumerate(objects.nodes):
         node = before.get(each.item.metadata.name)
         if node is None:
             continue
         spec = each.item.spec or k8s.NodeSpec()
+        was = msgspec.convert(declared[node.name], k8s.Node).spec if node.name in declared else None
+        if was is not None and (was.podCIDR, was.podCIDRs) == (spec.podCIDR, spec.podCIDRs):
+            # What a cluster's node says may not be what its pods' network uses (cluster.py).
+            spec = replace(spec, podCIDR=None, podCIDRs=list(node.pod_cidrs))
         cidrs = spec.podCIDRs or []
         given = [cidr for cidr in (spec.podCIDR, *cidrs) if cidr]
         if not _is_other(given, node.pod_cidrs):

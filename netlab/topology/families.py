@@ -28,7 +28,7 @@ def decide(objects: Objects) -> tuple[Family, ...]:
     for texts in (
         _parts(spec.podCIDR),
         _node_cidrs(objects),
-        _pod_addresses(objects),
+        pod_addresses(objects),
         _node_addresses(objects),
         _others(spec, objects),
     ):
@@ -48,7 +48,8 @@ def _node_cidrs(objects: Objects) -> Iterator[str]:
         yield from filter(None, (spec.podCIDR, *(spec.podCIDRs or ())))
 
 
-def _pod_addresses(objects: Objects) -> Iterator[str]:
+def pod_addresses(objects: Objects) -> Iterator[str]:
+    """The addresses that pods of the file have, those of nodes left out."""
     for pod in objects.pods:
         status = pod.item.status or k8s.PodStatus()
         if not (pod.item.spec and pod.item.spec.hostNetwork):

@@ -335,7 +335,7 @@ KINDS: dict[tuple[str, str], type[Object]] = {
 """Kinds by API group and name."""
 
 SETTINGS = {
-    ("", "ConfigMap"): ("kube-proxy", "kubeadm-config", "kube-flannel-cfg"),
+    ("", "ConfigMap"): ("kube-proxy", "kube-proxy-config", "kubeadm-config", "kube-flannel-cfg"),
     ("crd.projectcalico.org", "IPPool"): (),
     ("projectcalico.org", "IPPool"): (),
 }

@@ -6,17 +6,18 @@ Everything is decided for each family of the lab (`families`) by itself, IPv6 in
   outside it, the smallest network of at least a /16 (/48) that holds them all.
 * Service CIDRs: `spec.serviceCIDR` and ServiceCIDR objects, whose families are those that Services
   have; else 10.96.0.0/12 (fd00:10:96::/112), or, for the objects of a cluster that has another one
-  (its Service default/kubernetes tells), the smallest network of at least a /16 (/112) that holds
-  all cluster IPs.
+  (its cluster IPs tell, or its Service default/kubernetes in a file of one's own), the smallest
+  network of at least a /16 (/112) that holds all cluster IPs.
 * A node's pod CIDR: the lowest free /24 (/64) of the pod CIDR, in the order of the nodes; the first
   one is used last, so that node i has 10.244.(i+1).0/24 (fd00:10:244:(i+1)::/64).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from itertools import chain
 
 from netlab.topology import families as address_families
@@ -25,6 +26,7 @@ from netlab.topology import model
 from netlab.topology.addresses import (
     Network,
     family,
+    family_of,
     first_of,
     inside,
     last_of,
@@ -70,7 +72,8 @@ def decide(objects: Objects, found: Complaints) -> Networks:
     for each in families:
         _check_overlaps(each, pods, services, underlays, nodes, found)
         if each in pods:
-            _allocate_pod_cidrs(pods[each], nodes, found)
+            used = _used_by_pods(objects, each) if objects.of_cluster else []
+            _allocate_pod_cidrs(pods[each], nodes, used, found)
     return Networks(
         families,
         tuple(given.network for given in pods.values()),
@@ -145,7 +148,7 @@ def _usual_service_cidr(of: Family, objects: Objects) -> Network:
     usual = USUAL[of].service_cidr
     kind = IPv4Network if of == "IPv4" else IPv6Network
     cluster_ips: list[Network] = []
-    foreign = False
+    foreign, of_cluster = False, objects.of_cluster
     for service in objects.services:
         spec = service.item.spec or k8s.ServiceSpec()
         for text in dict.fromkeys((spec.clusterIP, *(spec.clusterIPs or ()))):
@@ -154,8 +157,8 @@ def _usual_service_cidr(of: Family, objects: Objects) -> Network:
             except ValueError:
                 continue
             cluster_ips.append(cluster_ip)
-            if service.title == "Service default/kubernetes":
-                foreign = not inside(cluster_ip, usual)
+            if of_cluster or service.title == "Service default/kubernetes":
+                foreign = foreign or not inside(cluster_ip, usual)
     return smallest_network(cluster_ips, USUAL[of].service_prefix) if foreign else usual
 
 
@@ -209,11 +212,24 @@ def _overlap(one: Given, other: Given, found: Complaints) -> None:
 # What is decided
 
 
-def _allocate_pod_cidrs(pods: Given, nodes: list[DraftNode], found: Complaints) -> None:
+def _used_by_pods(objects: Objects, of: Family) -> list[Network]:
+    """Networks of a node's size in which pods have addresses, whatever node they are on."""
+    prefix = USUAL[of].node_prefix
+    networks: dict[Network, None] = {}
+    for text in address_families.pod_addresses(objects):
+        with contextlib.suppress(ValueError):
+            if family_of(text) == of:
+                networks[network_at(int(ip_address(text)), prefix, of)] = None
+    return list(networks)
+
+
+def _allocate_pod_cidrs(
+    pods: Given, nodes: list[DraftNode], used: list[Network], found: Complaints
+) -> None:
     of = family(pods.network)
     prefix = USUAL[of].node_prefix
     waiting = [node for node in nodes if of not in node.pod_cidrs]
-    taken = [node.pod_cidrs[of] for node in nodes if of in node.pod_cidrs]
+    taken = [*used, *(node.pod_cidrs[of] for node in nodes if of in node.pod_cidrs)]
     free = _free_pod_cidrs(pods.network, prefix, taken)
     for served, node in enumerate(waiting):
         chosen = next(free, None)

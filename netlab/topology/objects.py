@@ -53,6 +53,12 @@ class Objects:
     # Pods that go: what they have is not free yet.
     leaving: list[model.Pod] = field(default_factory=list)
 
+    @property
+    def of_cluster(self) -> bool:
+        """Whether they come from an API server, which gives each object a `uid`."""
+        parts = (each.value.get("metadata") for each in self.declared)
+        return any(isinstance(metadata, dict) and "uid" in metadata for metadata in parts)
+
     def frame_is_whole(self) -> bool:
         """Whether every Lab, Node and ServiceCIDR that was declared is among the objects."""
         kinds = Counter(document.value["kind"] for document in self.declared)

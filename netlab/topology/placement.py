@@ -33,6 +33,7 @@ def decide(objects: Objects, networks: Networks, found: Complaints) -> list[Draf
     _Placement(networks, found).place(pods, objects)
     leaving = {ip_address(text) for pod in objects.leaving for text in pod.addresses}
     for each in networks.families:
+        _warn_of_outsiders(each, pods, objects.of_cluster, found)
         _allocate_addresses(each, pods, networks.nodes, leaving, found)
     host_ports = sum(
         1 for pod in pods if not pod.host_network and any(port.hostPort for port in pod.ports)
@@ -57,6 +58,7 @@ class _Placement:
             for node in self._nodes
         }
         self._nowhere: list[DraftPod] = []
+        self._unknown: dict[str, list[tuple[str, Origin, Path]]] = {}
 
     def place(self, pods: list[DraftPod], objects: Objects) -> None:
         """Give each pod a node, and add those that the controllers make."""
@@ -110,12 +112,18 @@ class _Placement:
     def _named(self, name: str, title: str, origin: Origin, path: Path) -> DraftNode | None:
         """The node that a pod's spec names; complains if there is none."""
         if name not in self._by_name:
+            self._unknown.setdefault(name, []).append((title, origin, path))
+        return self._by_name.get(name)
+
+    def _complain_of_unknown_nodes(self) -> None:
+        for name, pods in self._unknown.items():
             near = suggest(name, list(self._by_name))
             known = ", ".join(list(self._by_name)[:5])
             hint = f'did you mean "{near}"?' if near else f"there is {known}"
-            message = f'{title}: there is no Node "{name}"'
+            title, origin, path = pods[0]
+            more = f"; pods that run there: {len(pods)}" if len(pods) > 1 else ""
+            message = f'{title}: there is no Node "{name}"{more}'
             self._found.error("unknown-node", message, origin, *path, "nodeName", hint=hint)
-        return self._by_name.get(name)
 
     def _has_node(self, pod: DraftPod) -> bool:
         """Settle a pod whose node is given, by name or by its address."""
@@ -169,6 +177,7 @@ class _Placement:
         return made
 
     def _complain(self) -> None:
+        self._complain_of_unknown_nodes()
         for node in self._nodes:
             if self._links[node.name] > BRIDGE_PORTS:
                 message = (
@@ -220,6 +229,38 @@ def _room(node: DraftNode, of: Family) -> int:
     return min(possible.stop - possible.start, BRIDGE_PORTS)
 
 
+def _warn_of_outsiders(
+    of: Family, pods: list[DraftPod], of_cluster: bool, found: Complaints
+) -> None:
+    """Tell which given addresses are routed one by one; of a cluster's pods how many."""
+    outside = [
+        pod
+        for pod in pods
+        if pod.node
+        and of in pod.addresses
+        and of in pod.node.pod_cidrs
+        and pod.addresses[of] not in pod.node.pod_cidrs[of]
+    ]
+    if of_cluster and outside:
+        first = outside[0]
+        message = (
+            f"{len(outside)} pods have addresses outside their nodes' pod CIDRs, such as "
+            f"{first.title} ({first.addresses[of]}): each is routed to its node as a /{width(of)}"
+        )
+        found.warning("outside-cidr", message, first.origin, *first.paths[of])
+        return
+    for pod in outside:
+        assert pod.node is not None
+        found.warning(
+            "outside-cidr",
+            f"{pod.title}: its address {pod.addresses[of]} is outside {pod.node.pod_cidrs[of]}, "
+            f"the pod CIDR of its node {pod.node.name}",
+            pod.origin,
+            *pod.paths[of],
+            hint=f"it is kept, and routed to its node as a /{width(of)}",
+        )
+
+
 def _allocate_addresses(
     of: Family,
     pods: list[DraftPod],
@@ -245,15 +286,6 @@ def _allocate_addresses(
             message = f"{pod.title}: {given} is already the address of {taken[given]}"
             found.error("duplicate-address", message, pod.origin, *pod.paths[of])
         taken[given] = pod.title
-        if pod.node and of in pod.node.pod_cidrs and given not in pod.node.pod_cidrs[of]:
-            found.warning(
-                "outside-cidr",
-                f"{pod.title}: its address {given} is outside {pod.node.pod_cidrs[of]}, "
-                f"the pod CIDR of its node {pod.node.name}",
-                pod.origin,
-                *pod.paths[of],
-                hint=f"it is kept, and routed to its node as a /{width(of)}",
-            )
     free = {node.name: _free_addresses(node, of, taken, leaving) for node in nodes}
     lacking: dict[str, list[DraftPod]] = {}
     for pod in pods:

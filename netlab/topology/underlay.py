@@ -26,6 +26,7 @@ from netlab.topology.addresses import (
     split,
     width,
 )
+from netlab.topology.families import pod_addresses
 from netlab.topology.model import Family
 from netlab.topology.nodes import DraftNode
 from netlab.topology.objects import Objects
@@ -78,6 +79,7 @@ def allocate_underlay(
     for each, text in gateways.items():
         if each not in families:
             not_of_lab(text, families, title, found, origin, path)
+    of_pods = set(pod_addresses(objects))
     made: list[tuple[str, str]] = []
     for each in families:
         cidr = underlays[each].network if each in underlays else USUAL[each].underlay
@@ -95,7 +97,11 @@ def allocate_underlay(
                 found.error("outside-cidr", message, origin, *path)
             if gateway:
                 owner[gateway] = "the gateway"
-        free = (host for number in hosts(cidr) if (host := address_at(number, each)) not in owner)
+        free = (
+            host
+            for number in hosts(cidr)
+            if (host := address_at(number, each)) not in owner and str(host) not in of_pods
+        )
         gateway = gateway or next(free, None)
         _allocate_node_addresses(cidr, free, nodes, found)
         if gateway is None:
