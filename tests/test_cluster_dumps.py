@@ -294,10 +294,7 @@ def other_networks(*cidrs: str | None, network: str = "10.0.1") -> list[Object]:
 
     Pods have .1, which elsewhere is a bridge's or a gateway's address, and others of `network`.
     """
-    nodes = [
-        node(name, f"10.0.1.{host}", cidr)
-        for name, host, cidr in zip("ab", (20, 31), cidrs, strict=True)
-    ]
+    nodes = [node("a", "10.0.1.20", cidrs[0]), node("b", "10.0.1.31", cidrs[1])]
     behind = [
         pod("web-1-x", "a", "10.0.1.20", f"{network}.77"),
         pod("web-1-z", "b", "10.0.1.31", f"{network}.1"),
