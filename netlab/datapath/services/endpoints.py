@@ -197,12 +197,13 @@ def _info(
 
 
 def _cluster(endpoints: Endpoints, node: Node) -> Endpoints:
-    ready = tuple([e for e in endpoints if e.ready])
-    if not ready:
-        return _ready_or_draining(endpoints)
-    if not [e for e in ready if e.for_nodes or e.for_zones]:
-        return ready
-    return _hinted(ready, node)
+    for e in endpoints:
+        if not e.ready or e.for_nodes or e.for_zones:
+            break
+    else:
+        return endpoints
+    ready = tuple(e for e in endpoints if e.ready)
+    return _hinted(ready, node) if ready else _ready_or_draining(endpoints)
 
 
 def _ready_or_draining(endpoints: Iterable[Endpoint]) -> Endpoints:
@@ -234,17 +235,16 @@ def _distinct(endpoints: Endpoints, family: int) -> Endpoints:
     Where two slices name the same one, the one that does not terminate counts.
     """
     six = family == 6
-    mine = [e for e in endpoints if (":" in e.address) is six]
-    if len(mine) < 2:
-        return tuple(mine)
-    found = {address_port(endpoint): endpoint for endpoint in mine}
-    if len(found) < len(mine):
-        found = {}
-        for endpoint in mine:
+    found: dict[str, Endpoint] = {}
+    for endpoint in endpoints:
+        if (":" in endpoint.address) is six:
             text = address_port(endpoint)
             if text not in found or found[text].terminating:
                 found[text] = endpoint
-    return tuple([found[text] for text in sorted(found)])
+    ordered = sorted(found)
+    if ordered == [*found]:
+        return tuple(found.values())
+    return tuple([found[text] for text in ordered])
 
 
 def _source_ranges(service: Service, family: int) -> tuple[str, ...]:

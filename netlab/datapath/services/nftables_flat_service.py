@@ -170,10 +170,9 @@ def _add_choice(
     elements.ways.append((site, way))
     by_set[site.ways].append(f"{key} : {class_id(way)}")
     if not info.affinity_s:
-        by_set[site.endpoints] += [
-            f"{key} . {class_id(place)} : {endpoint.address} . {endpoint.port}"
-            for place, endpoint in enumerate(endpoints, 1)
-        ]
+        add = by_set[site.endpoints].append
+        for place, endpoint in enumerate(endpoints, 1):
+            add(f"{key} . {class_id(place)} : {endpoint.address} . {endpoint.port}")
         return
     for place, endpoint in enumerate(endpoints, 1):
         number = class_id(elements.numbers.of(_remembering(info, endpoint)))

@@ -64,11 +64,12 @@ def add_service(table: TableText, proxier: Proxier, info: ServicePortInfo) -> No
 
 def hairpins(proxier: Proxier, info: ServicePortInfo) -> list[str]:
     """Connections of endpoints here to themselves; several Services may have one in common."""
-    return [
-        f"{endpoint.address} . {endpoint.address} . {info.protocol} . {endpoint.port}"
-        for endpoint in info.reachable
-        if endpoint.node == proxier.node
-    ]
+    found = []
+    for endpoint in info.reachable:
+        if endpoint.node == proxier.node:
+            itself = f"{endpoint.address} . {endpoint.address}"
+            found.append(f"{itself} . {info.protocol} . {endpoint.port}")
+    return found
 
 
 def comment(info: ServicePortInfo) -> str:
