@@ -49,9 +49,11 @@ def test_help_names_every_verb_and_imports_little() -> None:
         "ls",
         "status",
         "get",
+        "describe",
         "exec",
         "shell",
         "trace",
+        "conntrack",
         "topology",
         "doctor",
     ):
@@ -61,7 +63,21 @@ def test_help_names_every_verb_and_imports_little() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["up", "down", "ls", "status", "get", "exec", "shell", "trace", "topology", "doctor"]
+    "verb",
+    [
+        "up",
+        "down",
+        "ls",
+        "status",
+        "get",
+        "describe",
+        "conntrack",
+        "exec",
+        "shell",
+        "trace",
+        "topology",
+        "doctor",
+    ],
 )
 def test_every_verb_has_help(verb: str) -> None:
     done = netlab(verb, "--help")

@@ -215,6 +215,12 @@ def test_a_watch_that_is_not_read_holds_nobody_up(lab: str, watching: Any) -> No
         ready = read["object"]["status"]["conditions"][0]["status"]
         if (read["type"], ready) == ("MODIFIED", "False"):
             break
+    # What it hears last, it hears when there is nobody to ask any more.
+    watch.process.send_signal(signal.SIGSTOP)
+    change("ready", "pod/pod1")
+    change("down")
+    watch.process.send_signal(signal.SIGCONT)
+    assert watch.end() == (0, f"{lab} is down: nothing more will happen\n")
 
 
 def test_a_watch_wants_json() -> None:

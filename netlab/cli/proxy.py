@@ -62,6 +62,8 @@ def _settings(proxy: ServiceProxy) -> Iterator[tuple[str, str]]:
             # pkg/proxy/apis/config/v1alpha1/defaults.go of kube-proxy
             everywhere = proxy.mode == "iptables"
             yield name, f"{'all' if everywhere else 'primary'} (the default of this mode)"
+        elif block == "conntrack" and not value:
+            continue  # left as the kernel has it
         elif name != "mode" and not other_modes and value not in ("", {}):
             yield name, _shown(value)
 

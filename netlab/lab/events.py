@@ -7,6 +7,7 @@ whole object.
 
 from __future__ import annotations
 
+import contextlib
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,33 +53,30 @@ def follow(name: str, others: Sequence[HasFileno] = ()) -> Iterator[Lab | None]:
     init = control.connect(name)
     if init is None:
         raise control.LabNotRunning(name)
-    unread = False
     with init.watch() as channel:
         poll = select.poll()
         for each in (channel, *others):
             poll.register(each, select.POLLIN)
         if sys.stdout is not None:
             poll.register(sys.stdout, 0)  # (a closed pipe is told unasked)
-        said = messages.DECLARED
-        while said and messages.ENDING not in said:
-            if said != _OTHERS:
-                data = init.declared()
-                if data is not None:
-                    yield msgspec.json.decode(data, type=Lab)
+        said: bytes | None = messages.DECLARED
+        while True:
+            data = None
+            with contextlib.suppress(control.LabNotRunning):  # (how it ended is about to be told)
+                data = init.declared() if said else None
+            if data is not None:
+                yield msgspec.json.decode(data, type=Lab)
             ready = {descriptor for descriptor, _ in poll.poll()}
             unread = sys.stdout is not None and sys.stdout.fileno() in ready
-            if unread:
+            said = channel.recv(4096) if channel.fileno() in ready else None
+            if unread or said == b"" or messages.ENDING in (said or b""):
                 break
-            said = channel.recv(4096) if channel.fileno() in ready else _OTHERS
             if ready - {channel.fileno()}:
                 yield None
     if unread:
         raise BrokenPipeError
     if not said:
         raise _ended(name)
-
-
-_OTHERS = b"-"  # said by none of init's
 
 
 def difference(before: dict[Key, Object], after: dict[Key, Object]) -> Iterator[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -152,11 +153,13 @@ def _choice(lab: Lab, choice: Choice) -> Facts:
 
 
 def _endpoint(lab: Lab, endpoint: Endpoint) -> Facts:
-    zones = {each.name: each.labels.get(ZONE_LABEL) for each in lab.nodes}
+    zone = None
+    with contextlib.suppress(KeyError):  # of a node that the lab has not, nothing is known
+        zone = lab.node(endpoint.node or "").labels.get(ZONE_LABEL)
     return {
         "endpoint": address_port(endpoint),
         "pod": endpoint.pod,
         "node": endpoint.node,
-        "zone": zones.get(endpoint.node or ""),
+        "zone": zone,
         "condition": condition(endpoint),
     }
