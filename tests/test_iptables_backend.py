@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -24,6 +25,7 @@ from netlab.topology.model import IPTablesBackend, Lab, ProxyMode
 from netlab.trace.aim import Request
 from netlab.trace.run import trace
 from services_golden import STATES, golden_lab
+from test_cli import netlab
 
 pytestmark = pytest.mark.kernel
 
@@ -147,6 +149,31 @@ def test_later_commands_keep_the_backend(up: Up) -> None:
     assert running
     assert running.iptables_backend == "legacy"
     assert lifecycle.differences(running) == []
+
+
+def test_the_backend_is_named_in_the_file_or_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text(
+        "{apiVersion: netlab/v1, kind: Lab, metadata: {name: x}, spec: {iptablesBackend: legacy}}\n"
+        "---\n{apiVersion: v1, kind: Node, metadata: {name: n1}}\n"
+    )
+    name = fresh_name()
+    monkeypatch.setenv("NETLAB_LAB", name)
+    try:
+        for options, backend in (((), "legacy"), (("--iptables-backend", "nft"), "nft")):
+            done = netlab("up", str(file), *options)
+            assert done.returncode == 0, done.stderr
+            running = record.read(name)
+            assert running
+            assert running.iptables_backend == backend
+            assert [each for each in xtables.BACKENDS if chains(f"{name}:n1", each)] == [backend]
+    finally:
+        lifecycle.down(name)
+    wrong = netlab("up", str(file), "--iptables-backend", "ebpf")
+    assert wrong.returncode == Exit.USAGE
+    assert "'ebpf' is not one of 'nft', 'legacy'" in wrong.stderr
 
 
 def test_shell_commands_name_the_backend(up: Up) -> None:
