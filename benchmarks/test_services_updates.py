@@ -52,7 +52,8 @@ def _flat(what: str, found: Measured, figures: Figures) -> None:
 
 
 def _nftables(what: str, found: Measured, figures: Figures) -> None:
-    figures.ratio(f"{what}: full load, against nft -f", found.load, found.tool_load, 1)
+    if found.services >= 10_000:
+        figures.ratio(f"{what}: full load, against nft -f", found.load, found.tool_load, 1)
     for kind, taken in found.changes.items():
         figures.ratio(f"{what}: {kind}, against nft -f", taken, found.tool_changes[kind], 1.3)
 
