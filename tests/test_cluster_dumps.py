@@ -125,8 +125,12 @@ def test_flannel_tells_the_overlay(
 def test_pools_of_calico_tell_the_overlay(loaded: Any, ipip: str, vxlan: str, overlay: str) -> None:
     told = loaded(*calico_cluster(), ip_pool("172.16.0.0/16", ipipMode=ipip, vxlanMode=vxlan))
     assert told.lab.overlay.type == overlay
-    said = "overlay vxlan (VNI 1, port 8472): Calico's is ipip, which is not built"
-    assert (said in assumed(told)) is (ipip == "Always")
+    said = {
+        "host-gw": "overlay host-gw: Calico's has no tunnel between these nodes, "
+        "and no BGP runs here",
+        "vxlan": "overlay vxlan (VNI 1, port 8472): Calico's is ipip, which is not built",
+    }
+    assert [each for each in assumed(told) if each.startswith("overlay")] == [said[overlay]]
 
 
 def test_a_mode_that_is_not_built_is_replaced_and_told(loaded: Any) -> None:
@@ -160,6 +164,15 @@ def test_a_lab_wins_over_the_settings(loaded: Any) -> None:
     assert told.lab.pod_cidr == "172.16.0.0/15"
     assert told.lab.service_proxy.mode == "nftables-flat"
     assert told.lab.overlay.type == "host-gw"
+
+
+def test_what_a_lab_says_is_not_assumed(loaded: Any) -> None:
+    spec = {"overlay": {"type": "host-gw"}, "serviceProxy": {"mode": "nftables"}}
+    own = {"apiVersion": "netlab/v1", "kind": "Lab", "metadata": {"name": "mine"}, "spec": spec}
+    cluster = flannel_cluster({"Type": "wireguard"})
+    told = loaded(own, *cluster[:3], kube_proxy("ipvs", "10.42.0.0/16"), cluster[4])
+    assert told.lab.service_proxy.mode == "nftables"
+    assert not [each for each in assumed(told) if each.startswith(("overlay", "mode"))]
 
 
 def without(kind: str) -> list[Object]:

@@ -103,7 +103,7 @@ def _derive(objects: Objects, cluster: Cluster) -> None:
         return
     cluster.spec = replace(cluster.spec, podCIDR=network.cidr)
     cluster.why["podCIDR"] = network.why
-    if network.of_nodes and "overlay" not in cluster.told:
+    if network.of_nodes and cluster.spec.overlay is None and "overlay" not in cluster.why:
         cluster.spec = replace(cluster.spec, overlay=lab_document.OverlaySpec("host-gw"))
         cluster.why["overlay"] = "the nodes' own network brings packets to pods"
     if network.of_nodes and "serviceProxy" not in cluster.told:
@@ -329,8 +329,9 @@ def _read_pools(pools: list[Document], cluster: Cluster) -> None:
         _take(cluster, "overlay", overlay, source)
     elif ipip == "Always":
         cluster.why["overlay"] = "Calico's is ipip, which is not built"
-    else:  # by BGP, within one subnet also if CrossSubnet: a route to each node
-        _take(cluster, "overlay", lab_document.OverlaySpec("host-gw"), source)
+    elif "overlay" not in cluster.told:  # within one subnet also if CrossSubnet
+        cluster.spec = replace(cluster.spec, overlay=lab_document.OverlaySpec("host-gw"))
+        cluster.why["overlay"] = "Calico's has no tunnel between these nodes, and no BGP runs here"
 
 
 def _read_annotations(objects: Objects, cluster: Cluster, found: Complaints) -> None:

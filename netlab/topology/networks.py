@@ -72,7 +72,8 @@ def decide(objects: Objects, found: Complaints) -> Networks:
     for each in families:
         _check_overlaps(each, pods, services, underlays, nodes, found)
         if each in pods:
-            used = _used_by_pods(objects, each) if objects.of_cluster else []
+            lacking = any(each not in node.pod_cidrs for node in nodes)
+            used = _used_by_pods(objects, each) if lacking and objects.of_cluster else []
             _allocate_pod_cidrs(pods[each], nodes, used, found)
     return Networks(
         families,

@@ -117,6 +117,7 @@ def _walk(source: Source, wanted: _Spot, loader: type[CSafeLoader]) -> None:
     parser = loader(source.data)
     document = -1
     last = max(int(number) for number in wanted.below)
+    missing = _count(wanted) - 1  # (the first level is no node)
     # Each open collection: its spot (None off the wanted paths), the next index (None: a mapping),
     # and the spot of the value that the last key announced.
     stack: list[list[Any]] = []
@@ -137,9 +138,16 @@ def _walk(source: Source, wanted: _Spot, loader: type[CSafeLoader]) -> None:
         spot = _spot_of(event, stack, wanted, document, source)
         if spot is not None and spot.value is None:
             spot.value = source.place(event.start_mark.line, event.start_mark.column)
+            missing -= 1
+            if not missing:
+                return
         if opens:
             first = 0 if kind is events.SequenceStartEvent else None
             stack.append([spot, first, _KEY])
+
+
+def _count(spot: _Spot) -> int:
+    return 1 + sum(map(_count, spot.below.values()))
 
 
 _KEY = object()  # in place of a value's spot: a key is awaited
