@@ -287,6 +287,16 @@ def test_a_part_can_be_changed_later(loaded: Any, tmp_path: Path) -> None:
     assert names(more) == (names(part)[0], BACK, ["back", "front"])
 
 
+def test_endpoints_elsewhere_outlast_a_change_of_something_else(loaded: Any) -> None:
+    part = loaded(*other_networks(None, None)[:-1], nodes=["a"]).lab
+    later = change.ready(part, ["client-1-x"], False).lab
+    assert later.endpoints == part.endpoints
+    assert [end.address for each in later.endpoints for end in each.endpoints] == [
+        "10.0.1.77",
+        "10.0.1.1",
+    ]
+
+
 def test_a_part_of_a_deployment_keeps_its_size(tmp_path: Path) -> None:
     file = tmp_path / "four.json"
     spec = {"replicas": 4, "template": {"metadata": {"labels": {"app": "web"}}}}

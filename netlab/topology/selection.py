@@ -7,7 +7,7 @@ the whole lab.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ from netlab.topology import kubernetes as k8s
 from netlab.topology.earlier import Key, key_of
 from netlab.topology.model import Lab, Pod, ServiceEndpoints
 from netlab.topology.references import resolve
+from netlab.topology.status import endpoint_slices
 
 
 def select(lab: Lab, only: Sequence[str], nodes: Sequence[str]) -> tuple[Lab, tuple[Problem, ...]]:
@@ -49,7 +50,8 @@ def select(lab: Lab, only: Sequence[str], nodes: Sequence[str]) -> tuple[Lab, tu
         services=tuple(each for each in lab.services if not only or each.key in services),
         endpoints=tuple(_without_others(each, there) for each in endpoints),
     )
-    return replace(part, declared=_declared(lab, part)), tuple(_warnings(lab, part))
+    declared = (*_declared(lab, part), *_slices(lab, part))
+    return replace(part, declared=declared), tuple(_warnings(lab, part))
 
 
 def _check_nodes(lab: Lab, nodes: Sequence[str]) -> None:
@@ -125,6 +127,23 @@ def _declared(lab: Lab, part: Lab) -> tuple[dict[str, Any], ...]:
         else:
             found.append(value)
     return tuple(found)
+
+
+def _slices(lab: Lab, part: Lab) -> Iterator[dict[str, Any]]:
+    """EndpointSlices of Services that follow from pods which are left out."""
+    here = {pod.key for pod in part.pods}
+    told = {
+        (key[1], _service_of(key, value))
+        for value in lab.declared
+        if (key := key_of(value))[0] == "EndpointSlice"
+    }
+    away = {
+        (each.namespace, each.service)
+        for each in lab.endpoints
+        if any(end.pod and end.pod not in here for end in each.endpoints)
+    }
+    of = [each for each in part.services if (each.namespace, each.name) in away - told]
+    yield from endpoint_slices(replace(part, services=tuple(of)))
 
 
 _CONTROLLERS = tuple(
