@@ -336,6 +336,30 @@ def test_a_running_lab_is_updated_without_asking_what_is_there(
 
 
 @pytest.mark.kernel
+def test_an_endpoint_that_comes_back_remembers_nobody() -> None:
+    """As in nftables mode, where its set of clients goes with it."""
+    lab = flat_lab()
+    node = f"{lab.name}:n1"
+    last = lab.endpoints[0].endpoints[-1]
+    fewer = replace(lab, endpoints=tuple(
+        replace(entry, endpoints=entry.endpoints[:-1]) for entry in lab.endpoints
+    ))  # fmt: skip
+    try:
+        lifecycle.up(lab)
+        printed = nft_in(node, "list map ip netlab affinity-endpoints")
+        numbers = dict(re.findall(r"([0-9a-f]+:[0-9a-f]+) : ([0-9.]+) \. 8002", printed))
+        assert len(numbers) == 6
+        for number in numbers:
+            nft_in(node, f"add element ip netlab affinity {{ 10.244.1.9 . {number} timeout 1h }}")
+        change_to(fewer)
+        remembered = nft_in(node, "list set ip netlab affinity")
+        for number, address in numbers.items():
+            assert (f". {number} " in remembered) == (address != last.address)
+    finally:
+        lifecycle.down(lab.name)
+
+
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     "damage", ["delete table ip netlab", "flush map ip netlab service-ways", "flush ruleset"]
 )

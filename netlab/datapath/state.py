@@ -156,6 +156,9 @@ class Update(State, frozen=True):
     ipv4: str = ""  # input for `iptables-restore --noflush`
     ipv6: str = ""  # and for `ip6tables-restore --noflush`
     tables: str = ""  # input for nft
+    # Entries that packets left in sets and that lose their meaning: those whose keys end so,
+    # "ip netlab affinity 0:7".
+    forget: tuple[str, ...] = ()
     backend: Backend | None = None  # of iptables, as in a Ruleset
 
     def __bool__(self) -> bool:

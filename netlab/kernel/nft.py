@@ -31,6 +31,9 @@ _NFT_MSG_GETTABLE = 10 << 8 | 1
 _NFTA_TABLE_NAME = 1
 _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
+# A key of two parts in a printed set: an address and a number.
+_KEY = re.compile(r"([0-9a-f.:]+) \. ([0-9a-f]+:[0-9a-f]+)")
+
 # How nft begins a complaint about an included file: name, line, columns.
 _POSITION = re.compile(r"/proc/self/fd/\d+:(\d+):[\d-]+: ")
 
@@ -52,6 +55,25 @@ def change(namespace: str | int, transaction: str) -> None:
     """
     with entered(namespace):
         _run([transaction])
+
+
+def forget(namespace: str | int, endings: Sequence[str]) -> None:
+    """Delete entries of sets whose keys end so: "ip netlab affinity 0:7" is a set and an ending.
+
+    Raises NetlabError (exit 3) with nft's own words.
+    """
+    by_set: dict[str, set[str]] = {}
+    for text in endings:
+        name, _, ending = text.rpartition(" ")
+        by_set.setdefault(name, set()).add(ending)
+    with entered(namespace):
+        for name, last in by_set.items():
+            keys = _KEY.findall(_run([f"list set {name}\n"]))
+            stale = ", ".join(f"{first} . {end}" for first, end in keys if end in last)
+            if stale:
+                # one that expires meanwhile is added and deleted
+                commands = (f"{verb} element {name} {{ {stale} }}\n" for verb in ("add", "delete"))
+                _run(["".join(commands)])
 
 
 class Session:

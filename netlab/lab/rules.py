@@ -223,11 +223,13 @@ def _make(change: Change) -> None:
             xtables.restore(change.namespace, change.item)
         case Tables():
             nft.load(change.namespace, change.item)
-        case Update(ipv4=ipv4, ipv6=ipv6, tables=tables, backend=backend):
+        case Update(ipv4=ipv4, ipv6=ipv6, tables=tables, forget=forget, backend=backend):
             ruleset = Ruleset(ipv4=ipv4, ipv6=ipv6, backend=backend)
             xtables.restore(change.namespace, ruleset, flush=False)
             if tables:
                 nft.change(change.namespace, tables)
+            if forget:
+                nft.forget(change.namespace, forget)
         case Leftovers(ipv4=ipv4, ipv6=ipv6, tables=tables, backend=backend):
             ruleset = Ruleset(ipv4=ipv4, ipv6=ipv6, backend=backend)
             xtables.restore(change.namespace, ruleset, flush=False)

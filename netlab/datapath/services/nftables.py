@@ -30,7 +30,7 @@ from netlab.datapath.services.nftables_proxier import (
     Uses,
 )
 from netlab.datapath.services.nftables_service import HAIRPINS, Proxier, add_service, from_pods
-from netlab.datapath.state import Server, Sysctl, Table, Tables
+from netlab.datapath.state import Server, Sysctl, Table, Tables, Update
 from netlab.topology.model import Lab, Node, ServiceProxy
 
 _NAME = "kube-proxy"
@@ -73,8 +73,8 @@ class _TableProxier(TableProxier):
         self.hairpins = Uses(table.elements[HAIRPINS])
         return table.table()
 
-    def update(self, known: Services, before: Services, after: Services) -> str:
-        return self.commands(known, self._part(before), self._part(after))
+    def update(self, known: Services, before: Services, after: Services) -> Update:
+        return Update(tables=self.commands(known, self._part(before), self._part(after)))
 
     def _part(self, services: Services) -> TableText:
         part = TableText(self.proxier.ip, _NAME)

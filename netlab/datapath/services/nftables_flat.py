@@ -40,7 +40,7 @@ from netlab.datapath.services.nftables_flat_service import (
 from netlab.datapath.services.nftables_list import TableText, duration
 from netlab.datapath.services.nftables_proxier import Services, TableProxier, TablesProxier, Uses
 from netlab.datapath.services.nftables_service import HAIRPINS, Proxier, from_pods
-from netlab.datapath.state import Table, Tables
+from netlab.datapath.state import Table, Tables, Update
 from netlab.topology.model import Lab, Node
 
 _NAME = "netlab"
@@ -82,7 +82,7 @@ class _TableProxier(TableProxier):
         self._numbers = elements.numbers
         return table.table()
 
-    def update(self, known: Services, before: Services, after: Services) -> str | None:
+    def update(self, known: Services, before: Services, after: Services) -> Update | None:
         old_ports, new_ports = self.ports(before), self.ports(after)
         old_names, new_names = (
             {name for info in ports for name in remembering(info)}
@@ -93,6 +93,7 @@ class _TableProxier(TableProxier):
             self._numbers = self._part(self.ports(remember), Numbers()).numbers
         numbers = self._numbers or Numbers()
         old = self._part(old_ports, numbers)
+        gone = sorted(numbers.of(name) for name in old_names - new_names)
         numbers.free(old_names - new_names)
         new = self._part(new_ports, numbers)
         if numbers.depend(old_names ^ new_names):
@@ -103,7 +104,12 @@ class _TableProxier(TableProxier):
                 self._ways = self._count_ways(known, before, old, new)
             if self._ways is not None:
                 self._add_changed_ways(self._ways, old, new)
-        return self.commands(known, old.table, new.table)
+        affinity = f"{self.proxier.ip} {_NAME} affinity"
+        return Update(
+            tables=self.commands(known, old.table, new.table),
+            # (the set itself ends with the last endpoint that remembers)
+            forget=tuple(f"{affinity} {class_id(n)}" for n in gone if numbers.names),
+        )
 
     def _count_ways(
         self, known: Services, before: Services, old: Elements, new: Elements

@@ -46,15 +46,16 @@ class TablesProxier:
         """Commands for elements and chains of the Services that change, in one transaction."""
         before = [self._known[key] for key in changes if key in self._known]
         after = [objects for objects in changes.values() if objects is not None]
-        texts = [table.update(self._known.values(), before, after) for table in self._tables]
+        known = self._known.values()
+        ipv4, ipv6 = (table.update(known, before, after) for table in self._tables)
         for key, objects in changes.items():
             if objects is None:
                 self._known.pop(key, None)
             else:
                 self._known[key] = objects
-        if None in texts:
+        if ipv4 is None or ipv6 is None:
             return None
-        return Update(tables="".join(filter(None, texts)))
+        return Update(tables=ipv4.tables + ipv6.tables, forget=ipv4.forget + ipv6.forget)
 
 
 class TableProxier(ABC):
@@ -69,8 +70,8 @@ class TableProxier(ABC):
         """The table with these Services."""
 
     @abstractmethod
-    def update(self, known: Services, before: Services, after: Services) -> str | None:
-        """Input for nft: some of the known Services become others.  None: load it whole."""
+    def update(self, known: Services, before: Services, after: Services) -> Update | None:
+        """Some of the known Services become others.  None: load it whole."""
 
     def ports(self, services: Services) -> list[ServicePortInfo]:
         """Service ports as this table sees them."""
