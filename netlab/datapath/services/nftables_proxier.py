@@ -102,9 +102,6 @@ class Uses(Generic[T]):
     def __init__(self, used: Iterable[T]) -> None:
         self._counts = Counter(used)
 
-    def __bool__(self) -> bool:
-        return True  # also without any
-
     def __iter__(self) -> Iterator[T]:
         return iter(self._counts)
 
