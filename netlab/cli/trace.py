@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     "--port", type=click.IntRange(1, 65535), help="Destination port, if DST leaves it open."
 )
 @click.option(
+    "-4", "--ipv4", "family", type=int, flag_value=4, help="Over IPv4, in a lab of both families."
+)
+@click.option("-6", "--ipv6", "family", type=int, flag_value=6, help="Over IPv6.")
+@click.option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(0.01, 60),
@@ -46,6 +50,7 @@ def trace(
     destination: str,
     protocol: ProbeProtocol | None,
     port: int | None,
+    family: Literal[4, 6] | None,
     timeout_s: float | None,
     namespace: str | None,
     lab_name: str | None,
@@ -71,6 +76,7 @@ def trace(
         namespace=namespace,
         protocol=protocol,
         port=port,
+        family=family,
         timeout_s=DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
     )
     found = run(lab, request)

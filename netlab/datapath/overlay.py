@@ -74,7 +74,7 @@ def vxlan(lab: Lab, node: Node, pods: PodsByNode) -> Part:
 
 def _vxlan(lab: Lab, node: Node, pods: PodsByNode, family: int) -> Part:
     mtu = lab.underlay.mtu - VXLAN_OVERHEAD[family]
-    device = _device(lab, family)
+    device = vxlan_device(lab, family)
     mac = vtep_mac(node, family)
     vxlan = Vxlan(
         vni=lab.overlay.vni,
@@ -104,7 +104,8 @@ def _vxlan(lab: Lab, node: Node, pods: PodsByNode, family: int) -> Part:
     )
 
 
-def _device(lab: Lab, family: int) -> str:
+def vxlan_device(lab: Lab, family: int) -> str:
+    """Name of the VXLAN device of a family.  Raises NetlabError if the VNI makes it too long."""
     name = f"{_DEVICES[family]}.{lab.overlay.vni}"
     if len(name) > _LONGEST_NAME:
         raise NetlabError(

@@ -24,11 +24,10 @@ _BUFFER = 8 << 20
 _RECEIVE = 1 << 17
 
 SUBSYSTEM_NFTABLES = 10
-FAMILY_IPV4 = 2
 
 
-def request_body(attributes: bytes, family: int = FAMILY_IPV4) -> bytes:
-    """What follows the netlink header of a request: `struct nfgenmsg` and the attributes."""
+def request_body(attributes: bytes, family: int) -> bytes:
+    """What follows the netlink header of a request: `struct nfgenmsg` (NFPROTO_*), attributes."""
     return struct.pack("=BBH", family, 0, 0) + attributes
 
 

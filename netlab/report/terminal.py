@@ -106,7 +106,8 @@ def _leg(title: str, ends: str, hops: Sequence[Hop]) -> Tree:
 
     first = hops[0].packet
     kind = _FLAGS.get(first.flags or "", first.flags) or first.icmp
-    word = f"{first.protocol.upper()} {kind}" if kind else first.protocol.upper()
+    protocol = first.protocol.upper().replace("V", "v")
+    word = f"{protocol} {kind}" if kind else protocol
     tree = Tree(Text.assemble((title, "bold"), f"  {word}  {ends}"), guide_style="dim")
     before = None
     for _, group in groupby(enumerate(hops, 1), key=lambda pair: pair[1].namespace):

@@ -7,7 +7,7 @@ pods that may receive the probe, the nodes of all of these, and the underlay's s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Literal
 
 import msgspec
@@ -16,6 +16,7 @@ from netlab.datapath.state import namespace_name
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
 from netlab.topology.references import Reference, resolve
+from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
 from netlab.trace.model import ProbeProtocol
 
 # Every watched namespace costs a packet socket; a pod's veth on its node is seen anyway.
@@ -35,6 +36,7 @@ class Request(msgspec.Struct, frozen=True):
     namespace: str | None = None
     protocol: ProbeProtocol | None = None
     port: int | None = None
+    family: Literal[4, 6] | None = None  # None: that of an address, else the primary one
     timeout_s: float = DEFAULT_TIMEOUT_S
 
 
@@ -64,14 +66,24 @@ class Aim(msgspec.Struct, frozen=True):
     service: str | None = None  # "demo/myblog" if the destination is one
     to: str = ""  # the destination as it was asked for, and the port that was left open
 
+    @property
+    def family(self) -> Family:
+        """What the probe is sent over."""
+        return family_of(self.destination)
+
 
 def aim(lab: Lab, request: Request) -> Aim:
     """Decide a request.  Raises NetlabError (exit code 2) if it cannot be meant."""
     source = resolve(lab, request.source, request.namespace)
     target = resolve(lab, request.destination, request.namespace)
     sender = _sender(lab, request, source)
-    destination = _destination(request, target)
-    service, service_port = _service_of(lab, target, request)
+    destination = _destination(request, source, target)
+    family = family_of(destination)
+    if family.name not in lab.families:
+        raise _error(
+            "other-family", f"{destination} is {family.name}, and lab {lab.name} has none of that"
+        )
+    service, service_port = _service_of(lab, target, request, family)
     protocol = _protocol(request, target, service_port)
     port = None if protocol == "icmp" else _port(request, target, protocol)
     if protocol == "tcp" and request.timeout_s > LONGEST_TCP_S:
@@ -80,7 +92,7 @@ def aim(lab: Lab, request: Request) -> Aim:
             f"a TCP probe can wait {LONGEST_TCP_S} s, not {request.timeout_s:g}: "
             "the kernel would send its SYN again, and that is another packet",
         )
-    receivers = _receivers(lab, target, service, service_port)
+    receivers = _receivers(lab, target, service, service_port, family)
     pods = [place for place in receivers if place.kind == "pod"]
     unwatched = set(pods[MOST_PODS:])
     return Aim(
@@ -98,18 +110,18 @@ def aim(lab: Lab, request: Request) -> Aim:
 
 def in_lab(lab: Lab, address: str) -> bool:
     """Whether an address is one that a pod, a node or a Service of the lab could have."""
-    cidrs = [lab.underlay.cidr, lab.pod_cidr, *lab.service_cidrs]
-    ours = {each for node in lab.nodes for each in (node.address, *node.other_addresses)}
-    ours |= {pod.address for pod in lab.pods}
+    cidrs = [*lab.underlay.cidrs, *lab.pod_cidrs, *lab.service_cidrs]
+    ours = {each for node in lab.nodes for each in node.addresses}
+    ours |= {each for pod in lab.pods for each in pod.addresses}
     for service in lab.services:
-        ours |= {service.cluster_ip, *service.external_ips, *service.load_balancer_ips}
+        ours |= {*service.cluster_ips, *service.external_ips, *service.load_balancer_ips}
     number = ip_address(address)
-    return address in ours or any(number in ip_network(cidr) for cidr in cidrs)
+    return address in ours or _within(number, cidrs)
 
 
 def place_of_node(lab: Lab, node: Node) -> Place:
     """The namespace of a node."""
-    addresses = (node.address, node.bridge_address, node.overlay_address)
+    addresses = (*node.addresses, *node.bridge_addresses, *node.overlay_addresses)
     return Place(namespace_name(lab.name, node.name), "node", node.name, node.name, addresses)
 
 
@@ -118,7 +130,7 @@ def place_of_pod(lab: Lab, pod: Pod) -> Place:
     if pod.host_network:
         return place_of_node(lab, lab.node(pod.node))
     name = namespace_name(lab.name, pod.namespace, pod.name)
-    return Place(name, "pod", pod.key, pod.node, (pod.address,))
+    return Place(name, "pod", pod.key, pod.node, pod.addresses)
 
 
 def _sender(lab: Lab, request: Request, source: Reference) -> Place:
@@ -134,21 +146,55 @@ def _sender(lab: Lab, request: Request, source: Reference) -> Place:
     )
 
 
-def _destination(request: Request, target: Reference) -> str:
-    address = target.address
-    if address is None:
+def _destination(request: Request, source: Reference, target: Reference) -> str:
+    """The address to send to: of the family asked for, or of an address that stands in the request.
+
+    Else it is the one that its owner has first, that of the primary family.
+    """
+    wanted = {
+        family_of(each.address): each.address
+        for each in (source, target)
+        if each.kind == "address" and each.address
+    }
+    if request.family:
+        wanted.setdefault(IPV6 if request.family == 6 else IPV4, "what was asked for")
+    if len(wanted) > 1:
+        (family, first), (other, second) = wanted.items()
+        raise _error(
+            "two-families",
+            f"{first} is {family.name}, and {second} is {other.name}: a packet is of one family",
+        )
+    addresses = _addresses(target)
+    if not addresses:
         raise _error(
             "no-address",
             f'"{request.destination}" has no cluster IP to send to',
             "trace to one of its pods: `netlab get pods` lists them",
         )
-    if ip_address(address).version != 4:
-        raise _error("not-ipv4", f'"{request.destination}" is {address}: only IPv4 is traced')
-    return address
+    for family in wanted:
+        address = first_of(family, addresses)
+        if address is None:
+            raise _error(
+                "no-address",
+                f'"{request.destination}" has no {family.name} address',
+                f"it has {', '.join(addresses)}",
+            )
+        return address
+    return addresses[0]
+
+
+def _addresses(target: Reference) -> tuple[str, ...]:
+    """What a destination can be reached by, the primary family first."""
+    if target.kind == "address":
+        return (target.address,) if target.address else ()
+    if target.service:
+        return tuple(each for each in target.service.cluster_ips if each != "None")
+    owner = target.pod or target.node
+    return owner.addresses if owner else ()
 
 
 def _service_of(
-    lab: Lab, target: Reference, request: Request
+    lab: Lab, target: Reference, request: Request, family: Family
 ) -> tuple[Service | None, ServicePort | None]:
     """The Service behind the destination, and its port: by cluster IP, or by node port."""
     number = request.port or target.port_number
@@ -163,7 +209,8 @@ def _service_of(
         return target.service, target.port or (ports[0] if ports else None)
     if target.node and not target.pod:
         for service in lab.services:
-            for port in service.ports:
+            of_family = first_of(family, service.cluster_ips) is not None
+            for port in service.ports if of_family else ():
                 if number and port.node_port == number and wanted in (None, port.protocol):
                     return service, port
     return None, None
@@ -216,7 +263,11 @@ def _named(request: Request, target: Reference, port: int | None) -> str:
 
 
 def _receivers(
-    lab: Lab, target: Reference, service: Service | None, port: ServicePort | None
+    lab: Lab,
+    target: Reference,
+    service: Service | None,
+    port: ServicePort | None,
+    family: Family,
 ) -> list[Place]:
     """Where the probe may end: the destination itself, and the endpoints of its Service."""
     found: list[Place] = []
@@ -227,7 +278,9 @@ def _receivers(
     if service:
         ports = (port,) if port else service.ports
         endpoints = {end for each in ports for end in lab.endpoints_of(service, each)}
-        found += _places_of_endpoints(lab, endpoints)
+        found += _places_of_endpoints(
+            lab, (end for end in endpoints if family_of(end.address) is family)
+        )
     if not found and target.address and not target.service:
         found += _nodes_for(lab, target.address)
     return list(dict.fromkeys(found))
@@ -236,15 +289,19 @@ def _receivers(
 def _nodes_for(lab: Lab, address: str) -> list[Place]:
     """Where a packet goes to an address that nobody has: by the pod CIDRs, else anywhere."""
     number = ip_address(address)
-    if number not in ip_network(lab.pod_cidr):
+    if not _within(number, lab.pod_cidrs):
         return []
-    nodes = [node for node in lab.nodes if number in ip_network(node.pod_cidr)]
+    nodes = [node for node in lab.nodes if _within(number, node.pod_cidrs)]
     return [place_of_node(lab, node) for node in nodes or lab.nodes[:MOST_NODES]]
+
+
+def _within(number: IPv4Address | IPv6Address, cidrs: Iterable[str]) -> bool:
+    return any(number in ip_network(cidr) for cidr in cidrs)
 
 
 def _places_of_endpoints(lab: Lab, endpoints: Iterable[Endpoint]) -> list[Place]:
     pods = {pod.key: pod for pod in lab.pods}
-    nodes = {node.address: node for node in lab.nodes}
+    nodes = {address: node for node in lab.nodes for address in node.addresses}
     found = []
     for endpoint in sorted(endpoints, key=lambda end: (end.address, end.port)):
         if endpoint.pod in pods:
@@ -259,7 +316,7 @@ def _places(lab: Lab, ends: list[Place]) -> tuple[Place, ...]:
         name: place_of_node(lab, lab.node(name)) for name in (end.node for end in ends) if name
     }
     switch = Place(
-        namespace_name(lab.name, "_switch"), "switch", "_switch", None, (lab.underlay.gateway,)
+        namespace_name(lab.name, "_switch"), "switch", "_switch", None, lab.underlay.gateways
     )
     return tuple(dict.fromkeys((ends[0], *nodes.values(), switch, *ends[1:])))
 

@@ -14,6 +14,8 @@ import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.trace.aim import Place
+from netlab.trace.family import Family
+from netlab.trace.model import Socket
 from netlab.trace.witnesses import Canary, Witness
 
 COOKIE_BYTES = 8
@@ -39,12 +41,16 @@ def new_cookie() -> bytes:
 
 
 def fly(
-    places: Sequence[Place], witnesses: Sequence[Witness], cookie: bytes, number: int
+    places: Sequence[Place],
+    witnesses: Sequence[Witness],
+    family: Family,
+    cookie: bytes,
+    number: int,
 ) -> list[Blind]:
     """Send canary `number` in every place; who has not seen his."""
     waiting = [
         (witness, canary)
-        for canary in [_send(place, cookie, number) for place in places]
+        for canary in [_send(place, family, cookie, number) for place in places]
         for witness in witnesses
     ]
     deadline = time.monotonic() + _PATIENCE_S
@@ -55,10 +61,11 @@ def fly(
     return [Blind(witness.name, canary.place) for witness, canary in waiting]
 
 
-def _send(place: Place, cookie: bytes, number: int) -> Canary:
+def _send(place: Place, family: Family, cookie: bytes, number: int) -> Canary:
     payload = cookie + bytes([number])
-    with entered(place.namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bird:
-        bird.bind(("127.0.0.1", 0))
+    kind = family.address_family, socket.SOCK_DGRAM
+    with entered(place.namespace), socket.socket(*kind) as bird:
+        bird.bind((family.loopback, 0))
         port = bird.getsockname()[1]
-        bird.sendto(payload, ("127.0.0.1", port))
-    return Canary(place, payload, port)
+        bird.sendto(payload, (family.loopback, port))
+    return Canary(place, payload, Socket(ip=family.loopback, port=port))

@@ -36,10 +36,10 @@ def receiver(case: Case) -> Receiver | None:
         place = last.place
         return Receiver(kind=place.kind, name=place.name, node=place.node, ip=end.ip, port=end.port)  # type: ignore[arg-type]
     for pod in case.lab.pods:
-        if pod.address == end.ip and not pod.host_network:
+        if end.ip in pod.addresses and not pod.host_network:
             return Receiver(kind="pod", name=pod.key, node=pod.node, ip=end.ip, port=end.port)
     for node in case.lab.nodes:
-        if node.address == end.ip:
+        if end.ip in node.addresses:
             return Receiver(kind="node", name=node.name, node=node.name, ip=end.ip, port=end.port)
     return Receiver(kind="unknown", name=end.ip, node=None, ip=end.ip, port=end.port)
 

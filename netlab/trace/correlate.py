@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from netlab.trace.model import Hop, Leg, Nat, Rule, Tuple
+from netlab.trace.family import IPV4, family_of
+from netlab.trace.model import Hop, Leg, Nat, Outer, Rule, Tuple
 from netlab.trace.path import Passage, Tables, legs
 from netlab.trace.steps import Chapter, Narrator, Texts
 from netlab.trace.witnesses.conntrack import Entry
@@ -131,7 +132,7 @@ def _leg_of(run: Run, forward: list[Chapter], reply: list[Chapter], observed: Ob
             for chapter in chapters:
                 sighting = chapter.passage.after
                 outer = sighting.packet.outer if sighting else None
-                if outer and (outer.id, outer.sport) == (run.ip_id, run.flow.source.port):
+                if outer and _carries(outer, run):
                     return leg  # type: ignore[return-value]
         return "reply" if reply else "forward"
     if run.quoted:
@@ -142,6 +143,14 @@ def _leg_of(run: Run, forward: list[Chapter], reply: list[Chapter], observed: Ob
     if run.flow.source in sources and run.flow.destination in destinations:
         return "forward"
     return "reply"
+
+
+def _carries(outer: Outer, run: Run) -> bool:
+    """Whether the outer headers of a sighting are those of a run."""
+    if (outer.id, outer.sport) != (run.ip_id, run.flow.source.port):
+        return False
+    # IPv6 has no identification, and the answer may be carried from the same port.
+    return family_of(outer.src) is IPV4 or outer.src == run.flow.source.ip
 
 
 def _chapter_of(run: Run, chapters: list[Chapter], tables: Tables) -> Chapter | None:

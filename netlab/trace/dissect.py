@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from netlab.trace.family import IPV4, IPV6
 from netlab.trace.mark import Mark
 from netlab.trace.model import Outer, Packet
 
@@ -31,6 +32,25 @@ _UNREACHABLE = {
     13: "admin-prohibited",
 }
 _ICMP = {0: "echo-reply", 5: "redirect", 8: "echo-request", 11: "time-exceeded"}
+# RFC 4443
+_UNREACHABLE_6 = {
+    0: "no-route",
+    1: "admin-prohibited",
+    2: "beyond-scope",
+    3: "address-unreachable",
+    4: "port-unreachable",
+    5: "policy-failed",
+    6: "reject-route",
+}
+_PARAMETER_6 = {0: "bad-header", 1: "unknown-next-header", 2: "unknown-option"}
+_ICMP_6 = {
+    2: "packet-too-big",
+    3: "time-exceeded",
+    128: "echo-request",
+    129: "echo-reply",
+    137: "redirect",
+}
+_ECHOES: dict[int, Role] = {8: "probe", 0: "answer", 128: "probe", 129: "answer"}
 _VXLAN_VALID = 0x08
 
 
@@ -41,6 +61,7 @@ def load() -> ModuleType:
     conf.route_autoload = False
     conf.route6_autoload = False
     import scapy.layers.inet
+    import scapy.layers.inet6
     import scapy.layers.vxlan
 
     module: ModuleType = scapy.layers
@@ -61,41 +82,65 @@ def dissect(frame: bytes, mark: Mark, vxlan_port: int) -> Dissected | None:
     layers = load()
     inet = layers.inet
     ether = layers.l2.Ether(frame)
-    if not isinstance(ether.payload, inet.IP):
+    headers = _headers(ether, layers)
+    if headers is None:
         return None
     outer = None
-    ip = ether.payload
-    if isinstance(ip.payload, inet.UDP) and ip.payload.dport == vxlan_port:
+    ip, body = headers
+    if isinstance(body, inet.UDP) and body.dport == vxlan_port:
         # The port may be any, so the layers are joined here and not by scapy's table of ports.
-        vxlan = layers.vxlan.VXLAN(bytes(ip.payload.payload))
-        inner = layers.l2.Ether(bytes(vxlan.payload))
-        if not isinstance(inner.payload, inet.IP):
+        vxlan = layers.vxlan.VXLAN(bytes(body.payload))
+        inner = _headers(layers.l2.Ether(bytes(vxlan.payload)), layers)
+        if inner is None:
             return None
         outer = Outer(
             src=ip.src,
             dst=ip.dst,
-            sport=ip.payload.sport,
-            dport=ip.payload.dport,
-            ttl=ip.ttl,
-            length=ip.len,
-            id=ip.id,
+            sport=body.sport,
+            dport=body.dport,
+            ttl=_ttl(ip),
+            length=_length(ip),
+            id=ip.id if ip.version == 4 else ip.fl,
             vni=vxlan.vni if int(vxlan.flags) & _VXLAN_VALID else 0,
         )
-        ip = inner.payload
-    role = _role(ip, mark, inet)
+        ip, body = inner
+    role = _role(body, mark, layers)
     if role is None:
         return None
-    return Dissected(_packet(ether, ip, outer, inet), role)
+    return Dissected(_packet(ether, ip, body, outer, layers), role)
 
 
-def _role(ip: Any, mark: Mark, inet: Any) -> Role | None:
+def _headers(ether: Any, layers: Any) -> tuple[Any, Any] | None:
+    """A frame's IP header and the one of its transport, behind IPv6's extension headers."""
+    ip = ether.payload
+    if isinstance(ip, layers.inet.IP):
+        return ip, ip.payload
+    if not isinstance(ip, layers.inet6.IPv6):
+        return None
     body = ip.payload
-    if isinstance(body, inet.ICMP):
-        if isinstance(body.payload, inet.IPerror):
+    while isinstance(body, layers.inet6._IPv6ExtHdr):
+        body = body.payload
+    return ip, body
+
+
+def _ttl(ip: Any) -> int:
+    return int(ip.ttl if ip.version == 4 else ip.hlim)
+
+
+def _length(ip: Any) -> int:
+    """Of the whole packet in bytes; IPv6 counts without its own header."""
+    return int(ip.len if ip.version == 4 else ip.plen + IPV6.header)
+
+
+def _role(body: Any, mark: Mark, layers: Any) -> Role | None:
+    inet, inet6 = layers.inet, layers.inet6
+    if isinstance(body, inet.ICMP | inet6._ICMPv6):
+        if isinstance(body.payload, inet.IPerror | inet6.IPerror6):
             quoted = bytes(body.payload.payload)
             return "error" if any(needle in quoted for needle in mark.needles) else None
-        if mark.protocol == "icmp" and bytes(body.payload).startswith(mark.cookie):
-            return {8: "probe", 0: "answer"}.get(body.type)  # type: ignore[return-value]
+        said = body.data if isinstance(body, inet6._ICMPv6) else body.payload
+        if mark.protocol == "icmp" and bytes(said).startswith(mark.cookie):
+            return _ECHOES.get(body.type)
         return None
     if isinstance(body, inet.UDP) and mark.protocol == "udp":
         return "either" if bytes(body.payload).startswith(mark.cookie) else None
@@ -108,20 +153,20 @@ def _role(ip: Any, mark: Mark, inet: Any) -> Role | None:
     return None
 
 
-def _packet(ether: Any, ip: Any, outer: Outer | None, inet: Any) -> Packet:
-    body = ip.payload
+def _packet(ether: Any, ip: Any, body: Any, outer: Outer | None, layers: Any) -> Packet:
+    inet, family = layers.inet, IPV4 if ip.version == 4 else IPV6
     ported = isinstance(body, inet.TCP | inet.UDP)
-    protocol = {inet.TCP: "tcp", inet.UDP: "udp", inet.ICMP: "icmp"}.get(type(body), str(ip.proto))
+    is_icmp = isinstance(body, inet.ICMP | layers.inet6._ICMPv6)
     return Packet(
         src=ip.src,
         dst=ip.dst,
         sport=body.sport if ported else None,
         dport=body.dport if ported else None,
-        protocol=protocol,
-        ttl=ip.ttl,
-        length=ip.len,
+        protocol=family.icmp if is_icmp else "tcp" if isinstance(body, inet.TCP) else "udp",
+        ttl=_ttl(ip),
+        length=_length(ip),
         flags=str(body.flags) if isinstance(body, inet.TCP) else None,
-        icmp=_icmp(body) if isinstance(body, inet.ICMP) else None,
+        icmp=(_icmp(body) if family is IPV4 else _icmp6(body)) if is_icmp else None,
         src_mac=ether.src,
         dst_mac=ether.dst,
         outer=outer,
@@ -132,3 +177,11 @@ def _icmp(body: Any) -> str:
     if body.type == 3:
         return _UNREACHABLE.get(body.code, f"unreachable code {body.code}")
     return _ICMP.get(body.type, f"type {body.type} code {body.code}")
+
+
+def _icmp6(body: Any) -> str:
+    if body.type == 1:
+        return _UNREACHABLE_6.get(body.code, f"unreachable code {body.code}")
+    if body.type == 4:
+        return _PARAMETER_6.get(body.code, f"parameter-problem code {body.code}")
+    return _ICMP_6.get(body.type, f"type {body.type} code {body.code}")

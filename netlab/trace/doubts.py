@@ -11,13 +11,20 @@ from collections.abc import Iterable
 from netlab.datapath.overlay import vtep_mac
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_steps
+from netlab.trace.family import IPV6, Family, family_of, first_of
 from netlab.trace.model import Bridge, Leg, Neighbour, Route
 from netlab.trace.refusals import Doubt
 from netlab.trace.witnesses.decisions import Link
 from netlab.trace.witnesses.packets import Sighting
 
 NO_ROUTE_FIX = "add the route that is missing; `netlab up` puts a lab's own routes back"
-NEIGHBOUR_FIX = "find out why ARP is not answered: is the address there, is its link up?"
+
+
+def neighbour_fix(family: Family) -> str:
+    """What to look for where nobody tells a MAC."""
+    fix = f"find out why {family.neighbours} is not answered: is the address there, is its link up?"
+    # ARP is no IP and meets no rule of theirs.
+    return f"{fix} Does a rule drop ICMPv6?" if family is IPV6 else fix
 
 
 def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
@@ -37,7 +44,7 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
     for step in steps:
         if isinstance(step, Route) and step.device and not step.refuses:
             yield from _down(case, place, step.device)
-    # Before neighbours: a link that is down answers no ARP.
+    # Before neighbours: a link that is down answers nobody who asks for its MAC.
     for address in [target, *(step.address for step in steps if isinstance(step, Neighbour))]:
         for owner in _owners(case, address):
             if owner != place:
@@ -49,20 +56,22 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
 
 def refused(route: Route, place: Place) -> Doubt:
     """What a route or a rule that refuses means, and how it is taken away."""
-    namespace = place.namespace
+    family = family_of(route.destination)
+    ip = f"ip -n {place.namespace}{family.option}"
     if route.rule:
         words = f"a routing rule of {place} says {route.rule}"
-        removal = f"`ip -n {namespace} rule del {route.rule}`"
+        removal = f"`{ip} rule del {route.rule}`"
         return Doubt(route.type, words, f"if that is not meant: {removal}")
     if route.matched and route.type != "forwarding-off":
         words = f"{place} has a {route.type} route for {route.matched}"
         table = "" if route.table == "main" else f" table {route.table}"
-        removal = f"`ip -n {namespace} route del {route.type} {route.matched}{table}`"
+        removal = f"`{ip} route del {route.type} {route.matched}{table}`"
         return Doubt(route.type, words, f"if that is not meant: {removal}")
+    setting = family.forwarding.replace("/", ".")
     words, fix = {
         "forwarding-off": (
             f"has a route to {route.destination}, but forwarding is off",
-            f"`ip netns exec {namespace} sysctl net.ipv4.ip_forward=1`, or `netlab up`",
+            f"`ip netns exec {place.namespace} sysctl {setting}=1`, or `netlab up`",
         ),
         "unreachable": (f"says that {route.destination} cannot be reached", None),
         "prohibit": (f"is told by its routes not to send to {route.destination}", None),
@@ -99,18 +108,20 @@ def _wrong_tunnel(case: Case, place: Place, entry: Bridge) -> Iterable[Doubt]:
     """An FDB entry that is missing, or leads to another node than the MAC's."""
     if entry.port or entry.flooded:
         return
-    node = next((each for each in case.lab.nodes if vtep_mac(each) == entry.mac), None)
+    family = case.aim.family
+    version = family.version
+    node = next((each for each in case.lab.nodes if vtep_mac(each, version) == entry.mac), None)
+    address = first_of(family, node.addresses) if node else None
     command = f"bridge -n {place.namespace} fdb replace {entry.mac} dev {entry.device} dst"
-    fix = f"`{command} {node.address if node else 'NODE_ADDRESS'} self permanent`, or `netlab up`"
+    fix = f"`{command} {address or 'NODE_ADDRESS'} self permanent`, or `netlab up`"
     if entry.remote is None:
         yield Doubt("fdb-missing", f"{entry}, so {place} cannot tell which node to send it to", fix)
-    elif node and entry.remote != node.address:
-        there = next((each for each in case.lab.nodes if each.address == entry.remote), None)
+    elif node and entry.remote != address:
+        there = next((each for each in case.lab.nodes if entry.remote in each.addresses), None)
         whose = f"is node {there.name}'s" if there else "no node has"
         yield Doubt(
             "fdb-wrong",
-            f"{entry}, an address that {whose}: the MAC is that of node {node.name}, "
-            f"{node.address}",
+            f"{entry}, an address that {whose}: the MAC is that of node {node.name}, {address}",
             fix,
         )
 
@@ -126,10 +137,10 @@ def _unresolved(case: Case, place: Place, step: Neighbour) -> Doubt:
                 doubt.fix,
             )
     lab = case.lab
-    known = {lab.underlay.gateway, *(pod.address for pod in lab.pods)}
+    known = {*lab.underlay.gateways, *(each for pod in lab.pods for each in pod.addresses)}
     for node in lab.nodes:
-        known |= {node.address, node.bridge_address, *node.other_addresses}
-    fix = NEIGHBOUR_FIX
+        known |= {*node.addresses, *node.bridge_addresses}
+    fix = neighbour_fix(case.aim.family)
     if step.address not in known:
         why = "; no pod and no node of the lab has that address"
         fix = "`netlab get pods` lists the addresses that there are"

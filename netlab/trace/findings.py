@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
+from netlab.datapath.overlay import vxlan_device
 from netlab.trace.aim import in_lab
 from netlab.trace.case import (
     Case,
@@ -19,7 +20,8 @@ from netlab.trace.case import (
     receiver,
     rules,
 )
-from netlab.trace.doubts import NEIGHBOUR_FIX, NO_ROUTE_FIX, doubts, refused
+from netlab.trace.doubts import NO_ROUTE_FIX, doubts, neighbour_fix, refused
+from netlab.trace.family import IPV6
 from netlab.trace.model import REFUSING, Leg, Loss, Route, Rule
 from netlab.trace.refusals import Doubt, missing_service, said_by
 from netlab.trace.steps import Chapter
@@ -90,13 +92,17 @@ def _led_by_element(before: Rule | None, rule: Rule) -> bool:
 
 def _came_back(case: Case) -> list[str]:
     found = []
-    for role, words in (("refusal", "a TCP reset"), ("error", "ICMP")):
+    for role, words in (("refusal", "a TCP reset"), ("error", _icmp(case))):
         first = first_back(case, role)
         if first:
             packet = first[0].packet
             kind = f" {packet.icmp}" if packet.icmp else ""
             found.append(f"{words}{kind} from {packet.src}, sent by {first[0].place}")
     return found
+
+
+def _icmp(case: Case) -> str:
+    return "ICMPv6" if case.aim.family is IPV6 else "ICMP"
 
 
 # --- by what came back ---------------------------------------------------------------------------
@@ -144,11 +150,15 @@ def _by_route(case: Case) -> Loss | None:
 
 _ERRORS = {
     "net-unreachable": ("no-route", "has no route to {destination}"),
+    "no-route": ("no-route", "has no route to {destination}"),
     "host-unreachable": ("host-unreachable", "cannot reach {destination} on its link"),
+    "address-unreachable": ("host-unreachable", "cannot reach {destination} on its link"),
     "port-unreachable": ("port-closed", "has nothing that listens on {protocol} port {port}"),
     "protocol-unreachable": ("protocol-unreachable", "does not speak {protocol}"),
+    "unknown-next-header": ("protocol-unreachable", "does not speak {protocol}"),
     "fragmentation-needed": ("mtu", "cannot pass on {length} bytes in one piece"),
-    "time-exceeded": ("ttl", "found the time to live used up"),
+    "packet-too-big": ("mtu", "cannot pass on {length} bytes in one piece"),
+    "time-exceeded": ("ttl", "found the {lifetime} used up"),
 }
 
 
@@ -162,24 +172,26 @@ def _by_error(case: Case) -> Loss | None:
     kind = sighting.packet.icmp or "error"
     last = last_seen(case, "forward") if case.story.forward else None
     at_tunnel = last and last.packet.outer and last.direction == "in"
-    reason, words = _ERRORS.get(kind, (kind, f"sent ICMP {kind}"))
+    reason, words = _ERRORS.get(kind, (kind, f"sent {_icmp(case)} {kind}"))
     port = last.packet.dport if last else case.aim.port
     fact = words.format(
         destination=last.packet.dst if last else case.aim.destination,
         protocol=case.aim.protocol.upper(),
         port=port,
         length=last.packet.length if last else 0,
+        lifetime="hop limit" if case.aim.family is IPV6 else "time to live",
     )
     fix = _listen(case, port) if reason == "port-closed" else None
     if reason == "no-route":
         fix = NO_ROUTE_FIX
     if kind == "port-unreachable" and last and last.packet.outer and at_tunnel:
         reason = "tunnel-closed"
+        tunnel = vxlan_device(case.lab, case.aim.family.version)
         fact = (
-            f"does not listen on VXLAN port {last.packet.outer.dport}: its flannel.1 is down or "
+            f"does not listen on VXLAN port {last.packet.outer.dport}: its {tunnel} is down or "
             "missing"
         )
-        fix = f"`ip -n {place.namespace} link set flannel.1 up`, or `netlab up`"
+        fix = f"`ip -n {place.namespace} link set {tunnel} up`, or `netlab up`"
     return Loss(
         direction="forward",
         node=place.node,
@@ -213,13 +225,14 @@ def _never_sent(case: Case) -> Loss | None:
         )
     elif route and route.device:
         hop = route.via or case.aim.destination
+        asking = case.aim.family.neighbours
         neighbour = case.tables.neighbour(source, hop, route.device)
         if neighbour and neighbour.mac is None and neighbour.state != "none":
             doubt = Doubt(
                 "neighbour-unresolved",
-                f"nobody told {source} the MAC of {hop}, so the probe waits for ARP on "
+                f"nobody told {source} the MAC of {hop}, so the probe waits for {asking} on "
                 f"{route.device}",
-                NEIGHBOUR_FIX,
+                neighbour_fix(case.aim.family),
             )
     said = [f"the kernel's answer: {case.answer.error}"] if case.answer.error else []
     return Loss(
@@ -254,7 +267,7 @@ def _by_default_route(case: Case) -> Loss | None:
         if sent is None or not routes:
             continue
         route = routes[-1]
-        if route.matched != "0.0.0.0/0":
+        if route.matched != case.aim.family.every_address:
             return None
         if not in_lab(case.lab, route.destination):
             doubt = Doubt(

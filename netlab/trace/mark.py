@@ -13,15 +13,16 @@ import struct
 
 import msgspec
 
+from netlab.trace.family import IPV4, Family
 from netlab.trace.model import ProbeProtocol
 
 # Byte offsets from the start of the transport header, where nothing but plain headers comes
-# before: IPv4 without options, VXLAN over UDP with Ethernet inside (RFC 7348).
-_IP_HEADER = 20
+# before: IP without options, VXLAN over UDP with Ethernet and IP of the same family inside
+# (RFC 7348).
 _SEQUENCE = 4
 _PAYLOAD = 8  # of UDP and of ICMP echo
-_QUOTED = 8 + 20  # ICMP error: the quoted transport header
-_TUNNELLED = 8 + 8 + 14 + 20  # VXLAN: the inner transport header
+_ICMP = 8  # ICMP error: the quoted IP header
+_VXLAN = 8 + 8 + 14  # the inner IP header
 
 COOKIE_BYTES = 8
 
@@ -31,15 +32,15 @@ class Mark(msgspec.Struct, frozen=True):
 
     protocol: ProbeProtocol
     cookie: bytes
+    family: Family = IPV4
 
     @classmethod
-    def random(cls, protocol: ProbeProtocol) -> Mark:
+    def random(cls, protocol: ProbeProtocol, family: Family = IPV4) -> Mark:
         """A new one.  TCP: neither 0, which asks the kernel to choose, nor the last number."""
+        cookie = os.urandom(COOKIE_BYTES)
         if protocol == "tcp":
-            return cls(
-                protocol, (1 + int.from_bytes(os.urandom(4), "big") % 0xFFFFFFFE).to_bytes(4, "big")
-            )
-        return cls(protocol, os.urandom(COOKIE_BYTES))
+            cookie = (1 + int.from_bytes(cookie, "big") % 0xFFFFFFFE).to_bytes(4, "big")
+        return cls(protocol, cookie, family)
 
     @property
     def sequence(self) -> int:
@@ -54,7 +55,7 @@ class Mark(msgspec.Struct, frozen=True):
         return (self.cookie,)
 
     def words(self) -> list[tuple[int, bytes]]:
-        """(Offset from the start of an IPv4 header, four bytes): one holds for each of its packets.
+        """(Offset from the start of the IP header, four bytes): one holds for each of its packets.
 
         In ascending order of offsets.
         """
@@ -63,9 +64,9 @@ class Mark(msgspec.Struct, frozen=True):
             plain = [(_SEQUENCE, first), (_SEQUENCE + 4, answer)]
         else:
             plain = [(_PAYLOAD, self.cookie[:4])]
-        quoted = [(_QUOTED + offset, word) for offset, word in plain]
-        inner = [(_TUNNELLED + offset, word) for offset, word in plain + quoted]
-        return [(_IP_HEADER + offset, word) for offset, word in plain + quoted + inner]
+        quoted = [(self._quoted + offset, word) for offset, word in plain]
+        inner = [(self._tunnelled + offset, word) for offset, word in plain + quoted]
+        return [(self.family.header + offset, word) for offset, word in plain + quoted + inner]
 
     def conditions(self, vxlan_port: int) -> list[str]:
         """Matches of nftables that hold for the probe, its answers and its errors alone."""
@@ -74,25 +75,35 @@ class Mark(msgspec.Struct, frozen=True):
             answer = f"tcp ackseq {self.sequence + 1} tcp flags & (syn | rst) != 0"
             # Inside VXLAN only raw offsets reach.
             inner = [
-                f"@th,{8 * (_TUNNELLED + _SEQUENCE)},32 {self.sequence}",
-                f"@th,{8 * (_TUNNELLED + _SEQUENCE + 4)},32 {self.sequence + 1}",
-                self._cookie_at(_TUNNELLED + _QUOTED + _SEQUENCE),
+                f"@th,{8 * (self._tunnelled + _SEQUENCE)},32 {self.sequence}",
+                f"@th,{8 * (self._tunnelled + _SEQUENCE + 4)},32 {self.sequence + 1}",
+                self._cookie_at(self._tunnelled + self._quoted + _SEQUENCE),
             ]
-            quoted = self._cookie_at(_QUOTED + _SEQUENCE)
+            quoted = self._cookie_at(self._quoted + _SEQUENCE)
             plain = [first, answer]
         else:
-            plain = [f"meta l4proto {self.protocol} {self._cookie_at(_PAYLOAD)}"]
+            protocol = self.family.icmp if self.protocol == "icmp" else self.protocol
+            plain = [f"meta l4proto {protocol} {self._cookie_at(_PAYLOAD)}"]
             inner = [
-                self._cookie_at(_TUNNELLED + _PAYLOAD),
-                self._cookie_at(_TUNNELLED + _QUOTED + _PAYLOAD),
+                self._cookie_at(self._tunnelled + _PAYLOAD),
+                self._cookie_at(self._tunnelled + self._quoted + _PAYLOAD),
             ]
-            quoted = self._cookie_at(_QUOTED + _PAYLOAD)
-        errors = "destination-unreachable, time-exceeded, parameter-problem, redirect"
+            quoted = self._cookie_at(self._quoted + _PAYLOAD)
         return [
             *plain,
-            f"icmp type {{ {errors} }} {quoted}",
+            f"{self.family.icmp} type {{ {self.family.icmp_errors} }} {quoted}",
             *(f"udp dport {vxlan_port} {match}" for match in inner),
         ]
+
+    @property
+    def _quoted(self) -> int:
+        """ICMP error: the quoted transport header."""
+        return _ICMP + self.family.header
+
+    @property
+    def _tunnelled(self) -> int:
+        """VXLAN: the inner transport header."""
+        return _VXLAN + self.family.header
 
     def _cookie_at(self, offset: int) -> str:
         return f"@th,{8 * offset},{8 * len(self.cookie)} 0x{self.cookie.hex()}"
@@ -106,4 +117,4 @@ class Mark(msgspec.Struct, frozen=True):
             return self.protocol == "tcp" and (
                 header[4:8] == self.cookie or header[8:12] == self.needles[1]
             )
-        return protocol in (1, 17) and header[8:16] == self.cookie
+        return protocol in (self.family.icmp_number, 17) and header[8:16] == self.cookie

@@ -35,7 +35,9 @@ class Socket(Data, frozen=True, kw_only=True):
     port: int | None = None
 
     def __str__(self) -> str:
-        return self.ip if self.port is None else f"{self.ip}:{self.port}"
+        if self.port is None:
+            return self.ip
+        return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
 class Tuple(Data, frozen=True, kw_only=True):
@@ -62,7 +64,7 @@ class Outer(Data, frozen=True, kw_only=True):
     dport: int
     ttl: int
     length: int  # of the outer IP packet, bytes
-    id: int  # IP identification
+    id: int  # IP identification; of IPv6 the flow label
     vni: int
 
     def __str__(self) -> str:
@@ -72,8 +74,8 @@ class Outer(Data, frozen=True, kw_only=True):
 class Packet(Data, frozen=True, kw_only=True):
     """The packet as it was on one device; inside a tunnel the inner one, with `outer`.
 
-    `length` is that of the IP packet in bytes, `flags` the TCP flags in scapy's letters ("SA"),
-    `icmp` type and code in words.
+    `ttl` is the hop limit of IPv6, `length` that of the IP packet in bytes, `flags` the TCP flags
+    in scapy's letters ("SA"), `icmp` type and code in words.
     """
 
     src: str

@@ -22,18 +22,21 @@ import msgspec
 from netlab.kernel.namespaces import entered
 from netlab.trace import dissect
 from netlab.trace.aim import Aim
+from netlab.trace.family import IPV4, Family, first_of
 from netlab.trace.mark import Mark
 from netlab.trace.model import Socket
 from netlab.trace.witnesses.rules import Rules
 
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
 _TCP_SEND_QUEUE = 2
-_IP_RECVERR = 11
+# Level, option to have errors queued, which is also their kind: ip(7), ipv6(7)
+_ERROR_QUEUE = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
 _DISCARD = 9  # a port that is only named, never sent to
-_ECHO_REPLY = 0
 # What an answer may take after a rule has dropped the probe, which should mean that none comes.
 _GRACE_S = 0.05
-_ICMP_ERRORS = (3, 11, 12)  # destination unreachable, time exceeded, parameter problem
+_ECHO_REPLY = {4: 0, 6: 129}
+# Destination unreachable, packet too big (IPv6), time exceeded, parameter problem
+_ICMP_ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}
 
 # With these connect() says that it found no way, and has sent nothing.
 _UNSENT = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EINVAL, errno.EACCES)
@@ -69,13 +72,15 @@ def send(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
         return probe(aim, mark, timeout_s, rules)
     except OSError as error:
         # The address to send from is not there, or no port is free.
-        source = Socket(ip=aim.source_address or (*aim.source.addresses, "0.0.0.0")[0])
+        source = Socket(ip=_own_address(aim))
         return _answer(source, begin, error.errno, unsent=True)
 
 
 def _tcp(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
     with entered(aim.source.namespace):
-        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        connection = socket.socket(
+            aim.family.address_family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        )
     with connection:
         connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
         connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _TCP_SEND_QUEUE)
@@ -87,7 +92,7 @@ def _tcp(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
             connection.bind((aim.source_address, 0))
         # An ICMP error that comes back while connect() still holds the socket, as it does over
         # veth, is not reported by connect(); the error queue has it.
-        connection.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        connection.setsockopt(*_ERROR_QUEUE[aim.family.version], 1)
         begin = time.monotonic()
         code = connection.connect_ex((aim.destination, aim.port))
         source = _source(aim, connection)
@@ -96,32 +101,33 @@ def _tcp(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
         if code == errno.EINPROGRESS:
             if not _Wait(connection, select.POLLOUT, begin + timeout_s, rules).ready():
                 return _answer(source, begin, None)
-            code = _queued_error(connection) or connection.getsockopt(
+            code = _queued_error(connection, aim.family) or connection.getsockopt(
                 socket.SOL_SOCKET, socket.SO_ERROR
             )
         return _answer(source, begin, code)
 
 
-def _queued_error(connection: socket.socket) -> int:
+def _queued_error(connection: socket.socket, family: Family) -> int:
     """The errno in the error queue's `struct sock_extended_err`, 0 if it is empty."""
     with contextlib.suppress(BlockingIOError):
         _, ancillary, _, _ = connection.recvmsg(1, 256, socket.MSG_ERRQUEUE)
         for level, kind, data in ancillary:
-            if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR):
+            if (level, kind) == _ERROR_QUEUE[family.version]:
                 return int.from_bytes(data[:4], sys.byteorder)
     return 0
 
 
 def _datagram(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
+    family = aim.family
     with entered(aim.source.namespace):
-        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        raw = socket.socket(family.address_family, socket.SOCK_RAW, socket.IPPROTO_RAW)
         # It holds the source port of a UDP probe, so that the kernel does not answer the answer
         # with "port unreachable"; for ICMP its connect() only tells the source address.
-        held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        held = socket.socket(family.address_family, socket.SOCK_DGRAM)
         receiver = (
             held
             if aim.protocol == "udp"
-            else socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+            else socket.socket(family.address_family, socket.SOCK_RAW, family.icmp_number)
         )
     with raw, held, receiver:
         if aim.source_address:
@@ -130,7 +136,7 @@ def _datagram(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
         source = _source(aim, held)
         if code:
             return _answer(source, time.monotonic(), code, unsent=True)
-        packet = _build(aim, mark, held.getsockname())
+        packet = _build(aim, mark, *held.getsockname()[:2])
         begin = time.monotonic()
         try:
             raw.sendto(packet, (aim.destination, 0))
@@ -140,14 +146,19 @@ def _datagram(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
         return _answer(source, begin, _receive(aim, mark, receiver, wait))
 
 
-def _build(aim: Aim, mark: Mark, source: tuple[str, int]) -> bytes:
-    inet = dissect.load().inet
-    address, port = source
-    ip = inet.IP(src=address, dst=aim.destination, ttl=64, flags="DF")
-    if aim.protocol == "udp":
-        body = inet.UDP(sport=port, dport=aim.port)
+def _build(aim: Aim, mark: Mark, address: str, port: int) -> bytes:
+    layers = dissect.load()
+    inet, inet6 = layers.inet, layers.inet6
+    identity = os.getpid() & 0xFFFF
+    if aim.family is IPV4:
+        ip = inet.IP(src=address, dst=aim.destination, ttl=64, flags="DF")
+        echo = inet.ICMP(type="echo-request", id=identity, seq=1)
     else:
-        body = inet.ICMP(type="echo-request", id=os.getpid() & 0xFFFF, seq=1)
+        # The flow label is what an error that quotes the packet is told from others by.
+        label = int.from_bytes(os.urandom(4), "big") % (1 << 20)
+        ip = inet6.IPv6(src=address, dst=aim.destination, hlim=64, fl=label)
+        echo = inet6.ICMPv6EchoRequest(id=identity, seq=1)
+    body = inet.UDP(sport=port, dport=aim.port) if aim.protocol == "udp" else echo
     return bytes(ip / body / mark.cookie)
 
 
@@ -187,20 +198,28 @@ def _receive(aim: Aim, mark: Mark, receiver: socket.socket, wait: _Wait) -> int 
             return error.errno
         if aim.protocol == "udp":
             return 0
-        header = (data[0] & 15) * 4
-        if data[header] == _ECHO_REPLY and data[header + 8 :].startswith(mark.cookie):
+        # A raw socket of IPv6 gives the message without its header: raw(7), ipv6(7)
+        header = (data[0] & 15) * 4 if aim.family is IPV4 else 0
+        version = aim.family.version
+        if data[header] == _ECHO_REPLY[version] and data[header + 8 :].startswith(mark.cookie):
             return 0
-        if data[header] in _ICMP_ERRORS and mark.cookie in data:
+        if data[header] in _ICMP_ERRORS[version] and mark.cookie in data:
             return errno.EHOSTUNREACH
     return None
 
 
 def _source(aim: Aim, used: socket.socket) -> Socket:
     """Where a socket sends from; before a route was found, the source's own address."""
-    address, port = used.getsockname()
-    if address == "0.0.0.0":
-        address = aim.source_address or (*aim.source.addresses, address)[0]
+    address, port = used.getsockname()[:2]
+    if address == aim.family.unspecified:
+        address = _own_address(aim)
     return Socket(ip=address, port=None if aim.protocol == "icmp" else port)
+
+
+def _own_address(aim: Aim) -> str:
+    return (
+        aim.source_address or first_of(aim.family, aim.source.addresses) or aim.family.unspecified
+    )
 
 
 def _answer(source: Socket, begin: float, code: int | None, unsent: bool = False) -> Answer:

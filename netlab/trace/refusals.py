@@ -11,7 +11,8 @@ from typing import NamedTuple
 from netlab.topology.model import Service
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, rules
-from netlab.trace.model import Rule
+from netlab.trace.family import IPV4, IPV6
+from netlab.trace.model import Rule, Socket
 from netlab.trace.witnesses.nftables_text import KUBE_PROXY
 
 # Of kube-proxy's chain cluster-ips-check.
@@ -35,9 +36,9 @@ def said_by(rule: Rule, place: Place, case: Case) -> Doubt:
 def missing_service(case: Case) -> Doubt:
     """What is known of the destination, an address of the Service CIDR that was not translated."""
     address = case.aim.destination
-    at = f"{address}:{case.aim.port}" if case.aim.port else address
+    at = Socket(ip=address, port=case.aim.port)
     for service in case.lab.services:
-        if service.cluster_ip == address:
+        if address in service.cluster_ips:
             known = ", ".join(f"{port.port}/{port.protocol}" for port in service.ports)
             if case.aim.protocol == "icmp":
                 return Doubt(
@@ -126,8 +127,12 @@ def _of_cluster_ips(rule: Rule, place: Place, case: Case) -> Doubt | None:
 
 def _accepting(rule: Rule) -> str:
     if (rule.rule or "").startswith("-P "):
-        return f"iptables -t {rule.table} -P {rule.chain} ACCEPT"
+        return f"{_iptables(rule)} -t {rule.table} -P {rule.chain} ACCEPT"
     return f"nft 'chain {rule.family} {rule.table} {rule.chain} {{ policy accept; }}'"
+
+
+def _iptables(rule: Rule) -> str:
+    return next(each.iptables for each in (IPV4, IPV6) if each.nft == rule.family)
 
 
 def _of_any(rule: Rule, place: Place) -> Doubt:
@@ -142,6 +147,6 @@ def _of_any(rule: Rule, place: Place) -> Doubt:
     text = rule.rule or ""
     removal = f"nft delete rule {rule.family} {rule.table} {rule.chain} handle {rule.handle}"
     if text.startswith("-A "):
-        removal = f"iptables -t {rule.table} -D {text[3:]}"
+        removal = f"{_iptables(rule)} -t {rule.table} -D {text[3:]}"
     fix = f"if that is not meant: `ip netns exec {place.namespace} {removal}`"
     return Doubt(f"{what}-by-rule", f"a rule {stands} {what} it", fix if text else None)

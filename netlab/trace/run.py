@@ -28,7 +28,7 @@ def trace(lab: Lab, request: Request) -> Trace:
     """
     decided = aim(lab, request)
     _require_namespaces(lab, decided)
-    with Watch(lab, decided, mark := Mark.random(decided.protocol)) as watch:
+    with Watch(lab, decided, mark := Mark.random(decided.protocol, decided.family)) as watch:
         answer = probe.send(decided, mark, request.timeout_s, watch.rules)
         observed = watch.observed(answer)
         story = correlate(observed)

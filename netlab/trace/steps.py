@@ -214,7 +214,7 @@ def _is_own(chapter: Chapter, tables: Tables) -> bool:
     place, address = chapter.passage.place, chapter.end.destination.ip
     assert place is not None
     route = tables.route(place, address)
-    return route.type == "local" if route else address in place.addresses
+    return route.type in ("local", "anycast") if route else address in place.addresses
 
 
 def _neighbour(place: Place, route: Route, tables: Tables) -> Iterable[Neighbour]:

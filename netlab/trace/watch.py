@@ -37,10 +37,11 @@ class Watch:
     def __init__(self, lab: Lab, aim: Aim, mark: Mark) -> None:
         self._aim = aim
         self._cookie = canary.new_cookie()
+        self._family = mark.family
         self._packets = Packets(mark, lab.overlay.port, self._cookie)
         self.rules = Rules(mark, lab.overlay.port, self._cookie)
         self._connections = Connections()
-        self.decisions = Decisions()
+        self.decisions = Decisions(mark.family)
         self._witnesses: list[Witness] = [
             self._packets,
             self.rules,
@@ -92,7 +93,9 @@ class Watch:
             ),
             sightings=sightings,
             runs=runs,
-            entries=of_probe(self._connections.events(), self._aim.protocol, seen),
+            entries=of_probe(
+                self._connections.events(), self._family.number_of(self._aim.protocol), seen
+            ),
             tables=self.decisions,
             texts=texts,
         )
@@ -114,7 +117,7 @@ class Watch:
         )
 
     def _fly(self, number: int) -> list[Blind]:
-        return canary.fly(self._aim.places, self._witnesses, self._cookie, number)
+        return canary.fly(self._aim.places, self._witnesses, self._family, self._cookie, number)
 
     def _beside(self, work: Callable[[], object]) -> None:
         thread = threading.Thread(target=work)

@@ -13,14 +13,15 @@ from typing import Any, Protocol
 import msgspec
 
 from netlab.trace.aim import Place
+from netlab.trace.model import Socket
 
 
 class Canary(msgspec.Struct, frozen=True):
-    """A datagram from 127.0.0.1 to itself in one namespace; `port` is both its ports."""
+    """A datagram from a loopback address and port to itself in one namespace."""
 
     place: Place
     cookie: bytes  # the payload
-    port: int
+    end: Socket
 
 
 class Witness(Protocol):

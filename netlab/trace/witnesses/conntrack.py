@@ -16,11 +16,11 @@ from netlab.kernel.namespaces import entered
 from netlab.kernel.nfnetlink import Listener
 from netlab.problems import NetlabError
 from netlab.trace.aim import Place
+from netlab.trace.family import family_of
 from netlab.trace.model import Socket, Tuple
 from netlab.trace.witnesses import Canary
 
 _GROUPS = (1, 2, 3)  # new, update, destroy
-_PROTOCOL_NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17}
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -62,13 +62,13 @@ class Connections:
         if listener is None:
             return True
         self._read(canary.place, listener)
-        end = ("127.0.0.1", canary.port)
+        end = (canary.end.ip, canary.end.port)
         for key, entry in self._entries.items():
             source = (entry.original.source, entry.original.source_port)
             if key[0] == canary.place and source == end:
                 self._canaries.add(key)
                 return True
-        if _tracks(canary.place):
+        if _tracks(canary):
             return False
         if canary.place.name not in self._untracked:
             self._untracked.append(canary.place.name)
@@ -115,25 +115,27 @@ class Connections:
         return f"{'partial' if self._entries else 'unavailable'}: {'; '.join(problems)}"
 
 
-def _tracks(place: Place) -> bool:
-    """Whether anything is tracked in a namespace that has just sent a canary.
+def _tracks(canary: Canary) -> bool:
+    """Whether a namespace that has just sent a canary tracks anything of its family.
 
-    Tracking begins when a rule asks for it.  The table's size is known without events; if it is
-    empty, nobody tracked the canary.
+    Tracking begins when a rule of that family asks for it.  The table's size is known without
+    events; if it is empty, nobody tracked the canary.
     """
-    with entered(place.namespace), open("/proc/sys/net/netfilter/nf_conntrack_count") as file:
-        return file.read().strip() != "0"
+    namespace = canary.place.namespace
+    with entered(namespace), open("/proc/sys/net/netfilter/nf_conntrack_count") as file:
+        if file.read().strip() == "0":
+            return False
+    return bool(conntrack.dump(namespace, family_of(canary.end.ip).version))
 
 
 def of_probe(
-    entries: Sequence[Entry], protocol: str, seen: Collection[tuple[Place, Tuple]]
+    entries: Sequence[Entry], protocol: int, seen: Collection[tuple[Place, Tuple]]
 ) -> list[Entry]:
     """The entries of a probe: those whose original tuple a packet of it had in their namespace."""
-    number = _PROTOCOL_NUMBERS[protocol]
     return [
         entry
         for entry in entries
-        if entry.protocol == number and (entry.place, entry.original) in seen
+        if entry.protocol == protocol and (entry.place, entry.original) in seen
     ]
 
 

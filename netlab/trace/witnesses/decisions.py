@@ -39,6 +39,7 @@ from netlab.kernel.rtnetlink import (
     mac_bytes,
 )
 from netlab.trace.aim import Place
+from netlab.trace.family import IPV6, Family
 from netlab.trace.model import REFUSING, Bridge, Neighbour, Route
 from netlab.trace.witnesses import Canary
 from netlab.trace.witnesses.refused_routes import TYPES, Question, find
@@ -90,7 +91,8 @@ class Decisions:
 
     name = "decisions"
 
-    def __init__(self) -> None:
+    def __init__(self, family: Family) -> None:
+        self._family = family
         self._sockets: dict[Place, Netlink] = {}
         self._links: dict[tuple[Place, str | int], Link | None] = {}
         self._failed: list[str] = []
@@ -152,21 +154,22 @@ class Decisions:
 
         A route with `matched` None is the kernel's refusal, and `type` says which.
         """
-        bits = 32 if source else 0
-        body = _ROUTE.pack(socket.AF_INET, 32, bits, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
-        body += attribute(RTA_DST, socket.inet_aton(destination))
+        ip = self._family
+        bits = ip.bits if source else 0
+        body = _ROUTE.pack(ip.address_family, ip.bits, bits, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
+        body += attribute(RTA_DST, ip.packed(destination))
         if source:
-            body += attribute(RTA_SRC, socket.inet_aton(source))
+            body += attribute(RTA_SRC, ip.packed(source))
         if iif:
             link = self.link(place, iif)
             body += number(RTA_IIF, link.index if link else 0)
         if mark:
             body += number(RTA_MARK, mark)
+        question = Question(ip, destination, source, iif, mark)
         try:
             netlink = self._sockets[place]
             answer = netlink.get(RTM_GETROUTE, body)
         except NetlinkError as error:
-            question = Question(destination, source, iif, mark)
             return self._refused(place, question, error.errno or 0)
         except (KeyError, OSError):
             return None
@@ -175,23 +178,31 @@ class Decisions:
         if RTA_TABLE in found:
             table = _u32(found[RTA_TABLE])
         out = self.link(place, _u32(found[RTA_OIF])) if RTA_OIF in found else None
+        kept = TYPES.get(kind, str(kind))
+        if iif and kept == "unicast" and ip is IPV6 and not self._forwards(place, iif):
+            kept = "forwarding-off"  # which a lookup of IPv6 does not heed
         return Route(
             destination=destination,
-            matched=f"{_address(found.get(RTA_DST)) or '0.0.0.0'}/{bits}",
+            matched=f"{_address(found.get(RTA_DST)) or ip.unspecified}/{bits}",
             device=out.name if out else None,
             via=_address(found.get(RTA_GATEWAY)),
             source=_address(found.get(RTA_PREFSRC)),
             table=_TABLES.get(table, str(table)),
-            type=TYPES.get(kind, str(kind)),
+            type=kept,
         )
+
+    def _forwards(self, place: Place, device: str) -> bool:
+        """Whether what comes in by a device is passed on."""
+        settings = self._family.forwarding, f"net/ipv6/conf/{device}/force_forwarding"
+        return any(_setting(place, each) not in ("0", None) for each in settings)
 
     def neighbour(self, place: Place, address: str, device: str) -> Neighbour | None:
         """The entry of a next hop; one without MAC and state "none" if there is no entry."""
         link = self.link(place, device)
         if link is None:
             return None
-        body = _NEIGHBOUR.pack(socket.AF_INET, link.index, 0, 0, 0)
-        body += attribute(NDA_DST, socket.inet_aton(address))
+        body = _NEIGHBOUR.pack(self._family.address_family, link.index, 0, 0, 0)
+        body += attribute(NDA_DST, self._family.packed(address))
         with self._asking(place) as netlink:
             answer = netlink.get(RTM_GETNEIGH, body)
             _, _, state, _, _ = _NEIGHBOUR.unpack_from(answer)
@@ -229,10 +240,7 @@ class Decisions:
 
     def bridge_netfilter(self, place: Place) -> bool:
         """Whether iptables' PREROUTING runs where a frame enters a bridge (br_netfilter)."""
-        path = "/proc/sys/net/bridge/bridge-nf-call-iptables"
-        with suppress(OSError), entered(place.namespace), open(path) as file:
-            return file.read().strip() == "1"
-        return False
+        return _setting(place, self._family.bridge_netfilter) == "1"
 
     def ports(self, place: Place, bridge: str) -> list[Link]:
         """A bridge's ports."""
@@ -313,4 +321,13 @@ def _u32(data: bytes) -> int:
 
 
 def _address(data: bytes | None) -> str | None:
-    return socket.inet_ntoa(data) if data else None
+    if not data:
+        return None
+    return socket.inet_ntop(socket.AF_INET if len(data) == 4 else socket.AF_INET6, data)
+
+
+def _setting(place: Place, path: str) -> str | None:
+    """The value of a sysctl by its path below /proc/sys; None if this kernel has none."""
+    with suppress(OSError), entered(place.namespace), open(f"/proc/sys/{path}") as file:
+        return file.read().strip()
+    return None

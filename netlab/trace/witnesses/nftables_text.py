@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KUBE_PROXY = "kube-proxy"
 
 _RULE = re.compile(r"^\s*(.*?)\s*# handle (\d+)$")
-_LOOKUP = re.compile(r"(ip daddr \. )?meta l4proto \. th dport vmap @(\S+)")
+_LOOKUP = re.compile(r"(ip6? daddr \. )?meta l4proto \. th dport vmap @(\S+)")
 _ELEMENT = re.compile(r"elements = \{ (.*) \}\n")
 
 
@@ -64,8 +64,9 @@ class Listing:
         found = (_RULE.match(line) for line in listing.splitlines())
         return {int(rule.group(2)): rule.group(1) for rule in found if rule}
 
-    def element(self, table: str, lookup: Lookup) -> str | None:
+    def element(self, family: str, table: str, lookup: Lookup) -> str | None:
         """The element that a look-up found, as nft writes it; None if it is gone."""
-        _, listing, _ = self._nft.cmd(f"get element ip {table} {lookup.map} {{ {lookup.key} }}")
+        asked = f"get element {family} {table} {lookup.map} {{ {lookup.key} }}"
+        _, listing, _ = self._nft.cmd(asked)
         found = _ELEMENT.search(listing)
         return found.group(1) if found else None

@@ -20,6 +20,7 @@ import msgspec
 from netlab.kernel.namespaces import entered
 from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
+from netlab.trace.family import IPV6
 from netlab.trace.mark import Mark
 from netlab.trace.model import Direction, Packet
 from netlab.trace.witnesses import Canary
@@ -35,7 +36,8 @@ _PACKET_OUTGOING = 4
 _TIMESPEC = struct.Struct("@qq")
 _ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size)
 _MAC_HEADER = 14
-_CANARY_OFFSET = 20 + 8  # behind IPv4 and UDP headers
+_UDP_HEADER = 8
+_EXTENSION = 8  # the shortest extension header of IPv6, such as that of fragments
 
 # linux/filter.h
 _INSTRUCTION = struct.Struct("=HBBI")
@@ -73,7 +75,7 @@ class Packets:
     def __init__(self, mark: Mark, vxlan_port: int, canary: bytes) -> None:
         self._mark = mark
         self._vxlan_port = vxlan_port
-        self._filter = _program([*mark.words(), (_CANARY_OFFSET, canary[:4])])
+        self._filter = program(_words(mark, canary))
         self._sockets: dict[Place, socket.socket] = {}
         self._frames: dict[Place, list[_Frame]] = {}
         self._needles = mark.needles
@@ -94,7 +96,7 @@ class Packets:
             except OSError as error:
                 self._failed.append(f"{place}: {error.strerror}")
                 continue
-            _attach(tap, self._filter)
+            attach(tap, self._filter)
             tap.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             # Without CAP_NET_ADMIN outside the namespace the default size has to do.
             with contextlib.suppress(PermissionError):
@@ -184,7 +186,15 @@ class Packets:
         return f"partial: {'; '.join(problems)}" if problems else "ok"
 
 
-def _program(words: list[tuple[int, bytes]]) -> bytes:
+def _words(mark: Mark, canary: bytes) -> list[tuple[int, bytes]]:
+    """What is looked for behind the MAC header: the probe's mark, the canary's cookie."""
+    words = [*mark.words(), (mark.family.header + _UDP_HEADER, canary[:4])]
+    if mark.family is IPV6:
+        words += [(offset + _EXTENSION, word) for offset, word in words]
+    return words
+
+
+def program(words: list[tuple[int, bytes]]) -> bytes:
     """A classic BPF program that keeps frames with one of these words behind their MAC header.
 
     A load from behind the end of a frame ends the program, so the offsets ascend.
@@ -197,7 +207,7 @@ def _program(words: list[tuple[int, bytes]]) -> bytes:
     return code + _INSTRUCTION.pack(_RETURN, 0, 0, 0)
 
 
-def _attach(tap: socket.socket, program: bytes) -> None:
+def attach(tap: socket.socket, program: bytes) -> None:
     """Have the kernel drop what the program does not keep, before it costs anybody time."""
     import ctypes
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import NetlinkError, attributes, text
 from netlab.kernel.netlink import Socket as Netlink
-from netlab.kernel.nfnetlink import FAMILY_IPV4, SUBSYSTEM_NFTABLES, request_body
+from netlab.kernel.nfnetlink import SUBSYSTEM_NFTABLES, request_body
 from netlab.trace.aim import Place
+from netlab.trace.family import IPV4, IPV6
 from netlab.trace.model import Rule
 from netlab.trace.witnesses.nftables_text import (
     KUBE_PROXY,
@@ -49,7 +50,8 @@ _SERVED = re.compile(
 _COMMENT = re.compile(r'--comment (?:"((?:[^"\\]|\\.)*)"|(\S+))')
 
 # linux/netfilter.h, NFPROTO_*
-_FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge"}
+_FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
+_IPTABLES = {family.address_family: family.iptables for family in (IPV4, IPV6)}
 
 Chain = tuple[Place, int, str, str]  # place, family, table, chain
 
@@ -92,7 +94,7 @@ class RuleTexts:
             comment=comment,
             object=served_object(comment or comment_of(element or "") or "")
             or self._served_in_nftables(run, match),
-            family=_FAMILIES.get(run.family, "ip"),
+            family=_FAMILIES[run.family],
             outer=run.outer,
         )
 
@@ -114,19 +116,19 @@ class RuleTexts:
         return None
 
     def _read(self, place: Place, chains: list[Chain], runs: list[Run]) -> None:
-        iptables = shutil.which("iptables-nft") or shutil.which("iptables")
         native: Listing | None = None
         with entered(place.namespace), Netlink(_NETLINK_NETFILTER) as netlink:
             for family, table, chain in {(run.family, run.table, run.chain) for run in runs}:
                 self._hooks[place, family, table, chain] = _hook(netlink, family, table, chain)
             for each in chains:
                 _, family, table, chain = each
-                if iptables and family == FAMILY_IPV4 and table in _IPTABLES_TABLES:
-                    handles = _handles(netlink, table, chain)
+                iptables = _iptables(family) if table in _IPTABLES_TABLES else None
+                if iptables:
+                    handles = _handles(netlink, family, table, chain)
                     self._printing.append((each, handles, _print(iptables, table, chain)))
                 else:
                     native = native or Listing()
-                    self._texts[each] = native.rules(_FAMILIES.get(family, "ip"), table, chain)
+                    self._texts[each] = native.rules(_FAMILIES[family], table, chain)
             if native:
                 self._look_up(place, runs, native)
 
@@ -137,7 +139,7 @@ class RuleTexts:
                 text = self._text(run, match)
                 lookup = lookup_of(text, run) if text else None
                 if lookup and not served_by_chain(match.target or ""):
-                    found = native.element(run.table, lookup)
+                    found = native.element(_FAMILIES[run.family], run.table, lookup)
                     self._elements[place, run.table, lookup] = found
 
     def _collect(self) -> None:
@@ -174,8 +176,13 @@ def _hook(netlink: Netlink, family: int, table: str, chain: str) -> str:
     return _HOOKS[int.from_bytes(number, "big")] if number else chain
 
 
-def _handles(netlink: Netlink, table: str, chain: str) -> list[int]:
-    body = request_body(text(_RULE_TABLE, table) + text(_RULE_CHAIN, chain))
+def _iptables(family: int) -> str | None:
+    name = _IPTABLES.get(family)
+    return (shutil.which(f"{name}-nft") or shutil.which(name)) if name else None
+
+
+def _handles(netlink: Netlink, family: int, table: str, chain: str) -> list[int]:
+    body = request_body(text(_RULE_TABLE, table) + text(_RULE_CHAIN, chain), family)
     rules = (attributes(rule, 4) for rule in netlink.dump(_GET_RULE, body))
     return [
         int.from_bytes(rule[_RULE_HANDLE], "big")

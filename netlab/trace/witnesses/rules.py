@@ -23,9 +23,10 @@ import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import attributes
-from netlab.kernel.nfnetlink import FAMILY_IPV4, SUBSYSTEM_NFTABLES, Listener
+from netlab.kernel.nfnetlink import SUBSYSTEM_NFTABLES, Listener
 from netlab.kernel.xtables import legacy_tables
 from netlab.trace.aim import Place
+from netlab.trace.family import IPV4
 from netlab.trace.mark import Mark
 from netlab.trace.model import Socket, Tuple
 from netlab.trace.witnesses import Canary
@@ -45,10 +46,10 @@ _VERDICTS = {0: "drop", 1: "accept", 2: "stolen", 3: "queue", 4: "repeat"} | {
     -4: "goto",
     -5: "return",
 }
-_PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp"}
+_PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 TABLE = """\
-table ip {name} {{
+table {family} {name} {{
   flags owner;
   comment "netlab trace";
   chain prerouting {{
@@ -82,12 +83,12 @@ class Run(msgspec.Struct):
     oif: str | None
     protocol: str
     flow: Tuple
-    ip_id: int
+    ip_id: int  # of IPv6 the flow label
     quoted: bytes  # of an ICMP error what its header and the quoted one begin with, else empty
     outer: bool  # whether this is the outer packet of a tunnel
     ours: bool  # known by its transport header
     mark: int = 0  # when it entered the chain
-    family: int = FAMILY_IPV4  # of the table, NFPROTO_*
+    family: int = IPV4.address_family  # of the table, NFPROTO_*
     matches: list[Match] = []
     policy: str | None = None
 
@@ -147,7 +148,9 @@ class Rules:
             f"meta l4proto udp @th,64,64 0x{self._canary.hex()}",
         ]
         rules = "\n    ".join(f"{condition} meta nftrace set 1" for condition in conditions)
-        status, _, refused = owner.cmd(TABLE.format(name=self._table, rules=rules))
+        status, _, refused = owner.cmd(
+            TABLE.format(family=self._mark.family.nft, name=self._table, rules=rules)
+        )
         if status:
             listener.close()
             self._failed.append(f"{place.name}: nftables: {refused.splitlines()[0]}")
@@ -213,16 +216,18 @@ class Rules:
 
     def _run(self, place: Place, family: int, event: dict[int, bytes]) -> Run | None:
         network, transport = event[_NETWORK], event.get(_TRANSPORT, b"")
-        if len(network) < 20 or network[0] >> 4 != 4:
+        ip = self._mark.family
+        if len(network) < ip.header or network[0] >> 4 != ip.version:
             return None
-        protocol = network[9]
+        protocol = network[ip.protocol_at]
         if protocol == 17 and self._canary == transport[8:16]:
             self._canaries.add((place, transport[8:]))
             return None
         sport, dport = struct.unpack_from("!HH", transport.ljust(4, b"\0"))
         ported = protocol in (6, 17)
         ours = self._mark.in_transport(transport, protocol)
-        source, destination = (socket.inet_ntoa(network[at : at + 4]) for at in (12, 16))
+        source, destination = ip.ends(network)
+        error = protocol == ip.icmp_number and not ours
         return Run(
             place=place,
             table=_text(event[_TABLE]),
@@ -234,8 +239,8 @@ class Rules:
                 source=Socket(ip=source, port=sport if ported else None),
                 destination=Socket(ip=destination, port=dport if ported else None),
             ),
-            ip_id=int.from_bytes(network[4:6], "big"),
-            quoted=transport[:2] + transport[8:14] if protocol == 1 and not ours else b"",
+            ip_id=_identity(network),
+            quoted=transport[:2] + transport[8:14] if error else b"",
             outer=protocol == 17 and not ours and dport == self._vxlan_port,
             ours=ours,
             mark=int.from_bytes(event.get(_MARK, b""), "big"),
@@ -287,6 +292,13 @@ def ended(runs: Sequence[Run]) -> bool:
         return False
     back = runs[-1].flow.source.ip
     return not any(run.iif is None and run.flow.destination.ip == back for run in runs)
+
+
+def _identity(network: bytes) -> int:
+    """The identification of IPv4, the flow label of IPv6."""
+    if network[0] >> 4 == 4:
+        return int.from_bytes(network[4:6], "big")
+    return int.from_bytes(network[:4], "big") & 0xFFFFF
 
 
 def _text(value: bytes) -> str:

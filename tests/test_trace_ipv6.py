@@ -1,0 +1,373 @@
+"""Traces over IPv6: the same questions, the same answers, in the words of IPv6."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from labs import dual_stack_lab, ipv6_lab, six
+from netlab.datapath.overlay import vtep_mac
+from netlab.lab import lifecycle
+from netlab.problems import Exit, NetlabError
+from netlab.topology.model import Lab
+from netlab.trace.aim import Request, aim
+from netlab.trace.model import Encapsulate, Rule, Trace
+from netlab.trace.run import trace
+from test_trace_kernel import all_ok, in_node, places, run
+from test_trace_losses import in_pod
+from trace_labs import namespace, trace_lab
+
+kernel = pytest.mark.kernel
+MODES = ("iptables", "nftables", "nftables-flat")
+
+
+def in_mode(lab: Lab, mode: str) -> Lab:
+    return replace(lab, service_proxy=replace(lab.service_proxy, mode=mode))
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A trace lab of both families that is up."""
+    made = dual_stack_lab(trace_lab())
+    try:
+        lifecycle.up(made)
+        yield made
+    finally:
+        lifecycle.down(made.name)
+
+
+def over_ipv6(lab: Lab, source: str, destination: str, **options: object) -> Trace:
+    """A trace in which everything is of IPv6."""
+    found = trace(lab, Request(source, destination, family=6, **options))  # type: ignore[arg-type]
+    for hop in (*found.forward, *found.reply):
+        outer = hop.packet.outer
+        assert ":" in hop.packet.src
+        assert outer is None or ":" in outer.src
+        assert all(step.family != "ip" for step in hop.steps if isinstance(step, Rule))
+    return found
+
+
+def lost(lab: Lab, source: str, destination: str, **options: object) -> tuple[Trace, str]:
+    """A trace of a probe that is lost, and what it says of that in one text."""
+    found = over_ipv6(lab, source, destination, timeout_s=0.3, **options)
+    assert found.drop is not None
+    said = f"{found.drop.explanation} | {found.drop.fix} | {found.drop.evidence}"
+    assert "ARP" not in said
+    assert "iptables " not in said.replace("ip6tables ", "")
+    return found, said
+
+
+@kernel
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("stack", [ipv6_lab, dual_stack_lab], ids=["IPv6", "dual"])
+def test_services_in_each_mode(stack: Callable[[Lab], Lab], mode: str) -> None:
+    """To another node, to the own one, to oneself, from a node; without endpoints; over UDP."""
+    made = in_mode(stack(trace_lab()), mode)
+    try:
+        lifecycle.up(made)
+        remote = over_ipv6(made, "p0", "svc/remote")
+        local = over_ipv6(made, "p0", "svc/local")
+        itself = over_ipv6(made, "p0", "svc/itself")
+        node = over_ipv6(made, "node/n1", "svc/remote")
+        datagram = over_ipv6(made, "p0", "svc/datagrams")
+        empty, said = lost(made, "p0", "svc/empty")
+    finally:
+        lifecycle.down(made.name)
+    for found in (remote, local, itself, node, datagram):
+        assert found.disposition == "delivered", found.drop
+        assert all_ok(found)
+    assert places(remote.forward) == ["demo:p0", "n1", "_switch", "n2", "demo:p1"]
+    assert places(remote.reply) == ["demo:p1", "n2", "_switch", "n1", "demo:p0"]
+    assert [str(step.after) for step in remote.translations] == ["[fd00:10:244:2::2]:8002"]
+    assert remote.seen_source == remote.probe.source
+    assert str(remote.reply[-1].packet.flow.source) == "[fd00:10:99::1]:80"
+    served = [s.object for hop in remote.forward for s in hop.steps if isinstance(s, Rule)]
+    # Rules that all Services share name none: in flat maps there are no others.
+    assert ("svc/demo/remote" in served) == (mode != "nftables-flat")
+    tunnels = [s for hop in remote.forward for s in hop.steps if isinstance(s, Encapsulate)]
+    assert [(step.device, step.local, step.remote) for step in tunnels] == [
+        ("flannel-v6.1", six("172.21.32.11"), six("172.21.32.12"))
+    ]
+    assert places(local.forward) == ["demo:p0", "n1", "demo:p2"]
+    assert places(itself.forward) == ["demo:p0", "n1", "demo:p0"]
+    assert [step.kind for step in itself.translations] == ["dnat", "masquerade"]
+    assert itself.seen_source is not None
+    assert itself.seen_source.ip == six("10.244.1.1")
+    assert [step.kind for step in node.translations] == ["dnat", "masquerade"]
+    assert node.seen_source is not None
+    assert node.seen_source.ip == "fd00:10:244:1::"
+    assert datagram.probe.protocol == "udp"
+    assert empty.disposition == "rejected"
+    assert empty.drop is not None
+    assert empty.drop.node == "n1"
+    if mode != "nftables-flat":
+        assert empty.drop.reason == "no-endpoints"
+        assert "svc/demo/empty has no ready endpoint" in said
+    assert "ICMPv6 port-unreachable" in said
+    assert empty.reply[0].packet.icmp == "port-unreachable"
+
+
+@kernel
+@pytest.mark.parametrize("mode", MODES)
+def test_a_node_port_of_another_node_leads_back_masqueraded(mode: str) -> None:
+    made = trace_lab()
+    services = tuple(
+        replace(service, type="NodePort", ports=(replace(service.ports[0], node_port=30080),))
+        if service.name == "local"
+        else service
+        for service in made.services
+    )
+    made = in_mode(dual_stack_lab(replace(made, services=services)), mode)
+    try:
+        lifecycle.up(made)
+        found = over_ipv6(made, "p0", "node/n2:30080")
+    finally:
+        lifecycle.down(made.name)
+    assert found.disposition == "delivered"
+    assert places(found.forward) == ["demo:p0", "n1", "_switch", "n2", "_switch", "n1", "demo:p2"]
+    assert [(step.kind, step.node) for step in found.translations] == [
+        ("dnat", "n2"),
+        ("masquerade", "n2"),
+    ]
+    assert found.seen_source is not None
+    assert found.seen_source.ip == "fd00:10:244:2::"
+
+
+@kernel
+def test_without_a_tunnel(lab: Lab) -> None:
+    made = replace(lab, overlay=replace(lab.overlay, type="host-gw"))
+    lifecycle.up(made)
+    found = over_ipv6(made, "p0", "svc/remote")
+    assert found.disposition == "delivered"
+    assert all_ok(found)
+    assert places(found.forward) == ["demo:p0", "n1", "_switch", "n2", "demo:p1"]
+    assert not any(hop.packet.outer for hop in found.forward)
+
+
+@kernel
+def test_which_family_is_traced(lab: Lab) -> None:
+    assert ":" not in trace(lab, Request("p0", "svc/remote")).probe.destination.ip
+    for request in (
+        Request("p0", "svc/remote", family=6),
+        Request("p0", "[fd00:10:99::1]:80"),
+        Request("fd00:10:244:1::2", "svc/remote"),
+    ):
+        found = trace(lab, request)
+        assert found.disposition == "delivered"
+        assert (found.probe.source.ip, found.probe.destination.ip) == (
+            "fd00:10:244:1::2",
+            "fd00:10:99::1",
+        )
+    echo = trace(lab, Request("p0", "p1", family=6, protocol="icmp"))
+    assert echo.disposition == "delivered"
+    assert echo.probe.protocol == "icmp"
+    assert {hop.packet.protocol for hop in (*echo.forward, *echo.reply)} == {"icmpv6"}
+    assert (echo.forward[0].packet.icmp, echo.reply[0].packet.icmp) == (
+        "echo-request",
+        "echo-reply",
+    )
+    assert trace(lab, Request("p0", "::1")).disposition == "delivered"
+
+
+@kernel
+@pytest.mark.parametrize(("protocol", "answer"), [("tcp", "RA"), ("udp", "port-unreachable")])
+def test_a_closed_port_rejects(lab: Lab, protocol: str, answer: str) -> None:
+    found, _ = lost(lab, "p0", "p1:99", protocol=protocol)
+    assert found.disposition == "rejected"
+    assert found.drop is not None
+    assert (found.drop.reason, found.drop.where) == ("port-closed", "pod demo/p1")
+    assert answer in (found.reply[0].packet.flags, found.reply[0].packet.icmp)
+    assert places(found.reply)[-1] == "demo:p0"
+
+
+@kernel
+@pytest.mark.parametrize(
+    ("node", "rule", "direction"),
+    [
+        ("n1", ("FORWARD", "-d", "fd00:10:244:2::2", "-j", "DROP"), "forward"),
+        ("n2", ("INPUT", "-p", "udp", "--dport", "8472", "-j", "DROP"), "forward"),
+        ("n1", ("FORWARD", "-s", "fd00:10:244:2::2", "-j", "DROP"), "reply"),
+    ],
+)
+def test_a_rule_that_drops_can_be_removed_as_told(
+    lab: Lab, node: str, rule: tuple[str, ...], direction: str
+) -> None:
+    in_node(lab, node, "ip6tables", "-I", *rule)
+    found, _ = lost(lab, "p0", "p1:8002")
+    assert found.disposition == "dropped"
+    assert found.drop is not None
+    assert (found.drop.node, found.drop.direction) == (node, direction)
+    assert found.drop.reason == "dropped-by-rule"
+    assert (found.drop.rule or "").startswith(f"-A {rule[0]} ")
+    run(*(found.drop.fix or "").partition("`")[2].rstrip("`").split())
+    assert over_ipv6(lab, "p0", "p1:8002").disposition == "delivered"
+
+
+def _policy(lab: Lab) -> None:
+    in_node(lab, "n1", "ip6tables", "-P", "FORWARD", "DROP")
+
+
+def _reject(lab: Lab) -> None:
+    rule = ["-d", six("10.244.2.2"), "-j", "REJECT", "--reject-with", "icmp6-adm-prohibited"]
+    in_node(lab, "n1", "ip6tables", "-I", "FORWARD", *rule)
+
+
+def _foreign(lab: Lab) -> None:
+    in_node(lab, "n1", "nft", "add table inet mine")
+    in_node(lab, "n1", "nft", "add chain inet mine c { type filter hook forward priority 5; }")
+    in_node(lab, "n1", "nft", "add rule inet mine c tcp dport 8002 drop")
+
+
+def _no_entry(lab: Lab) -> None:
+    entry = [vtep_mac(lab.node("n2"), 6), "dev", "flannel-v6.1"]
+    in_node(lab, "n1", "bridge", "fdb", "del", *entry, "dst", six("172.21.32.12"))
+
+
+def _wrong_entry(lab: Lab) -> None:
+    entry = [vtep_mac(lab.node("n2"), 6), "dev", "flannel-v6.1", "dst", six("172.21.32.77")]
+    in_node(lab, "n1", "bridge", "fdb", "replace", *entry, "self", "permanent")
+
+
+def _no_route(lab: Lab) -> None:
+    in_node(lab, "n1", "ip", "route", "del", "fd00:10:244:2::/64")
+
+
+def _of_type(kind: str) -> Callable[[Lab], None]:
+    return lambda lab: _run_route(lab, kind)
+
+
+def _run_route(lab: Lab, kind: str) -> None:
+    in_node(lab, "n1", "ip", "-6", "route", "add", kind, "fd00:10:244:2::2/128")
+
+
+def _blackhole_rule(lab: Lab) -> None:
+    in_node(lab, "n1", "ip", "-6", "rule", "add", "from", "fd00:10:244:1::2", "blackhole")
+
+
+def _no_forwarding(lab: Lab) -> None:
+    in_node(lab, "n1", "sysctl", "net.ipv6.conf.all.forwarding=0")
+
+
+def _link_down(lab: Lab) -> None:
+    run("ip", "-n", namespace(lab, "demo", "p1"), "link", "set", "eth0", "down")
+
+
+def _port_down(lab: Lab) -> None:
+    for link in in_node(lab, "n2", "ip", "-o", "link", "show", "master", "cbr0").splitlines():
+        in_node(lab, "n2", "ip", "link", "set", link.split(": ")[1].split("@")[0], "down")
+
+
+def _tunnel_down(lab: Lab) -> None:
+    in_node(lab, "n2", "ip", "link", "set", "flannel-v6.1", "down")
+
+
+def _no_pod_address(lab: Lab) -> None:
+    over_ipv6(lab, "p0", "p1:8002")  # so that its MAC is known
+    in_pod(lab, "p1", "ip", "-6", "addr", "del", "fd00:10:244:2::2/64", "dev", "eth0")
+
+
+def _unheard_neighbour(lab: Lab) -> None:
+    asked = ["-p", "icmpv6", "--icmpv6-type", "neighbour-solicitation", "-j", "DROP"]
+    in_pod(lab, "p1", "ip6tables", "-A", "INPUT", *asked)
+    in_node(lab, "n2", "ip", "-6", "neigh", "flush", "dev", "cbr0")
+
+
+def _switch_port_down(lab: Lab) -> None:
+    run("ip", "-n", namespace(lab, "_switch"), "link", "set", "n2", "down")
+    in_node(lab, "n1", "ip", "-6", "neigh", "flush", "dev", "eth0")
+
+
+def _no_node_address(lab: Lab) -> None:
+    in_node(lab, "n2", "ip", "addr", "del", "fd00:172:21:32::c/64", "dev", "eth0")
+    in_node(lab, "n1", "ip", "-6", "neigh", "flush", "dev", "eth0")
+
+
+def _no_way_back(lab: Lab) -> None:
+    in_pod(lab, "p1", "ip", "-6", "route", "del", "default")
+
+
+@kernel
+@pytest.mark.parametrize(
+    ("break_it", "disposition", "reason", "node", "words"),
+    [
+        (_policy, "dropped", "dropped-by-rule", "n1", "ip6tables -t filter -P FORWARD ACCEPT"),
+        (_reject, "rejected", "rejected-by-rule", "n1", "ICMPv6 admin-prohibited"),
+        (_foreign, "dropped", "dropped-by-rule", "n1", "nft delete rule inet mine c handle"),
+        (_no_entry, "dropped", "fdb-missing", "n1", "dst fd00:172:21:32::c self permanent"),
+        (_wrong_entry, "dropped", "fdb-wrong", "n1", "fd00:172:21:32::4d, an address that no"),
+        (_no_route, "dropped", "no-route", "n1", "has no route"),
+        (_of_type("blackhole"), "dropped", "blackhole", "n1", "-6 route del blackhole fd00:"),
+        (_of_type("unreachable"), "rejected", "unreachable", "n1", "-6 route del unreachable"),
+        (_of_type("prohibit"), "rejected", "prohibit", "n1", "-6 route del prohibit"),
+        (_blackhole_rule, "dropped", "blackhole", "n1", "-6 rule del from fd00:10:244:1::2/128"),
+        (_no_forwarding, "dropped", "forwarding-off", "n1", "net.ipv6.conf.all.forwarding=1"),
+        (_link_down, "dropped", "link-down", "n2", "eth0 of pod demo/p1 is down"),
+        (_port_down, "dropped", "link-down", "n2", "a port of cbr0, is down"),
+        (_tunnel_down, "rejected", "tunnel-closed", "n2", "link set flannel-v6.1 up"),
+        (_no_pod_address, "dropped", "address-missing", "n2", "pod demo/p1 does not have"),
+        (_unheard_neighbour, "dropped", "neighbour-unresolved", "n2", "neighbour discovery"),
+        (_switch_port_down, "dropped", "link-down", "n1", "n2 of the underlay switch"),
+        (_no_node_address, "dropped", "address-missing", "n1", "node n2 does not have"),
+        (_no_way_back, "dropped", "no-route", "n2", "it arrived, and cannot be answered"),
+    ],
+)
+def test_what_is_broken_is_named(
+    lab: Lab,
+    break_it: Callable[[Lab], None],
+    disposition: str,
+    reason: str,
+    node: str,
+    words: str,
+) -> None:
+    break_it(lab)
+    found, said = lost(lab, "p0", "p1:8002")
+    assert found.drop is not None
+    assert (found.disposition, found.drop.reason, found.drop.node) == (disposition, reason, node)
+    assert words in said
+    assert found.drop.fix
+
+
+@pytest.mark.parametrize(
+    ("stack", "request_", "code"),
+    [
+        (dual_stack_lab, Request("p0", "10.244.2.2:80", family=6), "two-families"),
+        (dual_stack_lab, Request("10.244.1.2", "[fd00:10:99::1]:80"), "two-families"),
+        (dual_stack_lab, Request("10.244.1.2", "svc/remote", family=6), "two-families"),
+        (dual_stack_lab, Request("p0", "svc/old", family=6), "no-address"),
+        (lambda lab: lab, Request("p0", "p1", family=6), "no-address"),
+        (lambda lab: lab, Request("p0", "[fd00:10:99::1]:80"), "other-family"),
+        (ipv6_lab, Request("p0", "p1", family=4), "no-address"),
+        (ipv6_lab, Request("p0", "10.99.0.1:80"), "other-family"),
+    ],
+)
+def test_requests_that_cannot_be_meant(
+    stack: Callable[[Lab], Lab], request_: Request, code: str
+) -> None:
+    lab = stack(trace_lab())
+    old = replace(lab.services[0], name="old", other_cluster_ips=())
+    with pytest.raises(NetlabError) as raised:
+        aim(replace(lab, services=(*lab.services, old)), request_)
+    assert raised.value.exit_code == Exit.USAGE
+    assert [problem.code for problem in raised.value.problems] == [code]
+
+
+@kernel
+def test_on_the_command_line(lab: Lab) -> None:
+    netlab = str(Path(sys.executable).parent / "netlab")
+    words = [netlab, "trace", "--lab", lab.name, "p0", "svc/remote"]
+
+    def said(*options: str) -> str:
+        asked = subprocess.run([*words, *options], capture_output=True, text=True, check=True)
+        return asked.stdout
+
+    assert "DNAT [fd00:10:99::1]:80 → [fd00:10:244:2::2]:8002" in said("-6")
+    assert "DNAT 10.99.0.1:80 → 10.244.2.2:8002" in said("-4")
+    assert "DNAT 10.99.0.1:80 → 10.244.2.2:8002" in said()
+    probe = json.loads(said("-6", "-o", "json"))["probe"]
+    assert probe["destination"] == {"ip": "fd00:10:99::1", "port": 80}
