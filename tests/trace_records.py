@@ -27,6 +27,7 @@ from netlab.trace.steps import Texts
 from netlab.trace.watch import Watch
 from netlab.trace.witnesses.conntrack import Entry
 from netlab.trace.witnesses.decisions import Link
+from netlab.trace.witnesses.kernel import Moment
 from netlab.trace.witnesses.packets import Sighting
 from netlab.trace.witnesses.rules import Match, Run
 
@@ -54,6 +55,7 @@ class Record(msgspec.Struct):
     entries: list[Entry]
     answers: dict[str, Any]
     texts: dict[str, Rule]
+    moments: list[Moment] = []
 
 
 def _question(verb: str, place: Place, arguments: tuple[object, ...]) -> str:
@@ -94,9 +96,19 @@ def _rule(run: Run, match: Match) -> str:
     return f"{run.place.namespace} {run.table} {run.chain} {match.chain} {match.handle} {run.outer}"
 
 
+def read(name: str) -> Record:
+    """A record by its file name."""
+    return msgspec.json.decode((DIRECTORY / f"{name}.json").read_bytes(), type=Record)
+
+
 def told(name: str) -> tuple[Record, Story, Explained]:
     """A record by its file name, and what correlation and explanation make of it."""
-    record = msgspec.json.decode((DIRECTORY / f"{name}.json").read_bytes(), type=Record)
+    record = read(name)
+    return record, *retold(record)
+
+
+def retold(record: Record) -> tuple[Story, Explained]:
+    """What correlation and explanation make of a record."""
     tables: Any = Replayed(record)
     observed = Observed(
         sent=record.sent,
@@ -105,9 +117,11 @@ def told(name: str) -> tuple[Record, Story, Explained]:
         entries=record.entries,
         tables=tables,
         texts=lambda run, match: record.texts[_rule(run, match)],
+        moments=record.moments,
     )
     story = correlate(observed)
-    return record, story, explain(Case(record.lab, record.aim, record.answer, story, tables))
+    case = Case(record.lab, record.aim, record.answer, story, tables, record.moments)
+    return story, explain(case)
 
 
 def record(lab: Lab, request: Request) -> Record:
@@ -117,7 +131,7 @@ def record(lab: Lab, request: Request) -> Record:
     answers: dict[str, Any] = {}
     texts: dict[str, Rule] = {}
     with Watch(lab, decided, mark) as watch:
-        answer = probe.send(decided, mark, request.timeout_s, watch.rules)
+        answer = probe.send(decided, mark, request.timeout_s, watch)
         observed = watch.observed(answer)
         tables: Any = _Recorder(observed.tables, answers)
         said: Texts = observed.texts
@@ -127,7 +141,7 @@ def record(lab: Lab, request: Request) -> Record:
 
         observed = msgspec.structs.replace(observed, tables=tables, texts=recorded)
         story = correlate(observed)
-        explain(Case(lab, decided, answer, story, tables))
+        explain(Case(lab, decided, answer, story, tables, observed.moments))
     return Record(
         lab=lab,
         aim=decided,
@@ -138,6 +152,7 @@ def record(lab: Lab, request: Request) -> Record:
         entries=list(observed.entries),
         answers=answers,
         texts=texts,
+        moments=list(observed.moments),
     )
 
 
@@ -176,6 +191,12 @@ def _record_all() -> None:
         mac = run("bridge", "-n", node, "fdb", "show", "dev", "flannel.1").split()[0]
         run("bridge", "-n", node, "fdb", "del", mac, "dev", "flannel.1", "dst", "172.21.32.12")
         keep("fdb-missing", "p0", "p1:8002")
+        lifecycle.up(lab)
+        pod = namespace(lab, "demo", "p1")
+        chain = "{ type filter hook input priority 0; policy drop; }"
+        table = f"add table ip closed; add chain ip closed input {chain}"
+        run("ip", "netns", "exec", pod, "nft", table)
+        keep("kernel-drop", "p0", "p1:8002")
     finally:
         lifecycle.down(lab.name)
 

@@ -265,6 +265,7 @@ def _ending(trace: Trace) -> Iterable[Text]:
         "packets": trace.witnesses.packets,
         "rules": trace.witnesses.rules,
         "conntrack": trace.witnesses.conntrack,
+        "kernel": trace.witnesses.kernel or "ok",
         "decisions": trace.witnesses.decisions,
     }
     for name, report in reports.items():

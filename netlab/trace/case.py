@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -13,6 +13,7 @@ from netlab.trace.model import AnyStep, Leg, Receiver, Rule
 from netlab.trace.path import Tables
 from netlab.trace.probe import Answer
 from netlab.trace.steps import Chapter
+from netlab.trace.witnesses.kernel import Moment
 from netlab.trace.witnesses.packets import Sighting
 
 
@@ -24,6 +25,7 @@ class Case(msgspec.Struct, frozen=True):
     answer: Answer
     story: Story
     tables: Tables
+    moments: Sequence[Moment] = ()  # what the kernel did with it, in time order
 
 
 def receiver(case: Case) -> Receiver | None:

@@ -16,6 +16,7 @@ from netlab.trace.model import Hop, Leg, Nat, Outer, Rule, Tuple
 from netlab.trace.path import Passage, Tables, legs
 from netlab.trace.steps import Chapter, Narrator, Texts
 from netlab.trace.witnesses.conntrack import Entry
+from netlab.trace.witnesses.kernel import Moment
 from netlab.trace.witnesses.packets import Sighting
 from netlab.trace.witnesses.rules import Run
 
@@ -29,6 +30,7 @@ class Observed(msgspec.Struct, frozen=True):
     entries: Sequence[Entry]
     tables: Tables
     texts: Texts
+    moments: Sequence[Moment] = ()
 
 
 class Story(msgspec.Struct, frozen=True):

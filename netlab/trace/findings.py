@@ -21,6 +21,7 @@ from netlab.trace.case import (
     rules,
 )
 from netlab.trace.doubts import NO_ROUTE_FIX, doubts, neighbour_fix, refused
+from netlab.trace.drops import with_kernel
 from netlab.trace.family import IPV6
 from netlab.trace.model import REFUSING, Leg, Loss, Route, Rule
 from netlab.trace.refusals import Doubt, missing_service, said_by
@@ -43,8 +44,8 @@ def loss_of(case: Case) -> Loss:
     for finding in findings:
         loss = finding(case)
         if loss:
-            return loss
-    return _by_silence(case)
+            return with_kernel(loss, case)
+    return with_kernel(_by_silence(case), case)
 
 
 # --- by a rule -----------------------------------------------------------------------------------

@@ -25,14 +25,14 @@ from netlab.trace.aim import Aim
 from netlab.trace.family import IPV4, Family, first_of
 from netlab.trace.mark import Mark
 from netlab.trace.model import Socket
-from netlab.trace.witnesses.rules import Rules
+from netlab.trace.witnesses import News
 
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
 _TCP_SEND_QUEUE = 2
 # Level, option to have errors queued, which is also their kind: ip(7), ipv6(7)
 _ERROR_QUEUE = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
 _DISCARD = 9  # a port that is only named, never sent to
-# What an answer may take after a rule has dropped the probe, which should mean that none comes.
+# What an answer may take after the probe was dropped, which should mean that none comes.
 _GRACE_S = 0.05
 _ECHO_REPLY = {4: 0, 6: 129}
 # Destination unreachable, packet too big (IPv6), time exceeded, parameter problem
@@ -61,22 +61,22 @@ class Answer(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-def send(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
+def send(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
     """Send the probe and wait for the answer, an error, or the end of `timeout_s`.
 
-    Where the rules witness reports that the probe was dropped, there is little left to wait for.
+    Where a witness tells that the probe was dropped, there is little left to wait for.
     """
     probe = _tcp if aim.protocol == "tcp" else _datagram
     begin = time.monotonic()
     try:
-        return probe(aim, mark, timeout_s, rules)
+        return probe(aim, mark, timeout_s, news)
     except OSError as error:
         # The address to send from is not there, or no port is free.
         source = Socket(ip=_own_address(aim))
         return _answer(source, begin, error.errno, unsent=True)
 
 
-def _tcp(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
+def _tcp(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
     with entered(aim.source.namespace):
         connection = socket.socket(
             aim.family.address_family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
@@ -99,7 +99,7 @@ def _tcp(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
         if code in _UNSENT:
             return _answer(source, begin, code, unsent=True)
         if code == errno.EINPROGRESS:
-            if not _Wait(connection, select.POLLOUT, begin + timeout_s, rules).ready():
+            if not _Wait(connection, select.POLLOUT, begin + timeout_s, news).ready():
                 return _answer(source, begin, None)
             code = _queued_error(connection, aim.family) or connection.getsockopt(
                 socket.SOL_SOCKET, socket.SO_ERROR
@@ -117,7 +117,7 @@ def _queued_error(connection: socket.socket, family: Family) -> int:
     return 0
 
 
-def _datagram(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
+def _datagram(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
     family = aim.family
     with entered(aim.source.namespace):
         raw = socket.socket(family.address_family, socket.SOCK_RAW, socket.IPPROTO_RAW)
@@ -142,7 +142,7 @@ def _datagram(aim: Aim, mark: Mark, timeout_s: float, rules: Rules) -> Answer:
             raw.sendto(packet, (aim.destination, 0))
         except OSError as error:
             return _answer(source, begin, error.errno, unsent=error.errno in _UNSENT)
-        wait = _Wait(receiver, select.POLLIN, begin + timeout_s, rules)
+        wait = _Wait(receiver, select.POLLIN, begin + timeout_s, news)
         return _answer(source, begin, _receive(aim, mark, receiver, wait))
 
 
@@ -163,19 +163,19 @@ def _build(aim: Aim, mark: Mark, address: str, port: int) -> bytes:
 
 
 class _Wait:
-    """Waiting for a socket until `end` (monotonic seconds), or until a rule has dropped the probe.
+    """Waiting for a socket until `end` (monotonic seconds), or until a witness tells of a drop.
 
     A drop is not the end at once: the copy of a packet that a flooding bridge sent elsewhere may be
     what was dropped.
     """
 
-    def __init__(self, awaited: socket.socket, event: int, end: float, rules: Rules) -> None:
+    def __init__(self, awaited: socket.socket, event: int, end: float, news: News) -> None:
         self._awaited = awaited.fileno()
         self._end = end
-        self._rules = rules
+        self._news = news
         self._poll = select.poll()
         self._poll.register(awaited, event)
-        for descriptor in rules.descriptors:
+        for descriptor in news.descriptors:
             self._poll.register(descriptor, select.POLLIN)
 
     def ready(self) -> bool:
@@ -184,7 +184,7 @@ class _Wait:
             found = self._poll.poll(left * 1000)
             if any(descriptor == self._awaited for descriptor, _ in found):
                 return True
-            if found and self._rules.dropped():
+            if found and self._news.dropped():
                 self._end = min(self._end, time.monotonic() + _GRACE_S)
         return False
 

@@ -29,10 +29,10 @@ def trace(lab: Lab, request: Request) -> Trace:
     decided = aim(lab, request)
     _require_namespaces(lab, decided)
     with Watch(lab, decided, mark := Mark.random(decided.protocol, decided.family)) as watch:
-        answer = probe.send(decided, mark, request.timeout_s, watch.rules)
+        answer = probe.send(decided, mark, request.timeout_s, watch)
         observed = watch.observed(answer)
         story = correlate(observed)
-        explained = explain(Case(lab, decided, answer, story, watch.decisions))
+        explained = explain(Case(lab, decided, answer, story, watch.decisions, observed.moments))
     origin = observed.sightings[0].t_ns if observed.sightings else 0
     blind = watch.blind
     return Trace(

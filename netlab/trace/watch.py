@@ -22,7 +22,8 @@ from netlab.trace.probe import Answer
 from netlab.trace.witnesses import Witness
 from netlab.trace.witnesses.conntrack import Connections, of_probe
 from netlab.trace.witnesses.decisions import Decisions
-from netlab.trace.witnesses.packets import Packets
+from netlab.trace.witnesses.kernel import Kernel
+from netlab.trace.witnesses.packets import Packets, watched_words
 from netlab.trace.witnesses.rule_text import RuleTexts
 from netlab.trace.witnesses.rules import Rules
 
@@ -39,13 +40,15 @@ class Watch:
         self._cookie = canary.new_cookie()
         self._family = mark.family
         self._packets = Packets(mark, lab.overlay.port, self._cookie)
-        self.rules = Rules(mark, lab.overlay.port, self._cookie)
+        self._rules = Rules(mark, lab.overlay.port, self._cookie)
         self._connections = Connections()
+        self._kernel = Kernel(mark, lab.overlay.port, watched_words(mark, self._cookie))
         self.decisions = Decisions(mark.family)
         self._witnesses: list[Witness] = [
             self._packets,
-            self.rules,
+            self._rules,
             self._connections,
+            self._kernel,
             self.decisions,
         ]
         self._threads: list[threading.Thread] = []
@@ -74,14 +77,25 @@ class Watch:
     ) -> None:
         self._disarm()
 
+    @property
+    def descriptors(self) -> list[int]:
+        """Readable where an event waits that :meth:`dropped` may know more by."""
+        return [*self._rules.descriptors, *self._kernel.descriptors]
+
+    def dropped(self) -> bool:
+        """Whether, for all that is known now, the probe or its answer was lost."""
+        return self._rules.dropped() or self._kernel.dropped()
+
     def observed(self, answer: Answer) -> Observed:
         """Read all witnesses; called once, when the probe has had its answer or its time."""
         self.blind += self._fly(_LAST_CANARY)
         self._join()
         sightings = self._packets.events()
-        runs = self.rules.events()
+        runs = self._rules.events()
+        moments = self._kernel.events()
         self._beside(self._packets.disarm)
-        self._beside(self.rules.disarm)
+        self._beside(self._rules.disarm)
+        self._beside(self._kernel.disarm)
         texts = RuleTexts(runs)
         self._text_problems = texts.failed
         seen = {(each.place, each.packet.flow) for each in sightings}
@@ -98,6 +112,7 @@ class Watch:
             ),
             tables=self.decisions,
             texts=texts,
+            moments=moments,
         )
 
     def reports(self) -> Witnesses:
@@ -105,14 +120,14 @@ class Watch:
         packets = self._packets.report
         if self._aim.unwatched:
             packets = f"partial: {self._aim.unwatched} more pods may receive it and are not watched"
-        rules = self.rules.report
+        rules = self._rules.report
         if rules == "ok" and self._text_problems:
             rules = f"partial: {'; '.join(self._text_problems)}"
         return Witnesses(
             packets=packets,
             rules=rules,
             conntrack=self._connections.report,
-            kernel=None,
+            kernel=self._kernel.report,
             decisions=self.decisions.report,
         )
 

@@ -44,3 +44,14 @@ class Witness(Protocol):
     @property
     def report(self) -> str:
         """`ok`, `partial: reason` or `unavailable: reason`."""
+
+
+class News(Protocol):
+    """What may tell, while the answer is awaited, that none will come."""
+
+    @property
+    def descriptors(self) -> Sequence[int]:
+        """Readable where an event waits."""
+
+    def dropped(self) -> bool:
+        """Whether, for all that is known now, the probe or its answer was lost."""

@@ -75,7 +75,7 @@ class Packets:
     def __init__(self, mark: Mark, vxlan_port: int, canary: bytes) -> None:
         self._mark = mark
         self._vxlan_port = vxlan_port
-        self._filter = program(_words(mark, canary))
+        self._filter = program(watched_words(mark, canary))
         self._sockets: dict[Place, socket.socket] = {}
         self._frames: dict[Place, list[_Frame]] = {}
         self._needles = mark.needles
@@ -186,8 +186,8 @@ class Packets:
         return f"partial: {'; '.join(problems)}" if problems else "ok"
 
 
-def _words(mark: Mark, canary: bytes) -> list[tuple[int, bytes]]:
-    """What is looked for behind the MAC header: the probe's mark, the canary's cookie."""
+def watched_words(mark: Mark, canary: bytes) -> list[tuple[int, bytes]]:
+    """(Offset from the start of an IP header, four bytes): those of the probe and of canaries."""
     words = [*mark.words(), (mark.family.header + _UDP_HEADER, canary[:4])]
     if mark.family is IPV6:
         words += [(offset + _EXTENSION, word) for offset, word in words]

@@ -1,0 +1,230 @@
+"""What the kernel itself says of lost packets: reasons and places, and what is made of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import msgspec
+import pytest
+
+from netlab.kernel import bpf, skb_events
+from netlab.kernel.namespaces import entered
+from netlab.topology.model import Lab
+from netlab.trace.aim import Request
+from netlab.trace.model import Trace
+from netlab.trace.run import trace
+from netlab.trace.witnesses.kernel import Moment
+from test_trace_kernel import in_node
+from test_trace_losses import in_pod
+from trace_labs import lab, namespace
+from trace_records import read, retold
+
+__all__ = ["lab"]
+
+kernel = pytest.mark.kernel
+
+
+# --- from records --------------------------------------------------------------------------------
+
+
+def test_a_drop_that_nothing_else_explains_is_told_in_the_kernels_word() -> None:
+    _, explained = retold(read("kernel-drop"))
+    drop = explained.drop
+    assert drop is not None
+    assert (drop.reason, drop.node, drop.device) == ("dropped-by-rule", "n2", "eth0")
+    assert drop.where == "eth0 of pod demo/p1"
+    assert drop.evidence[0] == (
+        "the kernel dropped it on eth0 of pod demo/p1: NETFILTER_DROP in nft_do_chain"
+    )
+    assert "ip netns exec recorded:demo:p1 nft list ruleset" in (drop.fix or "")
+
+
+def test_without_the_kernels_word_the_same_drop_is_not_known() -> None:
+    record = read("kernel-drop")
+    record.moments = []
+    _, explained = retold(record)
+    assert explained.drop is not None
+    assert explained.drop.reason == "no-answer"
+
+
+def test_a_packet_that_was_used_up_was_not_dropped() -> None:
+    record = read("kernel-drop")
+    (drop,) = [moment for moment in record.moments if moment.is_loss]
+    record.moments = [
+        *record.moments[: record.moments.index(drop)],
+        msgspec.structs.replace(
+            drop, kind="end", reason=None, function="tcp_rcv_state_process+0x1/0x2"
+        ),
+    ]
+    _, explained = retold(record)
+    assert explained.drop is not None
+    assert explained.drop.reason == "no-answer"
+    assert explained.drop.evidence[-1] == (
+        "the kernel took it on eth0 of pod demo/p1, in tcp_rcv_state_process, and did not drop it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("NO_TX_TARGET", "NO_TX_TARGET in vxlan_xmit"),
+        ("NETFILTER_DROP", "NETFILTER_DROP in vxlan_xmit, which means something else"),
+        ("OTHERHOST", None),
+    ],
+)
+def test_the_kernels_word_stands_beside_what_the_tables_say(reason: str, told: str | None) -> None:
+    record = read("fdb-missing")
+    last = record.sightings[-1]
+    record.moments = [
+        Moment(
+            "drop",
+            last.place,
+            1,
+            "flannel.1",
+            1,
+            reason,
+            "vxlan_xmit+0x1/0x2",
+            last.packet,
+            "probe",
+        )
+    ]
+    _, explained = retold(record)
+    assert explained.drop is not None
+    assert explained.drop.reason == "fdb-missing"
+    words = [each for each in explained.drop.evidence if each.startswith("the kernel dropped")]
+    assert words == ([f"the kernel dropped it on flannel.1 of node n1: {told}"] if told else [])
+
+
+def test_a_reason_without_a_meaning_of_ours_is_told_as_it_is() -> None:
+    record = read("kernel-drop")
+    record.moments = [
+        msgspec.structs.replace(moment, reason="TCP_FLAGS") if moment.is_loss else moment
+        for moment in record.moments
+    ]
+    _, explained = retold(record)
+    assert explained.drop is not None
+    assert explained.drop.reason == "tcp-flags"
+    assert "TCP_FLAGS in nft_do_chain" in explained.drop.explanation
+
+
+# --- on the kernel -------------------------------------------------------------------------------
+
+
+def word(found: Trace) -> str:
+    """What the kernel said of a loss."""
+    assert found.drop is not None
+    (said,) = [each for each in found.drop.evidence if each.startswith("the kernel dropped")]
+    return said.removeprefix("the kernel dropped it on ")
+
+
+@kernel
+def test_no_route_and_forwarding_off_are_the_routers_word(lab: Lab) -> None:
+    in_node(lab, "n1", "ip", "route", "del", "10.244.2.0/24")
+    in_node(lab, "n1", "ip", "route", "del", "default")
+    found = trace(lab, Request("p0", "p1:8002"))
+    assert found.drop is not None
+    assert found.drop.reason == "no-route"
+    assert word(found) == "cbr0 of node n1: IP_INNOROUTES in ip_error"
+    in_node(lab, "n1", "ip", "route", "add", "default", "dev", "eth0")
+    in_node(lab, "n1", "sysctl", "net.ipv4.ip_forward=0")
+    found = trace(lab, Request("p0", "p1:8002"))
+    assert found.drop is not None
+    assert found.drop.reason == "forwarding-off"
+    assert word(found) == "cbr0 of node n1: IP_INADDRERRORS in ip_error"
+
+
+@kernel
+def test_the_reverse_path_filter_is_told(lab: Lab) -> None:
+    in_pod(lab, "p1", "sysctl", "net.ipv4.conf.all.rp_filter=1")
+    in_pod(lab, "p1", "ip", "route", "add", "10.244.1.2", "dev", "lo")
+    found = trace(lab, Request("p0", "p1:8002"))
+    assert found.drop is not None
+    assert (found.disposition, found.drop.reason) == ("dropped", "reverse-path")
+    assert "eth0 of pod demo/p1: IP_RPFILTER in ip_rcv" in word(found)
+
+
+@kernel
+def test_a_closed_port_is_told_though_no_error_comes_back(lab: Lab) -> None:
+    in_pod(lab, "p1", "ip", "route", "add", "blackhole", "10.244.1.2")
+    found = trace(lab, Request("p0", "p1:99", protocol="udp"))
+    assert found.drop is not None
+    assert word(found).startswith("eth0 of pod demo/p1: NO_SOCKET in __udp4_lib_rcv")
+
+
+@kernel
+@pytest.mark.parametrize(
+    ("tables", "code"), [("iptables-legacy", "nf_hook_slow"), ("nft", "nft_do_chain")]
+)
+def test_rules_that_report_nothing_are_told_where_they_drop(
+    lab: Lab, tables: str, code: str
+) -> None:
+    if tables == "nft":
+        chain = "{ type filter hook input priority 0; policy drop; }"
+        in_pod(lab, "p1", "nft", f"add table ip closed; add chain ip closed input {chain}")
+    else:
+        in_node(lab, "n2", "iptables-legacy", "-I", "FORWARD", "-d", "10.244.2.2", "-j", "DROP")
+    found = trace(lab, Request("p0", "p1:8002"))
+    assert found.drop is not None
+    assert (found.disposition, found.drop.reason, found.drop.node) == (
+        "dropped",
+        "dropped-by-rule",
+        "n2",
+    )
+    assert word(found).endswith(f"NETFILTER_DROP in {code}")
+
+
+@kernel
+def test_an_answer_that_is_dropped_is_told_as_one(lab: Lab) -> None:
+    chain = "{ type filter hook input priority 0; policy drop; }"
+    in_pod(lab, "p0", "nft", f"add table ip closed; add chain ip closed input {chain}")
+    found = trace(lab, Request("p0", "p1:8002", protocol="udp"))
+    assert found.drop is not None
+    assert (found.drop.direction, found.drop.reason) == ("reply", "dropped-by-rule")
+    assert word(found) == "eth0 of pod demo/p0: NETFILTER_DROP in nft_do_chain"
+
+
+@kernel
+def test_without_bpf_the_other_witnesses_go_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(code: bytes) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(bpf, "load", refused)
+    found = trace(lab, Request("p0", "svc/remote"))
+    assert found.disposition == "delivered"
+    assert found.witnesses.kernel == "unavailable: BPF: Operation not permitted"
+    assert found.witnesses.packets == "ok"
+
+
+@kernel
+def test_only_packets_with_the_words_are_reported_and_nothing_stays(lab: Lab) -> None:
+    def descriptors() -> set[str]:
+        return {
+            os.readlink(f"/proc/self/fd/{each.name}")
+            for each in os.scandir("/proc/self/fd")
+            if os.path.exists(each.path)
+        }
+
+    events = skb_events.SkbEvents([(28, b"ours")])
+    try:
+        assert any("bpf" in each for each in descriptors())
+        with entered(namespace(lab, "demo", "p1")):
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            inode = os.stat("/proc/thread-self/ns/net").st_ino
+        with sender:
+            for payload in (b"others", b"ours", b"others"):
+                sender.sendto(payload, ("127.0.0.1", 9))
+        seen = events.read()
+    finally:
+        events.close()
+    assert [event.kind for event in seen] == ["out", "in", "drop"]
+    assert {(event.namespace, event.device, event.frame[42:]) for event in seen} == {
+        (inode, "lo", b"ours")
+    }
+    assert len({event.buffer for event in seen}) == 1
+    assert [event.t_ns for event in seen] == sorted(event.t_ns for event in seen)
+    assert (seen[-1].reason, (seen[-1].function or "").split("+")[0]) == (
+        "NO_SOCKET",
+        "__udp4_lib_rcv",
+    )
+    assert not any("bpf" in each for each in descriptors())
