@@ -22,7 +22,7 @@ from netlab.datapath.services.endpoints import ServiceObjects, ports_of, service
 from netlab.datapath.services.iptables_save import Table, comment, host, nfacct
 from netlab.datapath.services.iptables_service import (
     LOCALHOST_ACCEPTED,
-    Proxier,
+    Settings,
     add_filter_rules,
     add_nat_rules,
 )
@@ -101,10 +101,10 @@ def _localhost_node_ports(lab: Lab, node: Node, family: int) -> bool:
     return node_port_addresses(proxy, node, family).ipv4_loopback
 
 
-def proxier_of(lab: Lab, node: Node, family: int) -> Proxier:
+def settings_of(lab: Lab, node: Node, family: int) -> Settings:
     """What the rules of all Services depend on, in a cluster that is not large."""
     proxy = lab.service_proxy
-    return Proxier(
+    return Settings(
         family=family,
         node_ip=node_ip(node, family),
         detector=local_detector(proxy, node, family),
@@ -118,15 +118,15 @@ def _tables(lab: Lab, node: Node, family: int, services: Iterable[ServiceObjects
     proxy = lab.service_proxy
     infos = ports_of(services, proxy, node, family)
     large = sum(len(info.known) for info in infos) > LARGE_CLUSTER
-    proxier = replace(proxier_of(lab, node, family), large_cluster=large)
+    settings = replace(settings_of(lab, node, family), large_cluster=large)
     mark = f"{1 << proxy.iptables.masqueradeBit:#x}"
     mangle = Table("mangle", "PREROUTING INPUT FORWARD OUTPUT POSTROUTING", "KUBE-PROXY-CANARY")
-    filters = _filter_frame(mark, proxier.localhost_node_ports, proxy.conntrack.tcpBeLiberal)
+    filters = _filter_frame(mark, settings.localhost_node_ports, proxy.conntrack.tcpBeLiberal)
     nat = _nat_frame(mark)
     for info in infos:
-        add_filter_rules(filters, proxier, info)
-        add_nat_rules(nat, proxier, info)
-    for match in _node_port_destinations(lab, node, proxier):
+        add_filter_rules(filters, settings, info)
+        add_nat_rules(nat, settings, info)
+    for match in _node_port_destinations(lab, node, settings):
         nat.add("KUBE-SERVICES", *match, "-j KUBE-NODEPORTS")
     return mangle.text() + filters.text() + nat.text()
 
@@ -197,16 +197,16 @@ def _nat_frame(mark: str) -> Table:
     return table
 
 
-def _node_port_destinations(lab: Lab, node: Node, proxier: Proxier) -> list[tuple[str, ...]]:
+def _node_port_destinations(lab: Lab, node: Node, settings: Settings) -> list[tuple[str, ...]]:
     """Matches on packets to the node itself, which may be for a NodePort."""
     what = comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
-    chosen = node_port_addresses(lab.service_proxy, node, proxier.family)
+    chosen = node_port_addresses(lab.service_proxy, node, settings.family)
     if chosen.match_all:
-        loopback = "::1/128" if proxier.family == 6 else "127.0.0.0/8"
-        but = "" if proxier.localhost_node_ports else f"! -d {loopback}"
+        loopback = "::1/128" if settings.family == 6 else "127.0.0.0/8"
+        but = "" if settings.localhost_node_ports else f"! -d {loopback}"
         return [(but, what, "-m addrtype --dst-type LOCAL")]
     return [
         (f"-d {host(address)}", what)
-        for address in chosen.of(own_addresses(lab, node, proxier.family))
-        if proxier.localhost_node_ports or not ip_address(address).is_loopback
+        for address in chosen.of(own_addresses(lab, node, settings.family))
+        if settings.localhost_node_ports or not ip_address(address).is_loopback
     ]

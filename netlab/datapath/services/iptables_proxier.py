@@ -1,4 +1,4 @@
-"""Proxier of iptables mode: single rules and chains of Services that change.
+"""Settings of iptables mode: single rules and chains of Services that change.
 
 kube-proxy writes the chains that all Services share anew at each change, which takes ten times as
 long as all the rest where there are 10,000 Services.
@@ -15,9 +15,9 @@ from netlab.datapath.services.endpoints import (
     ports_of,
     service_objects,
 )
-from netlab.datapath.services.iptables import LARGE_CLUSTER, proxier_of, render_services
+from netlab.datapath.services.iptables import LARGE_CLUSTER, render_services, settings_of
 from netlab.datapath.services.iptables_save import Table, update
-from netlab.datapath.services.iptables_service import Proxier, add_filter_rules, add_nat_rules
+from netlab.datapath.services.iptables_service import Settings, add_filter_rules, add_nat_rules
 from netlab.datapath.services.proxier import ServiceChanges
 from netlab.datapath.state import Ruleset, Update
 from netlab.topology.model import Lab, Node
@@ -60,8 +60,8 @@ class IPTablesProxier:
                 if large is not was:
                     self._large.clear()
                     return None
-            proxier = replace(proxier_of(self._lab, self._node, family), large_cluster=large)
-            parts = zip(*(_tables(proxier, infos) for infos in ports), strict=True)
+            settings = replace(settings_of(self._lab, self._node, family), large_cluster=large)
+            parts = zip(*(_tables(settings, infos) for infos in ports), strict=True)
             texts.append("".join(update(*tables) for tables in parts))
         return Update(ipv4=texts[0], ipv6=texts[1], backend=self._lab.iptables_backend)
 
@@ -78,10 +78,10 @@ class IPTablesProxier:
         return False
 
 
-def _tables(proxier: Proxier, infos: Iterable[ServicePortInfo]) -> tuple[Table, Table]:
+def _tables(settings: Settings, infos: Iterable[ServicePortInfo]) -> tuple[Table, Table]:
     """What Services put into the filter and the nat table."""
     filters, nat = Table("filter", "", ""), Table("nat", "", "")
     for info in infos:
-        add_filter_rules(filters, proxier, info)
-        add_nat_rules(nat, proxier, info)
+        add_filter_rules(filters, settings, info)
+        add_nat_rules(nat, settings, info)
     return filters, nat

@@ -4,7 +4,7 @@ A new connection goes from KUBE-SERVICES (or KUBE-NODEPORTS) through KUBE-EXT if
 external address, then KUBE-SVC (all endpoints) or KUBE-SVL (this node's) to one KUBE-SEP, which
 translates.  What has no endpoint to go to is refused in the filter table.
 
-Source: kube-proxy pkg/proxy/iptables/proxier.go (syncProxyRules).
+Source: kube-proxy pkg/proxy/iptables/settings.go (syncProxyRules).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOCALHOST_ACCEPTED = "localhost_nps_accepted_pkts"
 
 
 @dataclass(frozen=True, slots=True)
-class Proxier:
+class Settings:
     """What the rules of all Services of one family on one node depend on."""
 
     family: int
@@ -39,13 +39,13 @@ class Proxier:
     large_cluster: bool  # comments that are there once an endpoint are left out
 
 
-def add_filter_rules(table: Table, proxier: Proxier, info: ServicePortInfo) -> None:
+def add_filter_rules(table: Table, settings: Settings, info: ServicePortInfo) -> None:
     """Refusals, the load balancer's firewall and the health check port of one Service port."""
     if info.internal is not Verdict.FORWARD:
-        why, target = _refusal(proxier, info, info.internal)
+        why, target = _refusal(settings, info, info.internal)
         table.add("KUBE-SERVICES", _to(info, info.cluster_ip, why), target)
     if info.external is not Verdict.FORWARD:
-        why, target = _refusal(proxier, info, info.external)
+        why, target = _refusal(settings, info, info.external)
         for address in info.external_ips + info.load_balancer_ips:
             table.add("KUBE-EXTERNAL-SERVICES", _to(info, address, why), target)
         if info.node_port:
@@ -68,7 +68,7 @@ def add_filter_rules(table: Table, proxier: Proxier, info: ServicePortInfo) -> N
         )
 
 
-def add_nat_rules(table: Table, proxier: Proxier, info: ServicePortInfo) -> None:
+def add_nat_rules(table: Table, settings: Settings, info: ServicePortInfo) -> None:
     """The way of a new connection from an address of the Service to one of its endpoints."""
     digest = chain_hash(info.name, info.protocol)
     cluster, local = f"KUBE-SVC-{digest}", f"KUBE-SVL-{digest}"
@@ -77,7 +77,7 @@ def add_nat_rules(table: Table, proxier: Proxier, info: ServicePortInfo) -> None
         internal = local if info.internal_local else cluster
         what = f"{info.name} cluster IP"
         table.add("KUBE-SERVICES", _to(info, info.cluster_ip, what), f"-j {internal}")
-        _masquerade_cluster_ip(table, proxier, info, internal)
+        _masquerade_cluster_ip(table, settings, info, internal)
     if info.externally_accessible and info.has_any:
         for address in info.external_ips:
             what = f"{info.name} external IP"
@@ -87,34 +87,34 @@ def add_nat_rules(table: Table, proxier: Proxier, info: ServicePortInfo) -> None
             target = firewall if _has_firewall(info) else external
             table.add("KUBE-SERVICES", _to(info, address, what), f"-j {target}")
         if info.node_port:
-            _node_port(table, proxier, info, external)
+            _node_port(table, settings, info, external)
         if info.external_local:
-            _external_local(table, proxier, info, external, cluster, local)
+            _external_local(table, settings, info, external, cluster, local)
         else:
             what = f"masquerade traffic for {info.name} external destinations"
             # the endpoint may be on another node, and must answer through this one
             table.add(external, comment(what), "-j KUBE-MARK-MASQ")
             table.add(external, f"-j {cluster}")
     if _has_firewall(info):
-        _firewall(table, proxier, info, firewall, external)
+        _firewall(table, settings, info, firewall, external)
     reachable = info.reachable
     targets = {text: _endpoint_chain(info, text) for text in map(address_port, reachable)}
     if info.cluster:
-        _choice(table, proxier, info, cluster, _of(info.cluster, reachable, targets))
+        _choice(table, settings, info, cluster, _of(info.cluster, reachable, targets))
     if info.local:
-        _choice(table, proxier, info, local, _of(info.local, reachable, targets))
+        _choice(table, settings, info, local, _of(info.local, reachable, targets))
     for endpoint, (text, chain) in zip(reachable, targets.items(), strict=True):
-        _translation(table, proxier, info, endpoint.address, text, chain)
+        _translation(table, settings, info, endpoint.address, text, chain)
 
 
 def _masquerade_cluster_ip(
-    table: Table, proxier: Proxier, info: ServicePortInfo, chain: str
+    table: Table, settings: Settings, info: ServicePortInfo, chain: str
 ) -> None:
     """Mark what comes to the ClusterIP from elsewhere than a pod: its reply must come back here."""
-    if proxier.masquerade_all:
+    if settings.masquerade_all:
         source, interface = "", ""
-    elif proxier.detector:
-        source, interface = _from_pods(proxier.detector, "! ")
+    elif settings.detector:
+        source, interface = _from_pods(settings.detector, "! ")
     else:
         return
     to_cluster_ip = _to(info, info.cluster_ip, f"{info.name} cluster IP", interface)
@@ -122,12 +122,12 @@ def _masquerade_cluster_ip(
 
 
 def _external_local(
-    table: Table, proxier: Proxier, info: ServicePortInfo, chain: str, cluster: str, local: str
+    table: Table, settings: Settings, info: ServicePortInfo, chain: str, cluster: str, local: str
 ) -> None:
     """KUBE-EXT under policy Local: pods and the node reach every endpoint, others this node's."""
     what = f"{info.name} external destinations"
-    if proxier.detector:
-        source, interface = _from_pods(proxier.detector)
+    if settings.detector:
+        source, interface = _from_pods(settings.detector)
         table.add(chain, source, interface, comment(f"pod traffic for {what}"), f"-j {cluster}")
     from_node = "-m addrtype --src-type LOCAL"
     masquerade = comment(f"masquerade LOCAL traffic for {what}")
@@ -138,14 +138,14 @@ def _external_local(
 
 
 def _firewall(
-    table: Table, proxier: Proxier, info: ServicePortInfo, chain: str, external: str
+    table: Table, settings: Settings, info: ServicePortInfo, chain: str, external: str
 ) -> None:
     """KUBE-FW: who may use the load balancer.
 
     The rest is not translated, and so meets KUBE-PROXY-FIREWALL in the filter table.
     """
     sources = list(info.source_ranges)
-    ip = proxier.node_ip
+    ip = settings.node_ip
     if ip and any(ip_address(ip) in ip_network(text) for text in info.source_ranges):
         # what the node sends to a load balancer IP that is its own has that IP as its source
         sources += [host(address) for address in info.load_balancer_ips]
@@ -156,10 +156,10 @@ def _firewall(
     table.add(chain, comment(end))
 
 
-def _node_port(table: Table, proxier: Proxier, info: ServicePortInfo, external: str) -> None:
+def _node_port(table: Table, settings: Settings, info: ServicePortInfo, external: str) -> None:
     protocol = info.protocol
     to_port = f"-p {protocol} {comment(info.name)} -m {protocol} --dport {info.node_port}"
-    if proxier.localhost_node_ports:
+    if settings.localhost_node_ports:
         counted = nfacct(LOCALHOST_ACCEPTED)
         table.add("KUBE-NODEPORTS", f"-d 127.0.0.0/8 {to_port} {counted} -j {external}")
     table.add("KUBE-NODEPORTS", f"{to_port} -j {external}")
@@ -173,17 +173,17 @@ def _of(endpoints: Endpoints, reachable: Endpoints, chains: dict[str, str]) -> d
 
 
 def _choice(
-    table: Table, proxier: Proxier, info: ServicePortInfo, chain: str, chains: dict[str, str]
+    table: Table, settings: Settings, info: ServicePortInfo, chain: str, chains: dict[str, str]
 ) -> None:
     """KUBE-SVC and KUBE-SVL: one endpoint of a set, the one remembered or one at random."""
     targets = [
-        ("" if proxier.large_cluster else comment(f"{info.name} -> {text}"), target)
+        ("" if settings.large_cluster else comment(f"{info.name} -> {text}"), target)
         for text, target in chains.items()
     ]
     if info.affinity_s is not None:
         within = f"--rcheck --seconds {info.affinity_s} --reap"
         for what, target in targets:
-            table.add(chain, what, recent(within, target, proxier.family), f"-j {target}")
+            table.add(chain, what, recent(within, target, settings.family), f"-j {target}")
     rules = table.rules(chain)
     for ways, (what, target) in zip(range(len(targets), 0, -1), targets, strict=True):
         chance = f" -m statistic --mode random --probability {probability(ways)}"
@@ -192,11 +192,11 @@ def _choice(
 
 
 def _translation(
-    table: Table, proxier: Proxier, info: ServicePortInfo, address: str, text: str, chain: str
+    table: Table, settings: Settings, info: ServicePortInfo, address: str, text: str, chain: str
 ) -> None:
     """KUBE-SEP: the translation to one endpoint."""
-    what = "" if proxier.large_cluster else f" {comment(info.name)}"
-    remember = "" if info.affinity_s is None else f" {recent('--set', chain, proxier.family)}"
+    what = "" if settings.large_cluster else f" {comment(info.name)}"
+    remember = "" if info.affinity_s is None else f" {recent('--set', chain, settings.family)}"
     protocol = info.protocol
     table.rules(chain).extend(
         (
@@ -212,11 +212,11 @@ def _has_firewall(info: ServicePortInfo) -> bool:
     return bool(info.has_any and info.load_balancer_ips and info.source_ranges)
 
 
-def _refusal(proxier: Proxier, info: ServicePortInfo, verdict: Verdict) -> tuple[str, str]:
+def _refusal(settings: Settings, info: ServicePortInfo, verdict: Verdict) -> tuple[str, str]:
     """Comment and target of the rules that refuse."""
     if verdict is Verdict.DROP:
         return f"{info.name} has no local endpoints", "-j DROP"
-    version = "" if proxier.family == 4 else "6"
+    version = "" if settings.family == 4 else "6"
     return (
         f"{info.name} has no endpoints",
         f"-j REJECT --reject-with icmp{version}-port-unreachable",

@@ -29,7 +29,7 @@ from netlab.datapath.services.nftables_proxier import (
     TablesProxier,
     Uses,
 )
-from netlab.datapath.services.nftables_service import HAIRPINS, Proxier, add_service, from_pods
+from netlab.datapath.services.nftables_service import HAIRPINS, Settings, add_service, from_pods
 from netlab.datapath.state import Server, Sysctl, Table, Tables, Update
 from netlab.topology.model import Lab, Node, ServiceProxy
 
@@ -65,10 +65,10 @@ def servers(lab: Lab, node: Node) -> list[Server]:
 
 class _TableProxier(TableProxier):
     def __init__(self, lab: Lab, node: Node, family: int) -> None:
-        super().__init__(lab, node, family, proxier_of(lab, node, family))
+        super().__init__(lab, node, family, settings_of(lab, node, family))
 
     def whole(self, services: Services) -> Table:
-        table = _frame(self.lab, self.node, self.family, self.proxier)
+        table = _frame(self.lab, self.node, self.family, self.settings)
         self._add(table, services)
         self.hairpins = Uses(table.elements[HAIRPINS])
         return table.table()
@@ -77,19 +77,19 @@ class _TableProxier(TableProxier):
         return Update(tables=self.commands(known, self._part(before), self._part(after)))
 
     def _part(self, services: Services) -> TableText:
-        part = TableText(self.proxier.ip, _NAME)
+        part = TableText(self.settings.ip, _NAME)
         self._add(part, services)
         return part
 
     def _add(self, table: TableText, services: Services) -> None:
         for info in self.ports(services):
-            add_service(table, self.proxier, info)
+            add_service(table, self.settings, info)
 
 
-def _frame(lab: Lab, node: Node, family: int, proxier: Proxier) -> TableText:
+def _frame(lab: Lab, node: Node, family: int, settings: Settings) -> TableText:
     """The table without Services."""
     proxy = lab.service_proxy
-    ip = proxier.ip
+    ip = settings.ip
     node_ports = primary_node_ports(proxy, node, family)
     rejected = rejected_on_localhost(proxy, node_ports)
     table = TableText(ip, _NAME, "rules for kube-proxy")
@@ -97,7 +97,7 @@ def _frame(lab: Lab, node: Node, family: int, proxier: Proxier) -> TableText:
     if not node_ports.match_all:
         add_node_port_addresses(table, node_ports, own_addresses(lab, node, family))
     add_base_chains(table)
-    _add_chains(table, lab, proxier, node_ports.match_all, localhost=rejected is not None)
+    _add_chains(table, lab, settings, node_ports.match_all, localhost=rejected is not None)
     for protocol in rejected or ():
         counter = f"localhost-nodeport-rejected-{protocol}"
         table.counter(counter)
@@ -105,11 +105,11 @@ def _frame(lab: Lab, node: Node, family: int, proxier: Proxier) -> TableText:
     return table
 
 
-def proxier_of(lab: Lab, node: Node, family: int) -> Proxier:
+def settings_of(lab: Lab, node: Node, family: int) -> Settings:
     """What the rules of all Services of one family (4 or 6) on one node depend on."""
     proxy = lab.service_proxy
     node_ports = primary_node_ports(proxy, node, family)
-    return Proxier(
+    return Settings(
         ip="ip" if family == 4 else "ip6",
         node=node.name,
         node_ip=node_ip(node, family),
@@ -236,10 +236,10 @@ def add_base_chains(table: TableText) -> None:
 
 
 def _add_chains(
-    table: TableText, lab: Lab, proxier: Proxier, match_all: bool, *, localhost: bool
+    table: TableText, lab: Lab, settings: Settings, match_all: bool, *, localhost: bool
 ) -> None:
     """The chains that all Services share."""
-    ip = proxier.ip
+    ip = settings.ip
     service = f"{ip} daddr . meta l4proto . th dport vmap"
     port = "meta l4proto . th dport vmap"
     loopback = "127.0.0.0/8" if ip == "ip" else "::1"
@@ -253,18 +253,18 @@ def _add_chains(
     table.chain("firewall-check", f"{service} @firewall-ips")
     table.chain(
         "services",
-        *masquerade_cluster_ips(lab.service_proxy, proxier),
+        *masquerade_cluster_ips(lab.service_proxy, settings),
         f"{service} @service-ips",
         f"{'fib daddr type local ' if match_all else ''}{to_node} {port} @service-nodeports",
     )
-    add_postrouting_and_checks(table, lab, proxier)
+    add_postrouting_and_checks(table, lab, settings)
     helps = "helper for @no-endpoint-services / @no-endpoint-nodeports"
     table.chain("reject-chain", f'comment "{helps}"', "reject")
 
 
-def add_postrouting_and_checks(table: TableText, lab: Lab, proxier: Proxier) -> None:
+def add_postrouting_and_checks(table: TableText, lab: Lab, settings: Settings) -> None:
     """The chains that masquerade, and that stop what is still for a ClusterIP."""
-    ip = proxier.ip
+    ip = settings.ip
     bit = mark(lab.service_proxy)
     table.chain(
         "masquerading",
@@ -284,13 +284,13 @@ def add_postrouting_and_checks(table: TableText, lab: Lab, proxier: Proxier) -> 
         table.chain("cluster-ips-check", rule)
 
 
-def masquerade_cluster_ips(proxy: ServiceProxy, proxier: Proxier) -> list[str]:
+def masquerade_cluster_ips(proxy: ServiceProxy, settings: Settings) -> list[str]:
     """Mark what comes to a ClusterIP from elsewhere than a pod: its reply must come back here."""
-    to = f"{proxier.ip} daddr @cluster-ips"
+    to = f"{settings.ip} daddr @cluster-ips"
     if proxy.nftables.masqueradeAll:
-        return [f'{to} {proxier.masquerade} comment "masquerade all clusterIP traffic"']
-    if proxier.detector is None:
+        return [f'{to} {settings.masquerade} comment "masquerade all clusterIP traffic"']
+    if settings.detector is None:
         return []
-    outside = from_pods(proxier.detector, proxier.ip, "!= ")
+    outside = from_pods(settings.detector, settings.ip, "!= ")
     what = "masquerade clusterIP traffic from outside cluster"
-    return [f'{to} {outside} {proxier.masquerade} comment "{what}"']
+    return [f'{to} {outside} {settings.masquerade} comment "{what}"']

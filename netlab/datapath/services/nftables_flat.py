@@ -21,7 +21,7 @@ from netlab.datapath.services.nftables import (
     add_postrouting_and_checks,
     masquerade_cluster_ips,
     primary_node_ports,
-    proxier_of,
+    settings_of,
 )
 from netlab.datapath.services.nftables_flat_service import (
     LOCAL_NODEPORT,
@@ -39,7 +39,7 @@ from netlab.datapath.services.nftables_flat_service import (
 )
 from netlab.datapath.services.nftables_list import TableText, duration
 from netlab.datapath.services.nftables_proxier import Services, TableProxier, TablesProxier, Uses
-from netlab.datapath.services.nftables_service import HAIRPINS, Proxier, from_pods
+from netlab.datapath.services.nftables_service import HAIRPINS, Settings, from_pods
 from netlab.datapath.state import Table, Tables, Update
 from netlab.topology.model import Lab, Node
 
@@ -69,14 +69,14 @@ def proxier(lab: Lab, node: Node) -> TablesProxier:
 
 class _TableProxier(TableProxier):
     def __init__(self, lab: Lab, node: Node, family: int) -> None:
-        super().__init__(lab, node, family, proxier_of(lab, node, family))
+        super().__init__(lab, node, family, settings_of(lab, node, family))
         self._ways: Uses[Way] | None = None
         self._numbers: Numbers | None = None
 
     def whole(self, services: Services) -> Table:
-        table = _frame(self.lab, self.node, self.family, self.proxier)
+        table = _frame(self.lab, self.node, self.family, self.settings)
         elements = self._add(table, self.ports(services), Numbers())
-        _add_choices(table, self.proxier.ip, set(elements.ways))
+        _add_choices(table, self.settings.ip, set(elements.ways))
         self.hairpins = Uses(table.elements[HAIRPINS])
         self._ways = Uses(elements.ways)
         self._numbers = elements.numbers
@@ -104,7 +104,7 @@ class _TableProxier(TableProxier):
                 self._ways = self._count_ways(known, before, old, new)
             if self._ways is not None:
                 self._add_changed_ways(self._ways, old, new)
-        affinity = f"{self.proxier.ip} {_NAME} affinity"
+        affinity = f"{self.settings.ip} {_NAME} affinity"
         return Update(
             tables=self.commands(known, old.table, new.table),
             # (the set itself ends with the last endpoint that remembers)
@@ -126,8 +126,8 @@ class _TableProxier(TableProxier):
         uses.change(old.ways, new.ways)
         after = set(uses)
         if before != after:
-            _add_choices(old.table, self.proxier.ip, before)
-            _add_choices(new.table, self.proxier.ip, after)
+            _add_choices(old.table, self.settings.ip, before)
+            _add_choices(new.table, self.settings.ip, after)
 
     def _ways_of(self, services: Sequence[ServiceObjects], asked: set[Way]) -> list[Way] | None:
         """The ways of Services, as often as they are used; None once those asked for were met."""
@@ -143,34 +143,34 @@ class _TableProxier(TableProxier):
         return found if missing else None
 
     def _part(self, ports: Iterable[ServicePortInfo], numbers: Numbers) -> Elements:
-        return self._add(TableText(self.proxier.ip, _NAME), ports, numbers)
+        return self._add(TableText(self.settings.ip, _NAME), ports, numbers)
 
     def _add(
         self, table: TableText, ports: Iterable[ServicePortInfo], numbers: Numbers
     ) -> Elements:
         elements = Elements(table, numbers)
         for info in ports:
-            add_service(elements, self.proxier, info)
+            add_service(elements, self.settings, info)
         return elements
 
 
-def _frame(lab: Lab, node: Node, family: int, proxier: Proxier) -> TableText:
+def _frame(lab: Lab, node: Node, family: int, settings: Settings) -> TableText:
     """The table without Services."""
     node_ports = primary_node_ports(lab.service_proxy, node, family)
-    table = TableText(proxier.ip, _NAME, "rules for Services, by netlab")
-    _add_sets(table, proxier.ip)
+    table = TableText(settings.ip, _NAME, "rules for Services, by netlab")
+    _add_sets(table, settings.ip)
     if not node_ports.match_all:
         add_node_port_addresses(table, node_ports, own_addresses(lab, node, family))
     add_base_chains(table)
-    _add_checks(table, proxier.ip, node_ports.match_all)
-    _add_services(table, lab, proxier, node_ports.match_all)
-    add_postrouting_and_checks(table, lab, proxier)
+    _add_checks(table, settings.ip, node_ports.match_all)
+    _add_services(table, lab, settings, node_ports.match_all)
+    add_postrouting_and_checks(table, lab, settings)
     for site in SITES:
-        key = _key(site, proxier.ip)
+        key = _key(site, settings.ip)
         table.chain(
             site.name,
             f"meta priority set {key} map @{site.ways} meta priority vmap @{site.chains}",
-            f"{_HAS_PORTS} dnat {proxier.ip} to {key} . meta priority map @{site.endpoints}",
+            f"{_HAS_PORTS} dnat {settings.ip} to {key} . meta priority map @{site.endpoints}",
         )
     return table
 
@@ -243,9 +243,9 @@ def _add_checks(table: TableText, ip: str, match_all: bool) -> None:
     )
 
 
-def _add_services(table: TableText, lab: Lab, proxier: Proxier, match_all: bool) -> None:
+def _add_services(table: TableText, lab: Lab, settings: Settings, match_all: bool) -> None:
     """From an address and port to the site that a packet belongs to."""
-    ip, mark = proxier.ip, proxier.masquerade
+    ip, mark = settings.ip, settings.masquerade
     service = _service(ip)
     if match_all:
         loopback = "127.0.0.0/8" if ip == "ip" else "::1"
@@ -254,7 +254,7 @@ def _add_services(table: TableText, lab: Lab, proxier: Proxier, match_all: bool)
         to_node = f"{ip} daddr @nodeport-ips"
     table.chain(
         "services",
-        *masquerade_cluster_ips(lab.service_proxy, proxier),
+        *masquerade_cluster_ips(lab.service_proxy, settings),
         f"{service} @masqueraded-services {mark}",
         f"{service} @local-services goto external-local",
         f"jump {SERVICE.name}",
@@ -270,8 +270,8 @@ def _add_services(table: TableText, lab: Lab, proxier: Proxier, match_all: bool)
         ("external-local", SERVICE, LOCAL_SERVICE),
         ("nodeport-local", NODEPORT, LOCAL_NODEPORT),
     ):
-        if proxier.detector:
-            pods = from_pods(proxier.detector, ip)
+        if settings.detector:
+            pods = from_pods(settings.detector, ip)
             rule = f'{pods} goto {everywhere.name} comment "short-circuit pod traffic"'
             table.chain(chain, rule)
         table.chain(

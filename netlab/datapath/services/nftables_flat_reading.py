@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from fractions import Fraction
 
-from netlab.datapath.services.nftables import proxier_of
+from netlab.datapath.services.nftables import settings_of
 from netlab.datapath.services.nftables_flat import SITES
 from netlab.datapath.services.nftables_flat_service import (
     Elements,
@@ -46,7 +46,7 @@ class FlatReading(NftablesReading):
         self._ways: dict[tuple[str, str, str], set[Owner]] = {}  # family, map and number of a way
         for family, infos in self.known.infos.items():
             elements = Elements(TableText(family, self.table), Numbers())
-            proxier = proxier_of(lab, node, 4 if family == "ip" else 6)
+            proxier = settings_of(lab, node, 4 if family == "ip" else 6)
             for info in infos:
                 add_service(elements, proxier, info)
             for number, name in elements.numbers.names.items():

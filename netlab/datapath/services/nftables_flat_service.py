@@ -17,7 +17,7 @@ from netlab.datapath.services.names import address_port
 from netlab.datapath.services.nftables_list import TableText, ranges
 from netlab.datapath.services.nftables_service import (
     HAIRPINS,
-    Proxier,
+    Settings,
     allowed_sources,
     comment,
     hairpins,
@@ -110,7 +110,7 @@ def class_id(number: int) -> str:
     return f"{number >> 16:x}:{number & 0xFFFF:x}"
 
 
-def add_service(elements: Elements, proxier: Proxier, info: ServicePortInfo) -> None:
+def add_service(elements: Elements, settings: Settings, info: ServicePortInfo) -> None:
     """Everything of one Service port."""
     to_port = f"{info.protocol} . {info.port}"
     key = f"{info.cluster_ip} . {to_port}"
@@ -126,14 +126,14 @@ def add_service(elements: Elements, proxier: Proxier, info: ServicePortInfo) -> 
     if info.node_port:
         key = f"{info.protocol} . {info.node_port}"
         _add_external(elements, key, info, NODEPORT, LOCAL_NODEPORT)
-        if info.protocol in proxier.rejected_on_localhost:
+        if info.protocol in settings.rejected_on_localhost:
             by_set["localhost-nodeports"].append(key)
     if has_firewall(info):
-        sources = ranges(allowed_sources(proxier, info))
+        sources = ranges(allowed_sources(settings, info))
         for ip in info.load_balancer_ips:
             by_set["firewall-services"].append(f"{ip} . {to_port}")
             by_set["firewall-sources"] += (f"{ip} . {to_port} . {source}" for source in sources)
-    by_set[HAIRPINS] += hairpins(proxier, info)
+    by_set[HAIRPINS] += hairpins(settings, info)
 
 
 def _add_external(

@@ -19,7 +19,7 @@ from netlab.datapath.services.endpoints import (
     service_objects,
 )
 from netlab.datapath.services.nftables_list import TableText, update
-from netlab.datapath.services.nftables_service import HAIRPINS, Proxier, hairpins
+from netlab.datapath.services.nftables_service import HAIRPINS, Settings, hairpins
 from netlab.datapath.services.proxier import ServiceChanges
 from netlab.datapath.state import Table, Tables, Update
 from netlab.topology.model import Lab, Node
@@ -61,8 +61,8 @@ class TablesProxier:
 class TableProxier(ABC):
     """The table of one family, in one layout."""
 
-    def __init__(self, lab: Lab, node: Node, family: int, proxier: Proxier) -> None:
-        self.lab, self.node, self.family, self.proxier = lab, node, family, proxier
+    def __init__(self, lab: Lab, node: Node, family: int, settings: Settings) -> None:
+        self.lab, self.node, self.family, self.settings = lab, node, family, settings
         self.hairpins: Uses[str] | None = None  # of all Services, once they are counted
 
     @abstractmethod
@@ -93,7 +93,7 @@ class TableProxier(ABC):
             for objects in known
             if any(e.address in addresses for entry in objects.endpoints for e in entry.endpoints)
         ]
-        return Uses(each for info in self.ports(some) for each in hairpins(self.proxier, info))
+        return Uses(each for info in self.ports(some) for each in hairpins(self.settings, info))
 
 
 class Uses(Generic[T]):

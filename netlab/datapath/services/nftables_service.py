@@ -3,7 +3,7 @@
 Nearly all of a Service is elements of maps that all Services share, so a packet finds its Service
 in one look-up, however many there are.  Chains of its own hold what is left: the choice.
 
-Source: kube-proxy pkg/proxy/nftables/proxier.go (syncProxyRules); docs/services-nftables.md
+Source: kube-proxy pkg/proxy/nftables/settings.go (syncProxyRules); docs/services-nftables.md
 explains it.
 """
 
@@ -25,7 +25,7 @@ _COMMENT = 128  # bytes that nft takes
 
 
 @dataclass(frozen=True, slots=True)
-class Proxier:
+class Settings:
     """What the rules of all Services of one family on one node depend on."""
 
     ip: str  # "ip" or "ip6"
@@ -43,30 +43,30 @@ def from_pods(detector: LocalDetector, ip: str, negation: str = "") -> str:
     return f'iifname {negation}"{detector.interface or detector.prefix + "*"}"'
 
 
-def add_service(table: TableText, proxier: Proxier, info: ServicePortInfo) -> None:
+def add_service(table: TableText, settings: Settings, info: ServicePortInfo) -> None:
     """Everything of one Service port."""
     names = _Names(nftables_name(info.name, info.protocol))
-    _add_addresses(table, proxier, info, names)
+    _add_addresses(table, settings, info, names)
     if info.externally_accessible and info.has_any:
-        table.chain(names.external, *_external(proxier, info, names))
+        table.chain(names.external, *_external(settings, info, names))
     if has_firewall(info):
-        sources = addresses(allowed_sources(proxier, info))
-        table.chain(names.firewall, f"{proxier.ip} saddr != {sources} drop")
+        sources = addresses(allowed_sources(settings, info))
+        table.chain(names.firewall, f"{settings.ip} saddr != {sources} drop")
     if info.cluster:
-        table.chain(names.cluster, *_choice(proxier, info, info.cluster))
+        table.chain(names.cluster, *_choice(settings, info, info.cluster))
     if info.local:
-        table.chain(names.local, *_choice(proxier, info, info.local))
-    table.elements[HAIRPINS] += hairpins(proxier, info)
+        table.chain(names.local, *_choice(settings, info, info.local))
+    table.elements[HAIRPINS] += hairpins(settings, info)
     if info.affinity_s is not None:
         for endpoint in info.reachable:
-            _add_affinity(table, proxier, info, endpoint, info.affinity_s)
+            _add_affinity(table, settings, info, endpoint, info.affinity_s)
 
 
-def hairpins(proxier: Proxier, info: ServicePortInfo) -> list[str]:
+def hairpins(settings: Settings, info: ServicePortInfo) -> list[str]:
     """Connections of endpoints here to themselves; several Services may have one in common."""
     found = []
     for endpoint in info.reachable:
-        if endpoint.node == proxier.node:
+        if endpoint.node == settings.node:
             itself = f"{endpoint.address} . {endpoint.address}"
             found.append(f"{itself} . {info.protocol} . {endpoint.port}")
     return found
@@ -88,7 +88,7 @@ class _Names:
 
 
 def _add_addresses(
-    table: TableText, proxier: Proxier, info: ServicePortInfo, names: _Names
+    table: TableText, settings: Settings, info: ServicePortInfo, names: _Names
 ) -> None:
     """Elements that lead from an address and port of the Service to a chain or to a refusal."""
     why = f' comment "{comment(info)}" : '
@@ -119,22 +119,22 @@ def _add_addresses(
             table.element("service-nodeports", f"{key} : goto {names.external}")
         if info.external is not Verdict.FORWARD:
             table.element("no-endpoint-nodeports", key + refusals[info.external])
-        if info.protocol in proxier.rejected_on_localhost:
+        if info.protocol in settings.rejected_on_localhost:
             refuse = f"goto localhost-nodeport-reject-{info.protocol}"
             table.element("localhost-nodeport-reject-ports", f"{key} : {refuse}")
 
 
-def _external(proxier: Proxier, info: ServicePortInfo, names: _Names) -> list[str]:
+def _external(settings: Settings, info: ServicePortInfo, names: _Names) -> list[str]:
     """Rules for external addresses and NodePorts."""
     if not info.external_local:
         # the endpoint may be on another node, and must answer through this one
-        return [f'{proxier.masquerade} comment "masquerade"', f"goto {names.cluster}"]
+        return [f'{settings.masquerade} comment "masquerade"', f"goto {names.cluster}"]
     rules = []
-    if proxier.detector:
-        pods = from_pods(proxier.detector, proxier.ip)
+    if settings.detector:
+        pods = from_pods(settings.detector, settings.ip)
         rules.append(f'{pods} goto {names.cluster} comment "short-circuit pod traffic"')
     from_node = "fib saddr type local"
-    rules.append(f'{from_node} {proxier.masquerade} comment "masquerade local traffic"')
+    rules.append(f'{from_node} {settings.masquerade} comment "masquerade local traffic"')
     rules.append(f'{from_node} goto {names.cluster} comment "short-circuit local traffic"')
     if info.local:
         rules.append(f"goto {names.local}")
@@ -146,46 +146,46 @@ def has_firewall(info: ServicePortInfo) -> bool:
     return bool(info.load_balancer_ips and info.source_ranges)
 
 
-def allowed_sources(proxier: Proxier, info: ServicePortInfo) -> list[str]:
+def allowed_sources(settings: Settings, info: ServicePortInfo) -> list[str]:
     """Networks that may use the load balancer."""
     sources = list(info.source_ranges)
-    ip = proxier.node_ip
+    ip = settings.node_ip
     if ip and any(ip_address(ip) in ip_network(text) for text in sources):
         # what the node sends to a load balancer IP that is its own has that IP as its source
         sources += [host(address) for address in info.load_balancer_ips]
     return sources
 
 
-def _choice(proxier: Proxier, info: ServicePortInfo, endpoints: Endpoints) -> list[str]:
+def _choice(settings: Settings, info: ServicePortInfo, endpoints: Endpoints) -> list[str]:
     """Rules of service- and local-: one endpoint of a set, the one remembered or one at random."""
     protocol = f"meta l4proto {info.protocol}"
     ways = f"numgen random mod {len(endpoints)}"
     if info.affinity_s is not None:
         names = [_endpoint_name(info, endpoint) for endpoint in endpoints]
-        remembered = [f"{proxier.ip} saddr @affinity-{n} goto endpoint-{n}" for n in names]
+        remembered = [f"{settings.ip} saddr @affinity-{n} goto endpoint-{n}" for n in names]
         chains = ", ".join(f"{i} : goto endpoint-{name}" for i, name in enumerate(names))
         return [*remembered, f"{ways} vmap {{ {chains} }}"]
     if len(endpoints) == 1:
         return [f"{protocol} dnat to {address_port(endpoints[0])}"]
     targets = ", ".join(f"{i} : {e.address} . {e.port}" for i, e in enumerate(endpoints))
-    return [f"{protocol} dnat {proxier.ip} to {ways} map {{ {targets} }}"]
+    return [f"{protocol} dnat {settings.ip} to {ways} map {{ {targets} }}"]
 
 
 def _add_affinity(
-    table: TableText, proxier: Proxier, info: ServicePortInfo, endpoint: Endpoint, seconds: int
+    table: TableText, settings: Settings, info: ServicePortInfo, endpoint: Endpoint, seconds: int
 ) -> None:
     """Clients that an endpoint is remembered for; the chain that remembers and translates."""
     name = _endpoint_name(info, endpoint)
     table.set(
         f"affinity-{name}",
-        "ipv4_addr" if proxier.ip == "ip" else "ipv6_addr",
+        "ipv4_addr" if settings.ip == "ip" else "ipv6_addr",
         "size 65535",
         "flags dynamic,timeout",
         f"timeout {duration(seconds)}",
     )
     table.chain(
         f"endpoint-{name}",
-        f"update @affinity-{name} {{ {proxier.ip} saddr }}",
+        f"update @affinity-{name} {{ {settings.ip} saddr }}",
         f"meta l4proto {info.protocol} dnat to {address_port(endpoint)}",
     )
 
