@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from netlab.kernel.namespaces import open_current
+from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
+from netlab.lab import lifecycle
+from netlab.topology.model import Lab
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -14,3 +20,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("kernel"):
             item.add_marker(pytest.mark.skip(reason="needs root: makes network namespaces"))
+
+
+@pytest.fixture
+def namespace() -> Iterator[int]:
+    """A descriptor of a fresh network namespace that has no name and ends with it."""
+    home = open_current()
+    unshare(CLONE_NEWNET)
+    fresh = open_current()
+    setns(home, CLONE_NEWNET)
+    os.close(home)
+    yield fresh
+    os.close(fresh)
+
+
+@pytest.fixture
+def up() -> Iterator[Callable[[Lab], lifecycle.Outcome]]:
+    """Bring labs up; they are taken down afterwards."""
+    names: set[str] = set()
+
+    def bring_up(lab: Lab) -> lifecycle.Outcome:
+        names.add(lab.name)
+        return lifecycle.up(lab)
+
+    yield bring_up
+    for name in names:
+        lifecycle.down(name)

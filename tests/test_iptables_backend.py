@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,7 @@ from netlab.datapath.services.iptables import render
 from netlab.datapath.services.iptables_save import differences, removal
 from netlab.datapath.state import Backend, Ruleset
 from netlab.kernel import xtables
-from netlab.kernel.namespaces import entered, open_current
-from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
+from netlab.kernel.namespaces import entered
 from netlab.lab import change, lifecycle, record
 from netlab.problems import Exit, NetlabError
 from netlab.topology.load import load
@@ -31,32 +30,6 @@ pytestmark = pytest.mark.kernel
 
 MYBLOG = "myblog-5c97d79cdb-jn7km"  # a pod of two-node-vxlan
 Up = Callable[..., lifecycle.Outcome]
-
-
-@pytest.fixture
-def up() -> Iterator[Up]:
-    """Bring labs up; they are taken down afterwards."""
-    names: set[str] = set()
-
-    def bring_up(lab: Lab) -> lifecycle.Outcome:
-        names.add(lab.name)
-        return lifecycle.up(lab)
-
-    yield bring_up
-    for name in names:
-        lifecycle.down(name)
-
-
-@pytest.fixture
-def namespace() -> Iterator[int]:
-    """A descriptor of a fresh network namespace that ends with it."""
-    home = open_current()
-    unshare(CLONE_NEWNET)
-    fresh = open_current()
-    setns(home, CLONE_NEWNET)
-    os.close(home)
-    yield fresh
-    os.close(fresh)
 
 
 def in_backend(lab: Lab, backend: IPTablesBackend | None, mode: ProxyMode = "iptables") -> Lab:

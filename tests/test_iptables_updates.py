@@ -7,7 +7,6 @@ import os
 import random
 import re
 import socket
-from collections.abc import Iterator
 
 import pytest
 from msgspec.structs import replace
@@ -22,8 +21,7 @@ from netlab.datapath.services.modes import MODES
 from netlab.datapath.services.proxier import service_changes, update_between
 from netlab.datapath.state import Backend, Ruleset, Update
 from netlab.kernel import nft, xtables
-from netlab.kernel.namespaces import entered, open_current
-from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
+from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle
 from netlab.lab import rules as rules_of_lab
 from netlab.lab.edits import Changed
@@ -34,18 +32,6 @@ from test_services_updates import changed, next_changes, some_service, start, wi
 
 BACKENDS: tuple[Backend, ...] = ("nft", "legacy")
 ITERATIONS = 40
-
-
-@pytest.fixture
-def namespace() -> Iterator[int]:
-    """A descriptor of a fresh network namespace that ends with it."""
-    home = open_current()
-    unshare(CLONE_NEWNET)
-    fresh = open_current()
-    setns(home, CLONE_NEWNET)
-    os.close(home)
-    yield fresh
-    os.close(fresh)
 
 
 def restored(saved: str, text: str) -> str:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -30,20 +30,6 @@ from netlab.topology.load import load
 from netlab.topology.model import Lab
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def run() -> Iterator[Callable[[Lab], lifecycle.Outcome]]:
-    """Bring labs up; they are taken down afterwards."""
-    names: set[str] = set()
-
-    def up(lab: Lab) -> lifecycle.Outcome:
-        names.add(lab.name)
-        return lifecycle.up(lab)
-
-    yield up
-    for name in names:
-        lifecycle.down(name)
 
 
 def http(namespace: str, address: str, port: int, path: str) -> str:
@@ -95,10 +81,10 @@ def host_snapshot(without: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("overlay", ["vxlan", "host-gw"])
 def test_pods_and_services_are_reached(
-    run: Callable[[Lab], lifecycle.Outcome], overlay: str
+    up: Callable[[Lab], lifecycle.Outcome], overlay: str
 ) -> None:
     lab = small_lab(overlay=overlay)
-    outcome = run(lab)
+    outcome = up(lab)
     assert outcome.created
     assert outcome.unserved == ()
     p0, p1 = f"{lab.name}:demo:p0", f"{lab.name}:demo:p1"
@@ -120,19 +106,19 @@ def test_pods_and_services_are_reached(
     assert seen == {"10.244.2.2", "10.244.2.1"}
 
 
-def test_service_without_endpoints_rejects(run: Callable[[Lab], lifecycle.Outcome]) -> None:
+def test_service_without_endpoints_rejects(up: Callable[[Lab], lifecycle.Outcome]) -> None:
     lab = small_lab()
-    run(lab)
+    up(lab)
     with pytest.raises(ConnectionRefusedError):
         http(f"{lab.name}:demo:p0", "10.99.0.2", 80, "/")
 
 
 @pytest.mark.parametrize("node", ["slave1", "slave2"])
 def test_rules_are_those_of_the_real_kube_proxy(
-    run: Callable[[Lab], lifecycle.Outcome], node: str
+    up: Callable[[Lab], lifecycle.Outcome], node: str
 ) -> None:
     lab = replace(load("two-node-vxlan").lab, name=fresh_name())
-    run(lab)
+    up(lab)
     saved = xtables.save(f"{lab.name}:k8s-{node}")
     for family, file in zip(saved, ("iptables.txt", "ip6tables.txt"), strict=True):
         golden = (Path(__file__).parent / "golden" / f"seed-{node}" / file).read_text()
@@ -140,21 +126,21 @@ def test_rules_are_those_of_the_real_kube_proxy(
         assert differences(family, golden) == []
 
 
-def test_a_pod_outside_its_nodes_cidr_is_reached(run: Callable[[Lab], lifecycle.Outcome]) -> None:
+def test_a_pod_outside_its_nodes_cidr_is_reached(up: Callable[[Lab], lifecycle.Outcome]) -> None:
     lab = small_lab()
     odd = replace(lab.pods[3], address="10.60.7.7")
     lab = replace(lab, pods=(*lab.pods[:3], odd))
-    run(lab)
+    up(lab)
     for source in ("p0", "p1"):
         assert http(f"{lab.name}:demo:{source}", "10.60.7.7", 8002, "/hostname") == "p3"
     assert http(f"{lab.name}:demo:p3", "10.244.1.2", 8002, "/clientip").startswith("10.60.7.7:")
 
 
-def test_up_twice_changes_nothing(run: Callable[[Lab], lifecycle.Outcome]) -> None:
+def test_up_twice_changes_nothing(up: Callable[[Lab], lifecycle.Outcome]) -> None:
     lab = small_lab()
-    run(lab)
+    up(lab)
     inodes = {name: os.stat(namespaces.path(name)).st_ino for name in namespaces.names_of(lab.name)}
-    again = run(lab)
+    again = up(lab)
     assert again.changes == ()
     assert not again.created
     assert inodes == {
@@ -170,21 +156,21 @@ def test_dry_run_builds_nothing() -> None:
     assert control.connect(lab.name) is None
 
 
-def test_a_changed_lab_changes_only_that(run: Callable[[Lab], lifecycle.Outcome]) -> None:
+def test_a_changed_lab_changes_only_that(up: Callable[[Lab], lifecycle.Outcome]) -> None:
     lab = small_lab()
-    run(lab)
+    up(lab)
     kept = os.stat(namespaces.path(f"{lab.name}:demo:p0")).st_ino
     grown = small_lab(lab.name, pods=5)
-    outcome = run(grown)
+    outcome = up(grown)
     touched = {change.namespace for change in outcome.changes}
     # The new pod, its node's link to it, and both nodes' rules, for it is an endpoint.
     assert touched == {f"{lab.name}:demo:p4", f"{lab.name}:n1", f"{lab.name}:n2"}
     assert os.stat(namespaces.path(f"{lab.name}:demo:p0")).st_ino == kept
     assert http(f"{lab.name}:demo:p1", "10.244.1.4", 8002, "/hostname") == "p4"
-    shrunk = run(lab)
+    shrunk = up(lab)
     assert f"- namespace {lab.name}:demo:p4" in [summary(c) for c in shrunk.changes]
     assert not os.path.exists(namespaces.path(f"{lab.name}:demo:p4"))
-    assert run(lab).changes == ()
+    assert up(lab).changes == ()
 
 
 @pytest.mark.parametrize(
@@ -222,23 +208,23 @@ def test_a_changed_lab_changes_only_that(run: Callable[[Lab], lifecycle.Outcome]
     ],
 )
 def test_damage_is_repaired(
-    run: Callable[[Lab], lifecycle.Outcome], damage: str, repaired: str
+    up: Callable[[Lab], lifecycle.Outcome], damage: str, repaired: str
 ) -> None:
     from netlab.datapath.overlay import vtep_mac
 
     lab = small_lab()
-    run(lab)
+    up(lab)
     subprocess.run(damage.format(lab.name).split(), check=True)
-    lines = [summary(change) for change in run(lab).changes]
+    lines = [summary(change) for change in up(lab).changes]
     wanted = repaired.format(lab.name, vtep=vtep_mac(lab.nodes[1]))
     assert any(line.startswith(wanted) for line in lines), lines
-    assert run(lab).changes == ()
+    assert up(lab).changes == ()
     assert http(f"{lab.name}:demo:p0", "10.244.2.2", 8002, "/hostname") == "p1"
 
 
-def test_rules_of_others_stay_where_they_are(run: Callable[[Lab], lifecycle.Outcome]) -> None:
+def test_rules_of_others_stay_where_they_are(up: Callable[[Lab], lifecycle.Outcome]) -> None:
     lab = small_lab()
-    run(lab)
+    up(lab)
     inside = ["ip", "netns", "exec", f"{lab.name}:n1"]
     for rule in (
         "-I FORWARD -s 192.0.2.1 -j DROP",
@@ -250,7 +236,7 @@ def test_rules_of_others_stay_where_they_are(run: Callable[[Lab], lifecycle.Outc
     ):
         subprocess.run([*inside, "iptables", *rule.split()], check=True)
     subprocess.run([*inside, "iptables", "-t", "nat", "-F", "KUBE-SERVICES"], check=True)
-    assert any(summary(c).startswith(f"~ {lab.name}:n1  rules") for c in run(lab).changes)
+    assert any(summary(c).startswith(f"~ {lab.name}:n1  rules") for c in up(lab).changes)
     saved = xtables.save(f"{lab.name}:n1")[0].splitlines()
     forward = [line for line in saved if line.startswith("-A FORWARD")]
     assert forward[0] == "-A FORWARD -s 192.0.2.1/32 -j DROP"
@@ -258,16 +244,16 @@ def test_rules_of_others_stay_where_they_are(run: Callable[[Lab], lifecycle.Outc
     assert len(forward) == 6
     assert "-A MINE -s 192.0.2.3/32 -j RETURN" in saved
     assert "-A PREROUTING -s 192.0.2.4/32 -j ACCEPT" in saved
-    assert run(lab).changes == ()
+    assert up(lab).changes == ()
 
 
-def test_two_labs_at_once_do_not_meet(run: Callable[[Lab], lifecycle.Outcome]) -> None:
+def test_two_labs_at_once_do_not_meet(up: Callable[[Lab], lifecycle.Outcome]) -> None:
     labs = [small_lab(), small_lab()]
     failures: list[BaseException] = []
 
     def bring_up(lab: Lab) -> None:
         try:
-            run(lab)
+            up(lab)
         except BaseException as error:
             failures.append(error)
 
@@ -294,9 +280,9 @@ def test_the_host_is_as_it_was() -> None:
     assert lifecycle.down(lab.name) == 0
 
 
-def test_down_without_any_file(run: Callable[[Lab], lifecycle.Outcome]) -> None:
+def test_down_without_any_file(up: Callable[[Lab], lifecycle.Outcome]) -> None:
     lab = small_lab()
-    run(lab)
+    up(lab)
     init = control.connect(lab.name)
     assert init is not None
     for file in os.listdir(record.directory(lab.name)):
@@ -307,13 +293,13 @@ def test_down_without_any_file(run: Callable[[Lab], lifecycle.Outcome]) -> None:
     assert init.wait(0)
 
 
-def test_what_is_not_ours_is_never_deleted(run: Callable[[Lab], lifecycle.Outcome]) -> None:
+def test_what_is_not_ours_is_never_deleted(up: Callable[[Lab], lifecycle.Outcome]) -> None:
     lab = small_lab()
     foreign = f"{lab.name}:n1"
     subprocess.run(["ip", "netns", "add", foreign], check=True)
     try:
         with pytest.raises(NetlabError) as caught:
-            run(lab)
+            up(lab)
         assert caught.value.exit_code is Exit.MACHINE
         assert [problem.code for problem in caught.value.problems] == ["foreign-namespace"]
         assert namespaces.names_of(lab.name) == [foreign]
@@ -363,7 +349,7 @@ def killed_after(calls: int, lab: Lab, verb: str) -> int:
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 3, 4, 5, 7, 10, 14, 19, 25, 32, 40])
-def test_killed_in_the_middle_of_up(run: Callable[[Lab], lifecycle.Outcome], calls: int) -> None:
+def test_killed_in_the_middle_of_up(up: Callable[[Lab], lifecycle.Outcome], calls: int) -> None:
     lab = small_lab()
     assert killed_after(calls, lab, "up") == -signal.SIGKILL
     # Either command makes order: here down ...
@@ -372,17 +358,17 @@ def test_killed_in_the_middle_of_up(run: Callable[[Lab], lifecycle.Outcome], cal
     assert control.connect(lab.name) is None
     # ... and there up.
     assert killed_after(calls, lab, "up") == -signal.SIGKILL
-    run(lab)
+    up(lab)
     assert http(f"{lab.name}:demo:p0", "10.99.0.1", 80, "/hostname") in {"p1", "p2", "p3"}
-    assert run(lab).changes == ()
+    assert up(lab).changes == ()
 
 
 @pytest.mark.parametrize("calls", [0, 2, 5, 9, 14])
-def test_killed_in_the_middle_of_down(run: Callable[[Lab], lifecycle.Outcome], calls: int) -> None:
+def test_killed_in_the_middle_of_down(up: Callable[[Lab], lifecycle.Outcome], calls: int) -> None:
     lab = small_lab()
-    run(lab)
+    up(lab)
     assert killed_after(calls, lab, "down") == -signal.SIGKILL
-    run(lab)
+    up(lab)
     assert http(f"{lab.name}:demo:p0", "10.244.2.2", 8002, "/hostname") == "p1"
     assert killed_after(calls, lab, "down") == -signal.SIGKILL
     lifecycle.down(lab.name)
@@ -407,10 +393,10 @@ def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not shutil.which("nfacct"), reason="nfacct is not packaged here")
 @pytest.mark.parametrize("stack", [lambda lab: lab, dual_stack_lab], ids=["IPv4", "dual"])
 def test_shell_commands_build_the_same(
-    run: Callable[[Lab], lifecycle.Outcome], stack: Callable[[Lab], Lab]
+    up: Callable[[Lab], lifecycle.Outcome], stack: Callable[[Lab], Lab]
 ) -> None:
     lab = stack(small_lab())
-    run(lab)
+    up(lab)
     twin = replace(lab, name=fresh_name())
     state = build(twin)
     script = "\n".join(shell(lifecycle.up(twin, dry_run=True).changes, state.namespaces()))

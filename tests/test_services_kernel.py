@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -13,26 +11,13 @@ import pytest
 from netlab.datapath.services.iptables import render
 from netlab.datapath.services.iptables_save import differences, same
 from netlab.datapath.state import Ruleset
-from netlab.kernel.namespaces import entered, open_current
-from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
+from netlab.kernel.namespaces import entered
 from netlab.kernel.xtables import create_nfacct, restore, save
 from netlab.problems import Exit, NetlabError
 from netlab.topology.model import Endpoint, ServiceEndpoints
 from services_golden import STATES, golden_lab
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-def namespace() -> Iterator[int]:
-    """A descriptor of a fresh network namespace that has no name and ends with it."""
-    home = open_current()
-    unshare(CLONE_NEWNET)
-    fresh = open_current()
-    setns(home, CLONE_NEWNET)
-    os.close(home)
-    yield fresh
-    os.close(fresh)
 
 
 def run(namespace: int, *command: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from msgspec.structs import replace
@@ -28,20 +28,6 @@ pytestmark = pytest.mark.kernel
 
 OURS = ("ip kube-proxy", "ip6 kube-proxy")
 Up = Callable[..., lifecycle.Outcome]
-
-
-@pytest.fixture
-def up() -> Iterator[Up]:
-    """Bring labs up; they are taken down afterwards."""
-    names: set[str] = set()
-
-    def bring_up(lab: Lab) -> lifecycle.Outcome:
-        names.add(lab.name)
-        return lifecycle.up(lab)
-
-    yield bring_up
-    for name in names:
-        lifecycle.down(name)
 
 
 def in_mode(mode: ProxyMode, lab: Lab | None = None) -> Lab:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 from msgspec.structs import replace
@@ -14,8 +12,7 @@ from netlab.datapath.services.nftables import render
 from netlab.datapath.services.nftables_list import differences
 from netlab.datapath.state import Table, Tables
 from netlab.kernel import nft
-from netlab.kernel.namespaces import entered, open_current
-from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
+from netlab.kernel.namespaces import entered
 from netlab.problems import Exit, NetlabError
 from services_golden import NFTABLES_STATES, golden_lab, read
 
@@ -23,18 +20,6 @@ pytestmark = pytest.mark.kernel
 
 OURS = ("ip kube-proxy", "ip6 kube-proxy")
 MYBLOG = render(*golden_lab("seed-slave1"))
-
-
-@pytest.fixture
-def namespace() -> Iterator[int]:
-    """A descriptor of a fresh network namespace that has no name and ends with it."""
-    home = open_current()
-    unshare(CLONE_NEWNET)
-    fresh = open_current()
-    setns(home, CLONE_NEWNET)
-    os.close(home)
-    yield fresh
-    os.close(fresh)
 
 
 def recorded(state: str) -> Tables:

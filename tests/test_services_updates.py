@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -21,8 +21,7 @@ from netlab.datapath.services.nftables_list import differences
 from netlab.datapath.services.proxier import ServiceChanges, service_changes, update_between
 from netlab.datapath.state import Rules, Tables, Update
 from netlab.kernel import nft, xtables
-from netlab.kernel.namespaces import entered, open_current
-from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
+from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle, record
 from netlab.lab.edits import Changed
 from netlab.problems import NetlabError
@@ -37,18 +36,6 @@ from netlab.topology.model import (
 from services_golden import SEQUENCES, Step, steps
 
 NFT_MODES: tuple[ProxyMode, ...] = ("nftables", "nftables-flat")
-
-
-@pytest.fixture
-def namespace() -> Iterator[int]:
-    """A descriptor of a fresh network namespace that has no name and ends with it."""
-    home = open_current()
-    unshare(CLONE_NEWNET)
-    fresh = open_current()
-    setns(home, CLONE_NEWNET)
-    os.close(home)
-    yield fresh
-    os.close(fresh)
 
 
 def some_service(rng: random.Random, number: int) -> ServiceObjects:
