@@ -108,14 +108,21 @@ def require_root() -> None:
 
 
 def running_lab(name: str | None) -> Lab:
-    """The lab that is up under that name, or the only one.  NetlabError (exit 2) otherwise."""
+    """The lab that is up under that name, or the only one, as its faults make it appear.
+
+    NetlabError (exit 2) otherwise.
+    """
     from netlab.lab import record
 
     require_root()
     found = record.read(name or only_lab())
     if found is None:
         raise unknown_lab(name or "")
-    return found
+    if not found.faults:
+        return found
+    from netlab.datapath.faults import faulty
+
+    return faulty(found)
 
 
 def only_lab() -> str:

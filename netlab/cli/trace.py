@@ -36,6 +36,18 @@ if TYPE_CHECKING:
 )
 @click.option("-6", "--ipv6", "family", type=int, flag_value=6, help="Over IPv6.")
 @click.option(
+    "--source-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Send from this port, as a client that always uses the same.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(1, 65535),
+    metavar="BYTES",
+    help="Length of the IP packet, over UDP and ICMP; it may not be fragmented.",
+)
+@click.option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(0.01, 60),
@@ -51,6 +63,8 @@ def trace(
     protocol: ProbeProtocol | None,
     port: int | None,
     family: Literal[4, 6] | None,
+    source_port: int | None,
+    size: int | None,
     timeout_s: float | None,
     namespace: str | None,
     lab_name: str | None,
@@ -78,6 +92,8 @@ def trace(
         port=port,
         family=family,
         timeout_s=DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
+        size=size,
+        source_port=source_port,
     )
     found = run(lab, request)
     if output == "json":

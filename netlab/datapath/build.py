@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from netlab.datapath import podnet
+from netlab.datapath import faults, podnet
 from netlab.datapath.overlay import PodsByNode, overlay
 from netlab.datapath.services.modes import mode_of
 from netlab.datapath.state import (
@@ -27,13 +27,15 @@ SWITCH_BRIDGE = "br0"
 
 def build(lab: Lab, *, rules: bool = True) -> LabState:
     """Everything that `up` makes true for this lab; without the nodes' rules if not wanted."""
+    lab = faults.faulty(lab)
     pods = _pods_by_node(lab)
-    return LabState(
+    state = LabState(
         lab=lab.name,
         switch=_switch(lab),
         nodes=tuple(_node(lab, node, pods, rules) for node in lab.nodes),
         servers=tuple(_servers(lab)),
     )
+    return faults.with_faults(state, lab)
 
 
 def pod_namespace_name(lab: Lab, pod: Pod) -> str:

@@ -33,7 +33,8 @@ def describe(item: Item) -> str:
         case Link():
             master = f" master {item.master}" if item.master else ""
             vxlan = f" id {item.vxlan.vni} local {item.vxlan.local}" if item.vxlan else ""
-            return f"{item.kind} {item.name}{vxlan} mtu {item.mtu}{master}"
+            down = "" if item.up else " down"
+            return f"{item.kind} {item.name}{vxlan} mtu {item.mtu}{master}{down}"
         case Address(link=link, address=address):
             return f"address {address} dev {link}"
         case Route():
@@ -56,7 +57,7 @@ def describe(item: Item) -> str:
             chains = (item.ipv4 + item.ipv6).count("\n-X ")
             parts = [f"{chains} chains of iptables"] if chains else []
             parts += (f"table {table}" for table in item.tables)
-            return f"rules of another mode: {', '.join(parts)}"
+            return f"rules that are not wanted: {', '.join(parts)}"
 
 
 def _names(rules: Tables) -> list[str]:
@@ -173,7 +174,7 @@ def _link_commands(ip: str, verb: str, link: Link, ends: dict[Peer, Link]) -> It
         yield f"{ip} link set {link.name} master {link.master}"
         if link.hairpin:
             yield f"{ip} link set {link.name} type bridge_slave hairpin on"
-    yield f"{ip} link set {link.name} up"
+    yield f"{ip} link set {link.name} {'up' if link.up else 'down'}"
 
 
 def _rules_commands(inside: str, rules: Ruleset) -> Iterator[str]:

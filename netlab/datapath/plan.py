@@ -135,7 +135,7 @@ def _other_mac(want: Link, there: Mapping[str, Link]) -> bool:
 
 def _same_settings(want: Link, have: Link) -> bool:
     return (
-        have.up
+        want.up == have.up
         and want.mtu == have.mtu
         and want.master == have.master
         and want.hairpin == have.hairpin

@@ -102,6 +102,7 @@ class Namespace(State, frozen=True):
     neighbours: tuple[Neighbour, ...] = ()
     fdb: tuple[FdbEntry, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
+    tables: tuple[Table, ...] = ()  # of faults
 
 
 class Ruleset(State, frozen=True):
@@ -195,6 +196,7 @@ class Server(State, frozen=True):
     addresses: tuple[str, ...] = ()  # to listen on; none: every one
     page: Page | None = None  # None: it tells who it is
     backends: tuple[tuple[str, int], ...] = ()  # TCP streams are passed on to one of these
+    stuck: bool = False  # connections over TCP wait to be accepted, in a queue that is full
     sticky_s: int | None = None  # who comes within this time goes where the last one went
 
 

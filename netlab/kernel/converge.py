@@ -26,9 +26,8 @@ from netlab.datapath.state import (
     Route,
     Sysctl,
 )
-from netlab.kernel import namespaces, rtnetlink
+from netlab.kernel import namespaces, observe, rtnetlink
 from netlab.kernel.netlink import Socket
-from netlab.kernel.observe import await_ports
 from netlab.problems import Exit, NetlabError, Problem
 
 # How long ports may take to forward; on a machine that is not overloaded it is a millisecond.
@@ -79,6 +78,23 @@ def carry_out(
             namespaces.remove(change.namespace)
     if work.problems:
         raise NetlabError(work.problems, Exit.MACHINE)
+
+
+# Flushes what the routing of a namespace has learned, the MTU of paths for one.
+_FORGET_PATHS = (
+    Sysctl(path="net/ipv4/route/flush", value="1"),
+    Sysctl(path="net/ipv6/route/flush", value="1"),
+)
+
+
+def forget_learned(names: Iterable[str]) -> None:
+    """Let namespaces find out again what they have learned: MACs, and the MTU of paths."""
+    for name in names:
+        with namespaces.entered(name), Socket() as netlink:
+            namespaces.write_sysctls(_FORGET_PATHS)
+            netlink.request(
+                [rtnetlink.forget_neighbour(body) for body in observe.learned_neighbours(netlink)]
+            )
 
 
 def _has_bridge(namespace: Namespace) -> bool:
@@ -133,7 +149,7 @@ class _Work:
                 leaf.close()
             for name in bridged:
                 if name in self.changes:
-                    await_ports(self.open[name].descriptor, _PORTS_S)
+                    observe.await_ports(self.open[name].descriptor, _PORTS_S)
         finally:
             thread.join()
             for entry in self.open.values():
@@ -236,6 +252,8 @@ class _Work:
         yield rtnetlink.add_altname(index, namespaces.mark(self.lab, link.name))
         if link.hairpin:
             yield rtnetlink.set_hairpin(index, on=True)
+        if not link.up:
+            yield rtnetlink.set_up(index, up=False)
 
 
 _PACKERS: dict[type[Item], tuple[Callable[..., bytes], Callable[..., bytes]]] = {

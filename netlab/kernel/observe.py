@@ -64,7 +64,8 @@ def await_ports(descriptor: int, timeout_s: float) -> None:
     """Wait until the bridges of a namespace and the ports in them carry frames.
 
     A carrier that came up is made known to the bridge by a work queue of the kernel, which may be
-    late; until then frames are lost.  Ports without a carrier at the far end are waited for, too.
+    late; until then frames are lost.  Ports without a carrier at the far end are waited for, too,
+    but not those that are down.
     """
     deadline = time.monotonic() + timeout_s
     with entered(descriptor):
@@ -79,8 +80,10 @@ def _idle_ports(netlink: Socket) -> bool:
     for body in netlink.dump(
         rt.RTM_GETLINK, rt.link_message(0) + number(rt.IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
     ):
-        (index,) = struct.unpack_from("=i", body, 4)
+        index, flags = struct.unpack_from("=iI", body, 4)
         found = attributes(body, 16)
+        if not flags & rt.IFF_UP:
+            continue
         if found.get(rt.IFLA_QDISC) == b"noop\0":
             idle.add(index)
         if rt.IFLA_MASTER not in found:
@@ -201,6 +204,16 @@ def _neighbours(
                 address=_text(found[rt.NDA_DST]),
                 mac=found[rt.NDA_LLADDR].hex(":"),
             )
+
+
+def learned_neighbours(netlink: Socket) -> Iterable[bytes]:
+    """Entries that are neither given nor needless, as the kernel tells them."""
+    for family in _FAMILIES:
+        body = struct.pack("=BxxxiHBB", family, 0, 0, 0, 0)
+        for found in netlink.dump(rt.RTM_GETNEIGH, body):
+            (state,) = struct.unpack_from("=H", found, 8)
+            if not state & (_PERMANENT | rt.NUD_NOARP):
+                yield found
 
 
 def _fdb(netlink: Socket, names: dict[int, str], links: tuple[Link, ...]) -> Iterable[FdbEntry]:

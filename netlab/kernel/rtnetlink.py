@@ -17,6 +17,7 @@ from netlab.kernel.netlink import (
     NLM_F_EXCL,
     NLM_F_REPLACE,
     attribute,
+    attribute_list,
     message,
     nested,
     number,
@@ -80,10 +81,9 @@ def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-def link_message(index: int, up: bool = False) -> bytes:
-    """The fixed part of a link message."""
-    flags = IFF_UP if up else 0
-    return _LINK.pack(socket.AF_UNSPEC, 0, index, flags, flags)
+def link_message(index: int, up: bool | None = None) -> bytes:
+    """The fixed part of a link message; without `up` the link stays up or down."""
+    return _LINK.pack(socket.AF_UNSPEC, 0, index, IFF_UP if up else 0, 0 if up is None else IFF_UP)
 
 
 def _named(link: Link, master: int | None) -> bytes:
@@ -138,11 +138,11 @@ def add_vxlan(link: Link, index: int, device: int) -> bytes:
 
 
 def set_link(link: Link, found: Link, index: int, master: int | None) -> bytes:
-    """Give a link that was found the settings that it should have, and bring it up.
+    """Give a link that was found the settings that it should have, and bring it up, or down.
 
     Only what differs is set: a MAC that is set again, even the same one, flushes neighbours.
     """
-    body = link_message(index, up=True)
+    body = link_message(index, up=link.up)
     if link.mtu != found.mtu:
         body += number(IFLA_MTU, link.mtu)
     if link.mac and link.mac != found.mac:
@@ -162,9 +162,9 @@ def set_hairpin(index: int, on: bool) -> bytes:
     return message(RTM_NEWLINK, 0, link_message(index) + info)
 
 
-def set_up(index: int) -> bytes:
-    """Bring a link up."""
-    return message(RTM_NEWLINK, 0, link_message(index, up=True))
+def set_up(index: int, up: bool = True) -> bytes:
+    """Bring a link up, or down."""
+    return message(RTM_NEWLINK, 0, link_message(index, up=up))
 
 
 def add_altname(index: int, name: str) -> bytes:
@@ -254,6 +254,14 @@ def add_neighbour(entry: Neighbour, index: int) -> bytes:
 def delete_neighbour(entry: Neighbour, index: int) -> bytes:
     """Take a neighbour entry away."""
     return message(RTM_DELNEIGH, 0, _neighbour(entry, index))
+
+
+def forget_neighbour(found: bytes) -> bytes:
+    """Take away a neighbour entry that a dump has told."""
+    address = next(
+        value for kind, value in attribute_list(found[_NEIGHBOUR.size :]) if kind == NDA_DST
+    )
+    return message(RTM_DELNEIGH, 0, found[: _NEIGHBOUR.size] + attribute(NDA_DST, address))
 
 
 def _fdb(entry: FdbEntry, index: int) -> bytes:

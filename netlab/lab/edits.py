@@ -250,7 +250,8 @@ class Edits:
         old, new = declared_objects(running), declared_objects(lab)
         touched = {key for key in old | new if old.get(key) != new.get(key)}
         changed = tuple(sorted({*running.changed, *touched, *self._gone}))
-        return Changed(replace(lab, changed=changed), tuple(self.results), warnings)
+        lab = replace(lab, changed=changed, faults=running.faults)
+        return Changed(lab, tuple(self.results), warnings)
 
 
 _KIND_NAMES = tuple(dict.fromkeys(kind.lower() for kind in KINDS.values()))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from netlab.datapath import faults
 from netlab.datapath.build import build
 from netlab.datapath.plan import plan
 from netlab.datapath.state import Change, Found, LabState
 from netlab.kernel import converge, namespaces, observe
 from netlab.lab import connections, control, record, rules
 from netlab.problems import Exit, NetlabError, Problem
-from netlab.topology.model import Lab
+from netlab.topology.model import Fault, Lab
 
 if TYPE_CHECKING:
     from netlab.lab.edits import Changed
@@ -42,15 +46,17 @@ def up(lab: Lab, dry_run: bool = False) -> Outcome:
     start = time.perf_counter()
     state = build(lab)
     if dry_run:
+        before = record.read(lab.name)
+        state = faults.without_faults(state, before)
         found = _found(state)
         changes = _changes(lab, state, found)
-        before = record.read(lab.name)
         elapsed_s = time.perf_counter() - start
         return Outcome(state, tuple(changes), (), not found, False, elapsed_s, before)
     try:
         with namespaces.run_dir(), record.locked(lab.name):
-            found = _found(state)
             before = record.read(lab.name)
+            state = faults.without_faults(state, before)
+            found = _found(state)
             restarted = bool(found) and not _has_processes(lab.name)
             try:
                 known = before if record.is_settled(lab.name) else None
@@ -77,9 +83,9 @@ def change(
     start = time.perf_counter()
     before = _declared(name)
     if dry_run:
-        changed = decide(before)
+        changed = _decided(decide, before)
         base = _base(before, changed.lab)
-        state = build(changed.lab, rules=base is None)
+        state = faults.without_faults(build(changed.lab, rules=base is None), before)
         changes = _changes(changed.lab, state, _found(state), base)
         elapsed_s = time.perf_counter() - start
         return changed, Outcome(state, tuple(changes), (), False, False, elapsed_s, before)
@@ -89,16 +95,16 @@ def change(
         except control.LabNotRunning:
             record.remove(name)
             raise
-        changed = decide(before)
+        changed = _decided(decide, before)
         known = before if record.is_settled(name) else None
         base = _base(before, changed.lab)
-        state = build(changed.lab, rules=base is None)
+        state = faults.without_faults(build(changed.lab, rules=base is None), before)
         found = _found(state)
         restarted = not _has_processes(name)
         try:
             changes, unserved = _converge(changed.lab, state, found, known, base)
         except BaseException:
-            was = build(before)
+            was = faults.without_faults(build(before), changed.lab)
             with contextlib.suppress(NetlabError, OSError):
                 _converge(before, was, _found(was), None)
             raise
@@ -141,7 +147,8 @@ def _converge(
     record.write(lab.name, data)
     init = control.start(lab.name)
     changes = _changes(lab, state, found, base)
-    loads = rules.Loads(changes, lab)
+    faulty = faults.faulty(lab)
+    loads = rules.Loads(changes, faulty)
     try:
         for name in found:
             loads.begin(name)
@@ -151,7 +158,9 @@ def _converge(
         problems = loads.finish()
     if problems:
         raise NetlabError(problems, Exit.MACHINE)
-    connections.forget_stale(known, lab, found)
+    connections.forget_stale(known and faults.faulty(known), faulty, found)
+    if known is None or known.faults != lab.faults:
+        converge.forget_learned(ns.name for ns in state.namespaces() if ns.name in found)
     init.declare(data)
     record.settle(lab.name)
     return changes, init.serve(state.servers)
@@ -187,10 +196,22 @@ def _found(state: LabState) -> dict[str, Found]:
     return found
 
 
+def _decided(decide: Callable[[Lab], Changed], before: Lab) -> Changed:
+    """What is decided, without faults of what goes."""
+    changed = decide(before)
+    lasting = faults.lasting(changed.lab)
+    return changed if lasting == changed.lab.faults else _with_faults(changed, lasting)
+
+
+def _with_faults(changed: Changed, lasting: tuple[Fault, ...]) -> Changed:
+    return dataclasses.replace(changed, lab=msgspec.structs.replace(changed.lab, faults=lasting))
+
+
 def _base(before: Lab, after: Lab) -> Lab | None:
     """What the rules in the kernel are those of, if that is known and may be changed in place."""
     same_mode = before.service_proxy.mode == after.service_proxy.mode
-    return before if same_mode and record.is_settled(before.name) else None
+    same = same_mode and before.faults == after.faults
+    return before if same and record.is_settled(before.name) else None
 
 
 def _changes(
@@ -199,7 +220,7 @@ def _changes(
     """What leads from what is found to the state; rules from those of `base`, if it is known."""
     if base is None:
         return [*plan(state, found), *rules.changes(state, found)]
-    return [*plan(state, found), *rules.updates(base, lab, found)]
+    return [*plan(state, found), *rules.updates(faults.faulty(base), faults.faulty(lab), found)]
 
 
 def _has_processes(name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from netlab.datapath import faults
 from netlab.datapath.services import iptables_save, nftables_list
 from netlab.datapath.services.iptables import without_counting
 from netlab.datapath.services.modes import leftovers, mode_of
@@ -23,6 +24,7 @@ from netlab.datapath.state import (
     Found,
     LabState,
     Leftovers,
+    Namespace,
     NodeState,
     Rules,
     Ruleset,
@@ -63,7 +65,21 @@ def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
         if node.rules is not None and node.namespace.name not in found:
             item = _possible(node.rules)
             made[node.name] = [Change(verb="add", namespace=node.namespace.name, item=item)]
-    return [change for node in state.nodes for change in made.get(node.name, ())]
+    changes = [change for node in state.nodes for change in made.get(node.name, ())]
+    for namespace in (state.switch, *(node.namespace for node in state.nodes)):
+        changes += _of_faults(namespace, there=namespace.name in found)
+    return changes
+
+
+def _of_faults(namespace: Namespace, there: bool) -> Iterable[Change]:
+    """Tables of faults, known by their names, that are to come and to go."""
+    names = nft.names(namespace.name) if there else frozenset()
+    wanted = {f"{table.family} {table.name}": table for table in namespace.tables}
+    old = {name for name in names if name.split()[1].startswith(faults.TABLE)}
+    if gone := tuple(sorted(old - wanted.keys())):
+        yield Change(verb="delete", namespace=namespace.name, item=Leftovers(tables=gone))
+    if new := tuple(table for name, table in wanted.items() if name not in old):
+        yield Change(verb="add", namespace=namespace.name, item=Tables(tables=new))
 
 
 def updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> list[Change]:

@@ -43,6 +43,9 @@ _PKTINFO6 = struct.Struct("=16sI")  # struct in6_pktinfo: address, interface
 _Address = tuple[str, int] | tuple[str, int, int, int]  # as sockets tell it, by family
 
 
+_Socket = socket.socket
+
+
 class _Key(NamedTuple):
     """What makes a listening socket the one that it is."""
 
@@ -50,6 +53,7 @@ class _Key(NamedTuple):
     protocol: str
     port: int
     address: str = ""  # every one
+    stuck: bool = False
 
 
 class _Open(NamedTuple):
@@ -57,6 +61,7 @@ class _Open(NamedTuple):
     pod: Pod
     page: Page | None  # what is said instead of what pods say
     streams: _Streams | None  # where clients are passed on to instead
+    waiting: _Socket | None  # what fills the queue of one that is stuck
 
 
 class _Streams(NamedTuple):
@@ -125,7 +130,8 @@ class _Workload:
                         setns(namespaces[key.inode], CLONE_NEWNET)
                         here = key.inode
                     opened, streams = self._listen(key, backends, namespaces[key.inode])
-                    self._open[key] = _Open(opened, pod, page, streams)
+                    waiting = _fill(opened, key) if key.stuck else None
+                    self._open[key] = _Open(opened, pod, page, streams, waiting)
                 except OSError as error:
                     unserved.append(_unserved(server, key, os.strerror(error.errno or 0)))
         finally:
@@ -150,9 +156,9 @@ class _Workload:
                 opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             opened.bind((key.address, key.port))
             if kind == socket.SOCK_STREAM:
-                opened.listen(_BACKLOG)
+                opened.listen(0 if key.stuck else _BACKLOG)
             streams = _Streams(relay.Choice(backends), os.dup(namespace)) if backends else None
-            self._poll.register(opened, select.EPOLLIN)
+            self._poll.register(opened, 0 if key.stuck else select.EPOLLIN)
         except BaseException:
             opened.close()
             raise
@@ -168,6 +174,8 @@ class _Workload:
             there = self._open.pop(key)
             del self._listening[there.socket.fileno()]
             there.socket.close()
+            if there.waiting:
+                there.waiting.close()
             if there.streams:
                 os.close(there.streams.namespace)
 
@@ -356,7 +364,16 @@ def _backends(server: dict[str, Any]) -> relay.Backends | None:
 def _keys(server: dict[str, Any]) -> Iterator[_Key]:
     for address in server.get("addresses", ("",)):
         for protocol, port in server.get("listen", ()):
-            yield _Key(server["inode"], protocol, port, address)
+            yield _Key(server["inode"], protocol, port, address, server.get("stuck", False))
+
+
+def _fill(listener: socket.socket, key: _Key) -> socket.socket:
+    """Fill the queue of a listener of length 0, which has room for one connection."""
+    loopback = "::1" if listener.family == socket.AF_INET6 else "127.0.0.1"
+    address = loopback if key.address in ("", "0.0.0.0", "::") else key.address
+    waiting = socket.socket(listener.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    waiting.connect_ex((address, key.port))
+    return waiting
 
 
 def _unserved(server: dict[str, Any], key: _Key, reason: str) -> tuple[str, str, str, int, str]:

@@ -255,6 +255,20 @@ class ServiceEndpoints(Frozen, frozen=True):
     endpoints: tuple[Endpoint, ...] = ()
 
 
+class Fault(Frozen, frozen=True):
+    """Something wrong that was put into a running lab (netlab.datapath.faults says what).
+
+    It is met by packets from the pod `client` to the pod `server`, or to `service`.
+    """
+
+    name: str = ""
+    node: str = ""  # where it is, or where what it is in is
+    client: str = ""  # "namespace/name", as the others
+    server: str = ""
+    service: str = ""
+    hidden: bool = False  # from who is to find it
+
+
 class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     """A whole lab, decided."""
 
@@ -273,6 +287,7 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     declared: tuple[dict[str, Any], ...] = ()  # the Kubernetes objects as the file has them
     # Kind, namespace, name of those in which commands changed something since `up`.
     changed: tuple[tuple[str, str, str], ...] = ()
+    faults: tuple[Fault, ...] = ()
 
     @property
     def pod_cidrs(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
 from netlab.topology.references import Reference, resolve
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
+from netlab.trace.mark import COOKIE_BYTES
 from netlab.trace.model import ProbeProtocol
 
 # Every watched namespace costs a packet socket; a pod's veth on its node is seen anyway.
@@ -26,6 +27,7 @@ MOST_NODES = 8
 DEFAULT_TIMEOUT_S = 0.8
 # The kernel sends an unanswered SYN again after one second, and DNAT may then choose another way.
 LONGEST_TCP_S = 0.95
+_HEADERS = {4: 28, 6: 48}  # IP, and ICMP or UDP
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -38,6 +40,8 @@ class Request(msgspec.Struct, frozen=True):
     port: int | None = None
     family: Literal[4, 6] | None = None  # None: that of an address, else the primary one
     timeout_s: float = DEFAULT_TIMEOUT_S
+    size: int | None = None  # of the IP packet, bytes; None: as small as it can be
+    source_port: int | None = None  # None: the kernel's choice
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -65,6 +69,8 @@ class Aim(msgspec.Struct, frozen=True):
     unwatched: int = 0  # candidate pods beyond MOST_PODS
     service: str | None = None  # "demo/myblog" if the destination is one
     to: str = ""  # the destination as it was asked for, and the port that was left open
+    size: int | None = None
+    source_port: int = 0
 
     @property
     def family(self) -> Family:
@@ -92,6 +98,9 @@ def aim(lab: Lab, request: Request) -> Aim:
             f"a TCP probe can wait {LONGEST_TCP_S} s, not {request.timeout_s:g}: "
             "the kernel would send its SYN again, and that is another packet",
         )
+    _check_size(request, protocol, destination)
+    if request.source_port and protocol == "icmp":
+        raise _error("icmp-port", "an ICMP probe has no source port", "take TCP or UDP")
     receivers = _receivers(lab, target, service, service_port, family)
     pods = [place for place in receivers if place.kind == "pod"]
     unwatched = set(pods[MOST_PODS:])
@@ -105,7 +114,21 @@ def aim(lab: Lab, request: Request) -> Aim:
         unwatched=len(unwatched),
         service=service.key if service else None,
         to=_named(request, target, port),
+        size=request.size,
+        source_port=request.source_port or 0,
     )
+
+
+def _check_size(request: Request, protocol: ProbeProtocol, destination: str) -> None:
+    if request.size is None:
+        return
+    if protocol == "tcp":
+        hint = "take `--protocol udp` or `icmp`"
+        raise _error("tcp-size", "a TCP probe is a SYN, which carries no data", hint)
+    least = _HEADERS[ip_address(destination).version] + COOKIE_BYTES
+    if not least <= request.size <= 65535:
+        message = f"a probe has {least} to 65535 bytes, not {request.size}"
+        raise _error("bad-size", message, "it is the size of the IP packet")
 
 
 def in_lab(lab: Lab, address: str) -> bool:

@@ -88,8 +88,10 @@ def _tcp(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
             socket.IPPROTO_TCP, _TCP_QUEUE_SEQ, mark.sequence.to_bytes(4, sys.byteorder)
         )
         connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 0)
-        if aim.source_address:
-            connection.bind((aim.source_address, 0))
+        if aim.source_port:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if aim.source_address or aim.source_port:
+            connection.bind((aim.source_address or "", aim.source_port))
         # An ICMP error that comes back while connect() still holds the socket, as it does over
         # veth, is not reported by connect(); the error queue has it.
         connection.setsockopt(*_ERROR_QUEUE[aim.family.version], 1)
@@ -130,8 +132,8 @@ def _datagram(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
             else socket.socket(family.address_family, socket.SOCK_RAW, family.icmp_number)
         )
     with raw, held, receiver:
-        if aim.source_address:
-            held.bind((aim.source_address, 0))
+        if aim.source_address or aim.source_port:
+            held.bind((aim.source_address or "", aim.source_port))
         code = held.connect_ex((aim.destination, aim.port or _DISCARD))
         source = _source(aim, held)
         if code:
@@ -159,7 +161,8 @@ def _build(aim: Aim, mark: Mark, address: str, port: int) -> bytes:
         ip = inet6.IPv6(src=address, dst=aim.destination, hlim=64, fl=label)
         echo = inet6.ICMPv6EchoRequest(id=identity, seq=1)
     body = inet.UDP(sport=port, dport=aim.port) if aim.protocol == "udp" else echo
-    return bytes(ip / body / mark.cookie)
+    packet = ip / body / mark.cookie
+    return bytes(packet / bytes(max(0, (aim.size or 0) - len(packet))))
 
 
 class _Wait:

@@ -1,0 +1,202 @@
+"""Faults: each is injected, traced, and cleared, after which the trace is delivered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from msgspec.structs import replace
+
+from labs import small_lab
+from netlab.cli.main import netlab
+from netlab.cli.trace import trace as trace_command
+from netlab.datapath.build import build
+from netlab.datapath.faults import FAULTS, faulty, lasting, trace_of, without_faults
+from netlab.lab import faults, lifecycle, record
+from netlab.lab.faults import Wanted
+from netlab.problems import NetlabError
+from netlab.topology.model import Fault, Lab, Service
+from netlab.trace.aim import Request
+from netlab.trace.model import Trace
+from netlab.trace.run import trace
+from trace_labs import trace_lab
+
+kernel = pytest.mark.kernel
+MODES = ("iptables", "nftables")
+
+
+def fault_lab(mode: str = "iptables") -> Lab:
+    """A lab into which every fault fits."""
+
+    def more(service: Service) -> Service:
+        if service.name == "local":
+            ports = (replace(service.ports[0], node_port=30080),)
+            return replace(service, type="NodePort", ports=ports)
+        if service.name == "remote":
+            return replace(service, type="LoadBalancer", load_balancer_ips=("203.0.113.7",))
+        return service
+
+    made = trace_lab()
+    proxy = replace(made.service_proxy, mode=mode)  # type: ignore[arg-type]
+    return replace(made, services=tuple(map(more, made.services)), service_proxy=proxy)
+
+
+@pytest.fixture(scope="module", params=MODES)
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    made = fault_lab(request.param)
+    try:
+        lifecycle.up(made)
+        yield made
+    finally:
+        lifecycle.down(made.name)
+
+
+def traced(lab: Lab, fault: Fault) -> Trace:
+    """What the trace tells that a fault names, as the command would have it."""
+    context = trace_command.make_context("trace", trace_of(lab, fault))
+    given = {name: value for name, value in context.params.items() if value is not None}
+    for other in ("lab_name", "output"):
+        given.pop(other, None)
+    return trace(faulty(lab), Request(**{"timeout_s": 0.3, **given}))
+
+
+def declared(lab: Lab) -> Lab:
+    found = record.read(lab.name)
+    assert found is not None
+    return found
+
+
+# Disposition, reason, node (of p0's node n1 and p1's node n2), and what the words say.
+EXPECTED = {
+    "no-route": ("dropped", "no-route", "n1", "has no route for 10.244.2.2"),
+    "forwarding-off": ("dropped", "forwarding-off", "n1", "net.ipv4.ip_forward=1"),
+    "fdb-missing": ("dropped", "fdb-missing", "n1", "fdb replace"),
+    "link-down": ("dropped", "link-down", "n1", "link set veth"),
+    "policy-drop": ("dropped", "dropped-by-rule", "n1", "policy is to drop"),
+    "no-endpoints": ("rejected", "no-endpoints", "n1", "has no ready endpoint"),
+    "remote-only-local-policy": ("dropped", "no-local-endpoints", "n1", "policy to Cluster"),
+    "port-closed": ("rejected", "port-closed", "n1", "nothing listens on TCP port 8002"),
+    "icmp-filtered": ("dropped", "dropped-by-rule", "n1", "nft delete rule ip netlab-fault-"),
+}
+
+
+@kernel
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_fault_is_found_and_cleared(lab: Lab, name: str) -> None:
+    changed, _ = lifecycle.change(lab.name, lambda lab: faults.inject(lab, name))
+    (fault,) = changed.lab.faults
+    try:
+        found = traced(changed.lab, fault)
+        assert lifecycle.differences(changed.lab) == []
+        assert lifecycle.differences(lab) or name.startswith(("port-", "wrong-l", "accept-"))
+    finally:
+        lifecycle.change(lab.name, lambda lab: faults.clear(lab, name))
+    assert found.drop is not None
+    said = f"{found.drop.explanation} | {found.drop.fix}"
+    disposition, reason, node, words = EXPECTED[name]
+    assert (found.disposition, found.drop.reason, found.drop.node) == (disposition, reason, node)
+    assert words in said
+    assert found.drop.fix
+    assert declared(lab) == lab
+    assert lifecycle.differences(lab) == []
+    assert traced(lab, fault).disposition == "delivered"
+
+
+@kernel
+def test_up_repairs_what_faults_broke(lab: Lab) -> None:
+    names = ("ttl", "arp-ignored", "policy-drop", "underlay-port-blocked", "link-down")
+    for name in names:
+        lifecycle.change(lab.name, lambda lab, name=name: faults.inject(lab, name))  # type: ignore[misc]
+    assert [fault.name for fault in declared(lab).faults] == list(names)
+    lifecycle.change(lab.name, lambda lab: faults.clear(lab, "policy-drop"))
+    assert [fault.name for fault in declared(lab).faults] == [n for n in names if n != names[2]]
+    assert len(lifecycle.up(lab).changes) == 4
+    assert declared(lab).faults == ()
+    assert lifecycle.up(lab).changes == ()
+
+
+@kernel
+def test_the_commands(lab: Lab) -> None:
+    def run(*words: str, code: int = 0) -> tuple[str, str]:
+        done = CliRunner().invoke(netlab, ["fault", *words, "--lab", lab.name])
+        if done.exception and not isinstance(done.exception, SystemExit | NetlabError):
+            raise done.exception
+        if code:
+            assert isinstance(done.exception, NetlabError)
+            assert done.exception.exit_code == code
+            return "", " ".join(map(str, done.exception.problems))
+        return done.stdout, done.stderr
+
+    out, err = run("inject", "no-route", "--node", "n2")
+    assert out.startswith("no-route on node n2, from pod demo/p1 to pod demo/p0")
+    assert "netlab trace demo/p1 demo/p0:8002" in err
+    assert "no-route (injected)" in run("list")[0]
+    assert "already" in run("inject", "no-route", code=2)[1]
+    assert "no-rout" in run("inject", "no-rout", code=2)[1]
+    assert "unknown-pod" in run("inject", "fdb-missing", "--pod", "demo/x", code=2)[1]
+    assert run("clear", "no-route")[0].startswith("cleared: no-route on node n2")
+    run("clear", "no-route", code=2)
+    out, _ = run("inject", "--random", "--seed", "7")
+    assert out == "something is wrong now\n"
+    listed = json.loads(run("list", "-o", "json")[0])
+    assert listed["hidden"] == 1
+    assert not any(each["injected"] for each in listed["faults"])
+    assert "met by netlab trace" in run("reveal")[0]
+    assert json.loads(run("list", "-o", "json")[0])["hidden"] == 0
+    run("clear")
+    assert declared(lab) == lab
+
+
+def test_the_same_seed_gives_the_same_fault() -> None:
+    made = fault_lab()
+    first = [faults.inject_any(made, seed).lab.faults for seed in range(40)]
+    assert first == [faults.inject_any(made, seed).lab.faults for seed in range(40)]
+    assert all(fault.hidden for (fault,) in first)
+    assert len({fault.name for (fault,) in first}) > len(FAULTS) / 2
+    everything = made
+    for _ in FAULTS:
+        everything = faults.inject_any(everything).lab
+    assert {fault.name for fault in everything.faults} == set(FAULTS)
+    with pytest.raises(NetlabError, match="no fault fits"):
+        faults.inject_any(everything)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_changes_what_the_lab_should_hold_and_nothing_of_what_it_declares(
+    name: str,
+) -> None:
+    made = fault_lab()
+    changed = faults.inject(made, name).lab
+    assert replace(changed, faults=()) == made
+    assert build(changed) != build(made)
+    assert faulty(faulty(changed)) == faulty(changed)
+    assert faults.clear(changed, name).lab == made
+    assert without_faults(build(made), None) == build(made)
+
+
+def test_the_page_tells_of_every_fault() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "faults.md").read_text()
+    for name, kind in FAULTS.items():
+        assert f"| `{name}` | {kind.sentence} | {kind.needs} |" in page
+
+
+def test_a_fault_is_put_where_it_is_wanted() -> None:
+    made = fault_lab()
+    (fault,) = faults.inject(made, "link-down", Wanted(pod="p3")).lab.faults
+    assert (fault.node, fault.server) == ("n2", "demo/p3")
+    (fault,) = faults.inject(made, "no-endpoints", Wanted(service="datagrams")).lab.faults
+    assert fault.service == "demo/datagrams"
+    with pytest.raises(NetlabError, match="needs overlay vxlan"):
+        faults.inject(small_lab(overlay="host-gw"), "fdb-missing")
+    with pytest.raises(NetlabError, match="cannot be injected"):
+        faults.inject(small_lab(nodes=1), "no-route")
+
+
+def test_a_fault_goes_with_what_it_is_in() -> None:
+    made = fault_lab()
+    (fault,) = faults.inject(made, "link-down", Wanted(pod="p3")).lab.faults
+    assert lasting(replace(made, faults=(fault,))) == (fault,)
+    assert lasting(replace(made, pods=made.pods[:3], faults=(fault,))) == ()
