@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from msgspec.structs import replace
@@ -20,7 +22,7 @@ from netlab.trace.aim import Request, aim
 from netlab.trace.model import Encapsulate, Rule, Trace
 from netlab.trace.run import trace
 from test_trace_kernel import all_ok, in_node, places, run
-from test_trace_losses import in_pod
+from test_trace_losses import in_pod, lines
 from trace_labs import namespace, trace_lab
 
 kernel = pytest.mark.kernel
@@ -292,6 +294,19 @@ def _no_way_back(lab: Lab) -> None:
     in_pod(lab, "p1", "ip", "-6", "route", "del", "default")
 
 
+def _off_in(*parts: str) -> Callable[[Lab], None]:
+    def switch(lab: Lab) -> None:
+        name = namespace(lab, *parts)
+        run("ip", "netns", "exec", name, "sysctl", "net.ipv6.conf.all.disable_ipv6=1")
+
+    return switch
+
+
+def _off_in_node(lab: Lab) -> None:
+    over_ipv6(lab, "p0", "p1:8002")  # so that its MAC is known
+    _off_in("n1")(lab)
+
+
 @kernel
 @pytest.mark.parametrize(
     ("break_it", "disposition", "reason", "node", "words"),
@@ -315,6 +330,10 @@ def _no_way_back(lab: Lab) -> None:
         (_switch_port_down, "dropped", "link-down", "n1", "n2 of the underlay switch"),
         (_no_node_address, "dropped", "address-missing", "n1", "node n2 does not have"),
         (_no_way_back, "dropped", "no-route", "n2", "it arrived, and cannot be answered"),
+        (_off_in("demo", "p0"), "dropped", "ipv6-off", "n1", "off in pod demo/p0"),
+        (_off_in("demo", "p1"), "dropped", "ipv6-off", "n2", "off in pod demo/p1"),
+        (_off_in("n2"), "dropped", "ipv6-off", "n1", "off in node n2"),
+        (_off_in_node, "dropped", "ipv6-off", "n1", "off in node n1"),
     ],
 )
 def test_what_is_broken_is_named(
@@ -333,9 +352,83 @@ def test_what_is_broken_is_named(
     assert found.drop.fix
 
 
+@kernel
+@pytest.mark.parametrize("calls", ["0", "1"])
+def test_prerouting_stands_where_bridges_call_ip6tables_or_do_not(lab: Lab, calls: str) -> None:
+    in_node(lab, "n1", "sysctl", f"net.bridge.bridge-nf-call-ip6tables={calls}")
+    dropped = ["PREROUTING", "-d", six("10.244.2.2"), "-j", "DROP"]
+    in_node(lab, "n1", "ip6tables", "-t", "raw", "-I", *dropped)
+    found, _ = lost(lab, "p0", "p1:8002")
+    last = found.forward[-1]
+    assert found.drop is not None
+    assert (last.device == "cbr0") == (calls == "0")
+    assert found.drop.device == last.device
+    assert [line.split(":")[0] for line in lines(last)] == ["raw PREROUTING", "✗ stopped"]
+
+
+@kernel
+def test_a_family_that_no_rule_tracks_is_no_blindness() -> None:
+    made = in_mode(dual_stack_lab(trace_lab()), "none")
+    try:
+        lifecycle.up(made)
+        in_node(made, "n1", "iptables", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "NEW")
+        assert trace(made, Request("p0", "p1:8002")).disposition == "delivered"
+        found = over_ipv6(made, "p0", "p1:8002")
+    finally:
+        lifecycle.down(made.name)
+    assert found.disposition == "delivered"
+    assert found.witnesses.conntrack == "unavailable: no rule asks for tracking on n1, n2"
+
+
+@kernel
+def test_legacy_rules_of_the_other_family_do_not_matter(lab: Lab) -> None:
+    in_node(lab, "n1", "iptables-legacy", "-A", "FORWARD", "-j", "ACCEPT")
+    assert all_ok(over_ipv6(lab, "p0", "svc/remote"))
+    in_node(lab, "n1", "ip6tables-legacy", "-A", "FORWARD", "-j", "ACCEPT")
+    rules = over_ipv6(lab, "p0", "svc/remote").witnesses.rules
+    assert rules == "partial: ip6tables-legacy rules report nothing: n1 (filter)"
+
+
+@kernel
+def test_traces_of_both_families_at_once_do_not_mix(lab: Lab) -> None:
+    asked: list[Literal[4, 6]] = [4, 6, 6]
+    with ThreadPoolExecutor(3) as threads:
+        requests = [Request("p0", "svc/remote", family=family) for family in asked]
+        traces = list(threads.map(lambda request: trace(lab, request), requests))
+    for family, found in zip(asked, traces, strict=True):
+        assert found.disposition == "delivered"
+        assert all_ok(found)
+        assert len(found.forward) == 12
+        assert {hop.packet.sport for hop in found.forward} == {found.probe.source.port}
+        assert (":" in found.probe.source.ip) == (family == 6)
+
+
+@kernel
+def test_what_is_no_address_of_a_service_or_of_the_lab(lab: Lab) -> None:
+    found, said = lost(lab, "p0", "[fd00:10:99::99]:80")
+    assert found.drop is not None
+    assert found.drop.reason == "no-such-service"
+    found, said = lost(lab, "p0", "[fd00:10:99::1]:81")
+    assert found.drop is not None
+    assert found.drop.reason == "no-such-port"
+    assert "no rule translates [fd00:10:99::1]:81 over tcp: svc/demo/remote has 80/TCP" in said
+    found, _ = lost(lab, "p0", "2001:db8::1")
+    assert found.drop is not None
+    assert found.drop.reason == "outside-lab"
+    found, said = lost(lab, "p0", "[fd00:10:244:2::77]:80")
+    assert found.drop is not None
+    assert (found.drop.reason, found.drop.node) == ("neighbour-unresolved", "n2")
+    assert "no pod and no node of the lab has that address" in said
+    _, said = lost(lab, "p0", "svc/remote", protocol="icmp")
+    assert "does not answer ping" in said
+
+
 @pytest.mark.parametrize(
     ("stack", "request_", "code"),
     [
+        (dual_stack_lab, Request("p0", "fe80::1"), "link-local"),
+        (dual_stack_lab, Request("p0", "fe80::1%eth0"), "link-local"),
+        (dual_stack_lab, Request("p0", "::ffff:10.99.0.1"), "mapped-address"),
         (dual_stack_lab, Request("p0", "10.244.2.2:80", family=6), "two-families"),
         (dual_stack_lab, Request("10.244.1.2", "[fd00:10:99::1]:80"), "two-families"),
         (dual_stack_lab, Request("10.244.1.2", "svc/remote", family=6), "two-families"),

@@ -100,9 +100,10 @@ def in_use(namespace: str | int, backend: Backend) -> bool:
         return bool(legacy_tables())
 
 
-def legacy_tables() -> list[str]:
+def legacy_tables(*families: int) -> list[str]:
     """Tables of the legacy backend with chains or rules in the calling thread's namespace.
 
+    `families` are those asked about, AF_INET or AF_INET6, both if none is given.
     Source: linux/netfilter_ipv4/ip_tables.h, IPT_SO_GET_INFO.
     """
     found: dict[str, None] = {}
@@ -110,6 +111,8 @@ def legacy_tables() -> list[str]:
         ("ip_tables_names", socket.AF_INET, socket.IPPROTO_IP),
         ("ip6_tables_names", socket.AF_INET6, socket.IPPROTO_IPV6),
     ):
+        if families and family not in families:
+            continue
         with contextlib.suppress(OSError), open(f"/proc/thread-self/net/{file}") as names_file:
             for name in names_file.read().split():
                 with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as channel:

@@ -85,6 +85,7 @@ def aim(lab: Lab, request: Request) -> Aim:
     sender = _sender(lab, request, source)
     destination = _destination(request, source, target)
     family = family_of(destination)
+    _require_unicast(destination)
     if family.name not in lab.families:
         raise _error(
             "other-family", f"{destination} is {family.name}, and lab {lab.name} has none of that"
@@ -204,6 +205,26 @@ def _destination(request: Request, source: Reference, target: Reference) -> str:
             )
         return address
     return addresses[0]
+
+
+def _require_unicast(destination: str) -> None:
+    """Refuse those addresses of IPv6 that say nothing of where a packet goes."""
+    address = ip_address(destination)
+    if address.version == 4:
+        return
+    if address.is_link_local:
+        raise _error(
+            "link-local",
+            f"{destination} is link-local: each link has hosts of its own by such addresses",
+            "trace to the other address of that pod or node: `netlab get pods -o yaml`",
+        )
+    if address.ipv4_mapped:
+        raise _error(
+            "mapped-address",
+            f"{destination} is the IPv4 address {address.ipv4_mapped} in IPv6's clothes: no packet "
+            "bears it",
+            f"trace to {address.ipv4_mapped}",
+        )
 
 
 def _addresses(target: Reference) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Canaries: known datagrams that every witness must see, or nothing was observed.
 
-Each watched namespace sends one to itself over `lo`, before the probe and after it.
+Each watched namespace sends one to itself over `lo`, before the probe and after it.  Where IPv6 is
+switched off it is one of IPv4, for the witnesses that see packets of either.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 
 from netlab.kernel.namespaces import entered
 from netlab.trace.aim import Place
-from netlab.trace.family import Family
+from netlab.trace.family import IPV4, Family
 from netlab.trace.model import Socket
 from netlab.trace.witnesses import Canary, Witness
 
@@ -63,9 +64,19 @@ def fly(
 
 def _send(place: Place, family: Family, cookie: bytes, number: int) -> Canary:
     payload = cookie + bytes([number])
-    kind = family.address_family, socket.SOCK_DGRAM
-    with entered(place.namespace), socket.socket(*kind) as bird:
-        bird.bind((family.loopback, 0))
-        port = bird.getsockname()[1]
-        bird.sendto(payload, (family.loopback, port))
+    try:
+        with entered(place.namespace):
+            port = _send_here(family, payload)
+    except OSError:
+        if family is IPV4:
+            raise
+        return _send(place, IPV4, cookie, number)
     return Canary(place, payload, Socket(ip=family.loopback, port=port))
+
+
+def _send_here(family: Family, payload: bytes) -> int:
+    with socket.socket(family.address_family, socket.SOCK_DGRAM) as bird:
+        bird.bind((family.loopback, 0))
+        port: int = bird.getsockname()[1]
+        bird.sendto(payload, (family.loopback, port))
+        return port

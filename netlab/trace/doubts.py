@@ -31,6 +31,8 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
     """What may have stopped a packet that was last seen at `last`."""
     place = last.place
     steps = last_steps(case, leg)
+    if case.tables.is_off(place):
+        yield switched_off(place)
     outer = last.packet.outer
     target = outer.dst if outer else case.story.leg(leg)[-1].end.destination.ip
     if last.direction == "in" and target in place.addresses:
@@ -81,6 +83,23 @@ def refused(route: Route, place: Place) -> Doubt:
     return Doubt(route.type, f"{place} {words}", fix)
 
 
+def switched_off(place: Place) -> Doubt:
+    """IPv6 is off in a namespace, which then has no address of it."""
+    setting = "net.ipv6.conf.all.disable_ipv6"
+    return Doubt(
+        "ipv6-off",
+        f"IPv6 is switched off in {place}: {setting} is 1",
+        "`netlab up` switches it on, and puts addresses and routes back",
+    )
+
+
+def up_again(place: Place, device: str, family: Family) -> str:
+    """How a device is set up, and what else that takes."""
+    fix = f"`ip -n {place.namespace} link set {device} up`"
+    # IPv6 addresses and routes go with their link, and do not come back with it.
+    return f"{fix}; `netlab up` does so and puts its IPv6 back" if family is IPV6 else fix
+
+
 def _owners(case: Case, address: str) -> list[Place]:
     return [place for place in case.aim.places if address in place.addresses]
 
@@ -129,6 +148,8 @@ def _wrong_tunnel(case: Case, place: Place, entry: Bridge) -> Iterable[Doubt]:
 def _unresolved(case: Case, place: Place, step: Neighbour) -> Doubt:
     why = ""
     for owner in _owners(case, step.address):
+        if case.tables.is_off(owner):
+            return switched_off(owner)
         for doubt in _without_address(case, owner, step.address):
             return Doubt(
                 doubt.reason,
@@ -157,7 +178,7 @@ def _down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
     if link is None or (link.up and link.carrier):
         return
     if not link.up:
-        yield _is_down(place, link)
+        yield _is_down(place, link, case.aim.family)
         return
     if link.kind == "bridge":
         for port in case.tables.ports(place, device):
@@ -165,11 +186,12 @@ def _down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
     for owner in case.aim.places:
         far = case.tables.link(owner, link.peer) if link.peer and owner != place else None
         if far and far.peer == link.index and not far.up:
-            yield _is_down(owner, far)
+            yield _is_down(owner, far, case.aim.family)
     yield Doubt("link-down", f"{device} of {place} has no carrier: its other end is down", None)
 
 
-def _is_down(place: Place, link: Link) -> Doubt:
-    fix = f"`ip -n {place.namespace} link set {link.name} up`"
+def _is_down(place: Place, link: Link, family: Family) -> Doubt:
     bridge = f", a port of {link.master}," if link.master else ""
-    return Doubt("link-down", f"{link.name} of {place}{bridge} is down", fix)
+    return Doubt(
+        "link-down", f"{link.name} of {place}{bridge} is down", up_again(place, link.name, family)
+    )

@@ -20,9 +20,9 @@ from netlab.trace.case import (
     receiver,
     rules,
 )
-from netlab.trace.doubts import NO_ROUTE_FIX, doubts, neighbour_fix, refused
+from netlab.trace.doubts import NO_ROUTE_FIX, doubts, neighbour_fix, refused, switched_off, up_again
 from netlab.trace.drops import with_kernel
-from netlab.trace.family import IPV6
+from netlab.trace.family import IPV4, IPV6
 from netlab.trace.model import REFUSING, Leg, Loss, Route, Rule
 from netlab.trace.refusals import Doubt, missing_service, said_by
 from netlab.trace.steps import Chapter
@@ -192,7 +192,9 @@ def _by_error(case: Case) -> Loss | None:
             f"does not listen on VXLAN port {last.packet.outer.dport}: its {tunnel} is down or "
             "missing"
         )
-        fix = f"`ip -n {place.namespace} link set {tunnel} up`, or `netlab up`"
+        fix = up_again(place, tunnel, case.aim.family)
+        if case.aim.family is IPV4:
+            fix += ", or `netlab up`"
     return Loss(
         direction="forward",
         node=place.node,
@@ -216,7 +218,9 @@ def _never_sent(case: Case) -> Loss | None:
     source = case.aim.source
     doubt = Doubt("unknown", f"the probe was sent on no device of {source}; why is not known", None)
     route = case.tables.route(source, case.aim.destination)
-    if route and route.refuses and route.type != "no-route":
+    if case.tables.is_off(source):
+        doubt = switched_off(source)
+    elif route and route.refuses and route.type != "no-route":
         doubt = refused(route, source)
     elif case.answer.outcome == "no-route" or (route and route.refuses):
         doubt = Doubt(

@@ -43,6 +43,8 @@ class Tables(Protocol):
 
     def bridge_netfilter(self, place: Place) -> bool: ...
 
+    def is_off(self, place: Place) -> bool: ...
+
 
 class Passage(msgspec.Struct, frozen=True):
     """From one sighting to the next of a leg.

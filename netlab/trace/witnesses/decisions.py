@@ -242,6 +242,11 @@ class Decisions:
         """Whether iptables' PREROUTING runs where a frame enters a bridge (br_netfilter)."""
         return _setting(place, self._family.bridge_netfilter) == "1"
 
+    def is_off(self, place: Place) -> bool:
+        """Whether the probe's family is switched off in a namespace, as only IPv6 can be."""
+        path = "net/ipv6/conf/all/disable_ipv6"
+        return self._family is IPV6 and _setting(place, path) not in ("0", None)
+
     def ports(self, place: Place, bridge: str) -> list[Link]:
         """A bridge's ports."""
         master = self.link(place, bridge)

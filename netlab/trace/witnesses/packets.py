@@ -20,7 +20,7 @@ import msgspec
 from netlab.kernel.namespaces import entered
 from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
-from netlab.trace.family import IPV6
+from netlab.trace.family import IPV4, IPV6
 from netlab.trace.mark import Mark
 from netlab.trace.model import Direction, Packet
 from netlab.trace.witnesses import Canary
@@ -188,10 +188,11 @@ class Packets:
 
 def watched_words(mark: Mark, canary: bytes) -> list[tuple[int, bytes]]:
     """(Offset from the start of an IP header, four bytes): those of the probe and of canaries."""
-    words = [*mark.words(), (mark.family.header + _UDP_HEADER, canary[:4])]
+    words = mark.words()
     if mark.family is IPV6:
         words += [(offset + _EXTENSION, word) for offset, word in words]
-    return words
+    canaries = {family.header + _UDP_HEADER for family in (IPV4, mark.family)}
+    return words + [(offset, canary[:4]) for offset in sorted(canaries)]
 
 
 def program(words: list[tuple[int, bytes]]) -> bytes:

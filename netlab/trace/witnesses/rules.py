@@ -137,7 +137,7 @@ class Rules:
     def _arm_here(self, place: Place) -> None:
         import nftables
 
-        legacy = legacy_tables()
+        legacy = legacy_tables(self._mark.family.address_family)
         if legacy:
             self._legacy.append(f"{place.name} ({', '.join(legacy)})")
         listener = Listener([_GROUP_NFTRACE])
@@ -160,7 +160,8 @@ class Rules:
         self._runs[place] = []
 
     def saw(self, canary: Canary) -> bool:
-        if canary.place not in self._listeners:
+        other_family = canary.end.ip != self._mark.family.loopback
+        if canary.place not in self._listeners or other_family:
             return True
         self._read(canary.place)
         return (canary.place, canary.cookie) in self._canaries
@@ -273,7 +274,8 @@ class Rules:
     def report(self) -> str:
         problems = list(self._failed)
         if self._legacy:
-            problems.append(f"iptables-legacy rules report nothing: {', '.join(self._legacy)}")
+            program = f"{self._mark.family.iptables}-legacy"
+            problems.append(f"{program} rules report nothing: {', '.join(self._legacy)}")
         if self._overrun or any(each.overrun for each in self._listeners.values()):
             problems.append("events came faster than they were read")
         if not problems:
