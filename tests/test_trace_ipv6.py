@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -19,11 +20,19 @@ from netlab.lab import lifecycle
 from netlab.problems import Exit, NetlabError
 from netlab.topology.model import Lab
 from netlab.trace.aim import Request, aim
+from netlab.trace.case import Case
+from netlab.trace.correlate import Observed, correlate
+from netlab.trace.dissect import dissect, load
+from netlab.trace.explain import explain
+from netlab.trace.family import IPV6
+from netlab.trace.mark import Mark
 from netlab.trace.model import Encapsulate, Rule, Trace
 from netlab.trace.run import trace
+from netlab.trace.witnesses.packets import attach, program, watched_words
 from test_trace_kernel import all_ok, in_node, places, run
 from test_trace_losses import in_pod, lines
 from trace_labs import namespace, trace_lab
+from trace_records import Replayed, told
 
 kernel = pytest.mark.kernel
 MODES = ("iptables", "nftables", "nftables-flat")
@@ -350,6 +359,9 @@ def test_what_is_broken_is_named(
     assert (found.disposition, found.drop.reason, found.drop.node) == (disposition, reason, node)
     assert words in said
     assert found.drop.fix
+    if "`netlab up`" in found.drop.fix:
+        lifecycle.up(lab)
+        assert over_ipv6(lab, "p0", "p1:8002").disposition == "delivered"
 
 
 @kernel
@@ -464,3 +476,130 @@ def test_on_the_command_line(lab: Lab) -> None:
     assert "DNAT 10.99.0.1:80 → 10.244.2.2:8002" in said()
     probe = json.loads(said("-6", "-o", "json"))["probe"]
     assert probe["destination"] == {"ip": "fd00:10:99::1", "port": 80}
+
+
+# --- without a kernel ----------------------------------------------------------------------------
+
+CLIENT, POD = "fd00:10:244:1::2", "fd00:10:244:2::2"
+MARK = Mark("tcp", b"\x01\x02\x03\x04", IPV6)
+ECHO = Mark("icmp", b"8 bytes.", IPV6)
+
+
+def _syn(inet: Any) -> Any:
+    return inet.TCP(sport=41000, dport=8002, seq=MARK.sequence, flags="S")
+
+
+def _error(layers: Any, error: Any, *extensions: Any) -> Any:
+    """An ICMPv6 error to the client that quotes its SYN."""
+    six_, packet = layers.inet6, layers.inet6.IPv6(src=CLIENT, dst=POD, nh=6)
+    for extension in extensions:
+        packet /= extension
+    return six_.IPv6(src=POD, dst=CLIENT) / error / packet / _syn(layers.inet)
+
+
+def _frames(layers: Any) -> dict[str, tuple[Any, Mark]]:
+    six_, inet = layers.inet6, layers.inet
+    there = six_.IPv6(src=CLIENT, dst=POD)
+    vxlan = six_.IPv6(src="fd00:172:21:32::b", dst="fd00:172:21:32::c", hlim=64, fl=7)
+    vxlan /= inet.UDP(sport=50000, dport=8472) / layers.vxlan.VXLAN(vni=5, flags=8)
+    return {
+        "SYN": (there / _syn(inet), MARK),
+        "SYN in VXLAN": (vxlan / layers.l2.Ether() / there / _syn(inet), MARK),
+        "SYN behind a fragment header": (there / six_.IPv6ExtHdrFragment() / _syn(inet), MARK),
+        "SYN behind options": (there / six_.IPv6ExtHdrDestOpt() / _syn(inet), MARK),
+        "echo": (there / six_.ICMPv6EchoRequest(id=1, data=ECHO.cookie), ECHO),
+        "too big": (_error(layers, six_.ICMPv6PacketTooBig(mtu=1280)), MARK),
+        "unreachable": (_error(layers, six_.ICMPv6DestUnreach(code=3)), MARK),
+        "hop limit": (_error(layers, six_.ICMPv6TimeExceeded()), MARK),
+        "next header": (_error(layers, six_.ICMPv6ParamProblem(code=1)), MARK),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "icmp"),
+    [
+        ("SYN", "probe", None),
+        ("SYN in VXLAN", "probe", None),
+        ("SYN behind a fragment header", "probe", None),
+        ("SYN behind options", "probe", None),
+        ("echo", "probe", "echo-request"),
+        ("too big", "error", "packet-too-big"),
+        ("unreachable", "error", "address-unreachable"),
+        ("hop limit", "error", "time-exceeded"),
+        ("next header", "error", "unknown-next-header"),
+    ],
+)
+def test_frames_pass_the_filter_and_are_known(name: str, role: str, icmp: str | None) -> None:
+    layers = load()
+    packet, mark = _frames(layers)[name]
+    frame = bytes(layers.l2.Ether() / packet)
+    assert passes(frame, mark)
+    found = dissect(frame, mark, 8472)
+    assert found is not None
+    assert (found.role, found.packet.icmp) == (role, icmp)
+    inner = 40 + len(bytes(_syn(layers.inet)))
+    if found.role == "probe" and mark is MARK:
+        assert str(found.packet.flow) == f"[{CLIENT}]:41000 → [{POD}]:8002"
+        assert (found.packet.protocol, found.packet.flags, found.packet.ttl) == ("tcp", "S", 64)
+        assert found.packet.length == inner + (8 if "behind" in name else 0)
+    else:
+        assert found.packet.protocol == "icmpv6"
+    outer = found.packet.outer
+    assert (outer is not None) == ("VXLAN" in name)
+    if outer:
+        assert str(outer) == "fd00:172:21:32::b → fd00:172:21:32::c VNI 5"
+        assert (outer.id, outer.length) == (7, 40 + 8 + 8 + 14 + inner)
+
+
+def test_neighbour_discovery_and_others_are_left_out() -> None:
+    layers = load()
+    asked = layers.inet6.IPv6(src=CLIENT, dst="ff02::1:ff00:2")
+    asked /= layers.inet6.ICMPv6ND_NS(tgt=POD) / layers.inet6.ICMPv6NDOptSrcLLAddr()
+    other = layers.inet6.IPv6(src=CLIENT, dst=POD) / layers.inet.TCP(seq=5, flags="S")
+    for packet in (asked, other):
+        frame = bytes(layers.l2.Ether() / packet)
+        assert not passes(frame, MARK)
+        assert dissect(frame, MARK, 8472) is None
+
+
+def passes(frame: bytes, mark: Mark) -> bool:
+    """Whether a frame passes the socket filter; sockets of any kind can have one."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with here, there:
+        attach(there, program(watched_words(mark, b"canary..")))
+        there.setblocking(False)
+        try:
+            here.send(frame)
+            return there.recv(4096) == frame
+        except (BlockingIOError, PermissionError):
+            return False
+
+
+def test_a_packet_that_is_too_big_is_said_to_be() -> None:
+    """A probe is small; so what a router says to larger ones is put into a record."""
+    record, _, _ = told("ipv6-port-closed")
+    reset = next(each for each in record.sightings if each.role == "refusal")
+    too_big = replace(
+        reset.packet, src=six("10.244.2.1"), protocol="icmpv6", icmp="packet-too-big", flags=None
+    )
+    node = next(each for each in record.aim.places if each.name == "n2")
+    sightings = [each for each in record.sightings if each.role == "probe"]
+    sightings = [
+        each for each in sightings if each.place.name in ("demo/p0", "n1", "_switch", "n2")
+    ]
+    error = replace(reset, place=node, device="cbr0", direction="out", packet=too_big, role="error")
+    tables: Any = Replayed(record)
+    observed = Observed(
+        sent=record.sent,
+        sightings=[*sightings, error],
+        runs=[],
+        entries=[],
+        tables=tables,
+        texts=lambda run, match: pytest.fail("no rule was seen"),
+    )
+    explained = explain(Case(record.lab, record.aim, record.answer, correlate(observed), tables))
+    assert explained.disposition == "rejected"
+    assert explained.drop is not None
+    assert (explained.drop.reason, explained.drop.node) == ("mtu", "n2")
+    assert "cannot pass on 80 bytes in one piece" in explained.drop.explanation
+    assert explained.drop.evidence == [f"ICMPv6 packet-too-big from {too_big.src}, sent by node n2"]

@@ -7,6 +7,7 @@ import json
 import msgspec
 import pytest
 
+from netlab.trace.family import IPV4
 from netlab.trace.mark import Mark
 from netlab.trace.model import (
     AnyStep,
@@ -163,7 +164,7 @@ def test_a_trace_has_every_key_of_the_schema() -> None:
 
 
 def test_marks_differ_and_a_sequence_number_never_wraps() -> None:
-    marks = [Mark.random("tcp") for _ in range(100)]
+    marks = [Mark.random("tcp", IPV4) for _ in range(100)]
     assert len({mark.cookie for mark in marks}) > 90
     assert all(0 < mark.sequence < 0xFFFFFFFF for mark in marks)
-    assert len({Mark.random("udp").cookie for _ in range(100)}) == 100
+    assert len({Mark.random("udp", IPV4).cookie for _ in range(100)}) == 100

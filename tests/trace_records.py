@@ -40,6 +40,7 @@ _ANSWERS: dict[str, Any] = {
     "tunnel": Bridge,
     "ports": list[Link],
     "bridge_netfilter": bool,
+    "is_off": bool,
 }
 
 
@@ -127,7 +128,7 @@ def retold(record: Record) -> tuple[Story, Explained]:
 def record(lab: Lab, request: Request) -> Record:
     """Trace once and keep what was observed."""
     decided = aim(lab, request)
-    mark = Mark.random(decided.protocol)
+    mark = Mark.random(decided.protocol, decided.family)
     answers: dict[str, Any] = {}
     texts: dict[str, Rule] = {}
     with Watch(lab, decided, mark) as watch:
@@ -157,21 +158,34 @@ def record(lab: Lab, request: Request) -> Record:
 
 
 def _record_all() -> None:
-    from netlab.lab import lifecycle
-    from trace_labs import namespace, trace_lab
+    from labs import ipv6_lab
+    from trace_labs import trace_lab
 
     lab = trace_lab("recorded")
-    proxy = msgspec.structs.replace(lab.service_proxy, mode="nftables")
-    lab = msgspec.structs.replace(lab, service_proxy=proxy)
+    _record_lab(lab, "")
+    _record_lab(ipv6_lab(lab), "ipv6-")
+
+
+def _record_lab(lab: Lab, prefix: str) -> None:
+    """Records of a lab of one family, with files that are called `prefix` and what they hold."""
+    from netlab.datapath.overlay import vtep_mac, vxlan_device
+    from netlab.lab import lifecycle
+    from netlab.trace.family import family_of
+    from trace_labs import namespace
+
     node = namespace(lab, "n1")
+    family = family_of(lab.pod_cidr)
+    p1 = next(pod for pod in lab.pods if pod.name == "p1")
 
     def run(*words: str) -> str:
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
     def keep(name: str, *request: str, **options: Any) -> None:
         found = record(lab, Request(*request, **options))
-        (DIRECTORY / f"{name}.json").write_bytes(msgspec.json.encode(found) + b"\n")
+        (DIRECTORY / f"{prefix}{name}.json").write_bytes(msgspec.json.encode(found) + b"\n")
 
+    proxy = msgspec.structs.replace(lab.service_proxy, mode="nftables")
+    lab = msgspec.structs.replace(lab, service_proxy=proxy)
     lifecycle.up(lab)
     try:
         keep("nftables-no-endpoints", "p0", "svc/empty")
@@ -184,12 +198,13 @@ def _record_all() -> None:
         keep("masqueraded", "node/n1", "svc/remote")
         keep("no-endpoints", "p0", "svc/empty")
         keep("port-closed", "p0", "p1:99")
-        drop = ["FORWARD", "-d", "10.244.2.2", "-j", "DROP"]
-        run("ip", "netns", "exec", node, "iptables", "-I", *drop)
+        drop = ["FORWARD", "-d", p1.address, "-j", "DROP"]
+        run("ip", "netns", "exec", node, family.iptables, "-I", *drop)
         keep("rule-drop", "p0", "p1:8002")
-        run("ip", "netns", "exec", node, "iptables", "-D", *drop)
-        mac = run("bridge", "-n", node, "fdb", "show", "dev", "flannel.1").split()[0]
-        run("bridge", "-n", node, "fdb", "del", mac, "dev", "flannel.1", "dst", "172.21.32.12")
+        run("ip", "netns", "exec", node, family.iptables, "-D", *drop)
+        device = vxlan_device(lab, family.version)
+        entry = vtep_mac(lab.node("n2"), family.version), "dev", device
+        run("bridge", "-n", node, "fdb", "del", *entry, "dst", lab.node("n2").address)
         keep("fdb-missing", "p0", "p1:8002")
         lifecycle.up(lab)
         pod = namespace(lab, "demo", "p1")

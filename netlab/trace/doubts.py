@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from netlab.datapath.overlay import vtep_mac
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_steps
-from netlab.trace.family import IPV6, Family, family_of, first_of
+from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
 from netlab.trace.model import Bridge, Leg, Neighbour, Route
 from netlab.trace.refusals import Doubt
 from netlab.trace.witnesses.decisions import Link
@@ -95,9 +95,10 @@ def switched_off(place: Place) -> Doubt:
 
 def up_again(place: Place, device: str, family: Family) -> str:
     """How a device is set up, and what else that takes."""
-    fix = f"`ip -n {place.namespace} link set {device} up`"
-    # IPv6 addresses and routes go with their link, and do not come back with it.
-    return f"{fix}; `netlab up` does so and puts its IPv6 back" if family is IPV6 else fix
+    command = f"`ip -n {place.namespace} link set {device} up`"
+    if family is IPV4:
+        return command
+    return f"`netlab up`: IPv6 addresses and routes went with the link, {command} brings none back"
 
 
 def _owners(case: Case, address: str) -> list[Place]:
@@ -192,6 +193,6 @@ def _down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
 
 def _is_down(place: Place, link: Link, family: Family) -> Doubt:
     bridge = f", a port of {link.master}," if link.master else ""
-    return Doubt(
-        "link-down", f"{link.name} of {place}{bridge} is down", up_again(place, link.name, family)
-    )
+    # A port has no addresses.
+    fix = up_again(place, link.name, IPV4 if link.master else family)
+    return Doubt("link-down", f"{link.name} of {place}{bridge} is down", fix)

@@ -13,7 +13,7 @@ import struct
 
 import msgspec
 
-from netlab.trace.family import IPV4, Family
+from netlab.trace.family import Family
 from netlab.trace.model import ProbeProtocol
 
 # Byte offsets from the start of the transport header, where nothing but plain headers comes
@@ -32,10 +32,10 @@ class Mark(msgspec.Struct, frozen=True):
 
     protocol: ProbeProtocol
     cookie: bytes
-    family: Family = IPV4
+    family: Family
 
     @classmethod
-    def random(cls, protocol: ProbeProtocol, family: Family = IPV4) -> Mark:
+    def random(cls, protocol: ProbeProtocol, family: Family) -> Mark:
         """A new one.  TCP: neither 0, which asks the kernel to choose, nor the last number."""
         cookie = os.urandom(COOKIE_BYTES)
         if protocol == "tcp":

@@ -41,7 +41,7 @@ class Watch:
         self._family = mark.family
         self._packets = Packets(mark, lab.overlay.port, self._cookie)
         self._rules = Rules(mark, lab.overlay.port, self._cookie)
-        self._connections = Connections()
+        self._connections = Connections(mark.family)
         self._kernel = Kernel(mark, lab.overlay.port, watched_words(mark, self._cookie))
         self.decisions = Decisions(mark.family)
         self._witnesses: list[Witness] = [

@@ -16,7 +16,7 @@ from netlab.kernel.namespaces import entered
 from netlab.kernel.nfnetlink import Listener
 from netlab.problems import NetlabError
 from netlab.trace.aim import Place
-from netlab.trace.family import family_of
+from netlab.trace.family import Family
 from netlab.trace.model import Socket, Tuple
 from netlab.trace.witnesses import Canary
 
@@ -39,7 +39,8 @@ class Connections:
 
     name = "conntrack"
 
-    def __init__(self) -> None:
+    def __init__(self, family: Family) -> None:
+        self._family = family
         self._listeners: dict[Place, Listener] = {}
         self._entries: dict[tuple[Place, int], conntrack.Entry] = {}
         self._canaries: set[tuple[Place, int]] = set()
@@ -59,7 +60,7 @@ class Connections:
 
     def saw(self, canary: Canary) -> bool:
         listener = self._listeners.get(canary.place)
-        if listener is None:
+        if listener is None or canary.end.ip != self._family.loopback:
             return True
         self._read(canary.place, listener)
         end = (canary.end.ip, canary.end.port)
@@ -68,21 +69,21 @@ class Connections:
             if key[0] == canary.place and source == end:
                 self._canaries.add(key)
                 return True
-        if _tracks(canary):
+        if _tracks(canary.place, self._family):
             return False
         if canary.place.name not in self._untracked:
             self._untracked.append(canary.place.name)
         return True
 
     def events(self) -> list[Entry]:
-        """All entries that were announced since :meth:`arm`, whosever they are."""
+        """All entries of the family that were announced since :meth:`arm`, whosever they are."""
         for place, listener in self._listeners.items():
             self._read(place, listener)
         return [_of_trace(place, entry) for (place, _), entry in self._entries.items()]
 
     def _read(self, place: Place, listener: Listener) -> None:
         for kind, family, payload in listener.read():
-            if kind != conntrack.MESSAGE_NEW:
+            if kind != conntrack.MESSAGE_NEW or family != self._family.address_family:
                 continue
             entry = conntrack.decode(family, payload)
             if entry:
@@ -115,17 +116,16 @@ class Connections:
         return f"{'partial' if self._entries else 'unavailable'}: {'; '.join(problems)}"
 
 
-def _tracks(canary: Canary) -> bool:
-    """Whether a namespace that has just sent a canary tracks anything of its family.
+def _tracks(place: Place, family: Family) -> bool:
+    """Whether anything of a family is tracked in a namespace that has just sent a canary.
 
     Tracking begins when a rule of that family asks for it.  The table's size is known without
     events; if it is empty, nobody tracked the canary.
     """
-    namespace = canary.place.namespace
-    with entered(namespace), open("/proc/sys/net/netfilter/nf_conntrack_count") as file:
+    with entered(place.namespace), open("/proc/sys/net/netfilter/nf_conntrack_count") as file:
         if file.read().strip() == "0":
             return False
-    return bool(conntrack.dump(namespace, family_of(canary.end.ip).version))
+    return bool(conntrack.dump(place.namespace, family.version))
 
 
 def of_probe(
