@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from netlab.trace.dissect import dissect, load
 from netlab.trace.explain import explain
 from netlab.trace.family import IPV6
 from netlab.trace.mark import Mark
-from netlab.trace.model import Encapsulate, Rule, Trace
+from netlab.trace.model import Bridge, Encapsulate, Neighbour, ProbeProtocol, Rule, Trace
 from netlab.trace.run import trace
 from netlab.trace.witnesses.packets import attach, program, watched_words
 from test_trace_kernel import all_ok, in_node, places, run
@@ -184,6 +185,49 @@ def test_which_family_is_traced(lab: Lab) -> None:
         "echo-reply",
     )
     assert trace(lab, Request("p0", "::1")).disposition == "delivered"
+
+
+def _shape(found: Trace) -> list[object]:
+    """What does not depend on the family, nor on what neighbours and bridges know by then."""
+    shape: list[object] = [found.disposition, found.drop and (found.drop.reason, found.drop.node)]
+    for hop in (*found.forward, *found.reply):
+        device = hop.device.replace("flannel-v6.", "flannel.")
+        kinds = [
+            (step.chain, step.action) if isinstance(step, Rule) else type(step).__name__
+            for step in hop.steps
+            if not isinstance(step, Neighbour | Bridge)
+        ]
+        shape.append((hop.namespace, device, hop.direction, kinds))
+    return shape
+
+
+@kernel
+@pytest.mark.parametrize(
+    ("source", "destination", "protocol"),
+    [
+        ("p0", "svc/remote", "tcp"),
+        ("p0", "10.244.2.1", "icmp"),
+        ("p0", "node/n2", "icmp"),
+        ("p0", "node/n2:81", "udp"),
+        ("p0", "172.21.32.1", "icmp"),
+        ("p0", "p0:8002", "udp"),
+        ("172.21.32.11", "p1", "icmp"),
+        ("node/n1", "svc/empty", "tcp"),
+        ("node/n1", "node/n1", "icmp"),
+    ],
+)
+def test_both_families_tell_the_same(
+    lab: Lab, source: str, destination: str, protocol: ProbeProtocol
+) -> None:
+    def asked(of: Callable[[str], str], family: Literal[4, 6]) -> Request:
+        request = Request(of(source), of(destination), protocol=protocol, family=family)
+        return replace(request, timeout_s=0.3)
+
+    four, other = trace(lab, asked(str, 4)), trace(lab, asked(six, 6))
+    # Chains of endpoints are called by a hash of their addresses.
+    assert re.sub(r"KUBE-SEP-\w+", "", str(_shape(four))) == re.sub(
+        r"KUBE-SEP-\w+", "", str(_shape(other))
+    )
 
 
 @kernel
@@ -433,6 +477,25 @@ def test_what_is_no_address_of_a_service_or_of_the_lab(lab: Lab) -> None:
     assert "no pod and no node of the lab has that address" in said
     _, said = lost(lab, "p0", "svc/remote", protocol="icmp")
     assert "does not answer ping" in said
+
+
+@kernel
+def test_a_packet_that_is_too_big_for_a_router_or_for_its_sender(lab: Lab) -> None:
+    in_node(lab, "n1", "ip", "link", "set", "flannel-v6.1", "mtu", "1280")
+    found, said = lost(lab, "p0", "p1", protocol="icmp", size=1400)
+    assert found.disposition == "rejected"
+    assert found.drop is not None
+    assert (found.drop.reason, found.drop.where) == ("mtu", "node n1")
+    assert "ICMPv6 packet-too-big from fd00:10:244:1::1" in said
+    # The sender remembers that, and tells itself.
+    found, said = lost(lab, "p0", "p1", protocol="icmp", size=1400)
+    assert found.drop is not None
+    assert (found.drop.reason, found.drop.where) == ("mtu", "pod demo/p0")
+    assert "cannot pass on 1400 bytes in one piece" in said
+    found, said = lost(lab, "p0", "p1", protocol="icmp", size=1431)
+    assert found.drop is not None
+    assert (found.drop.reason, found.drop.where) == ("mtu", "pod demo/p0")
+    assert "cannot send 1431 bytes in one piece" in said
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,10 @@ def refused(route: Route, place: Place) -> Doubt:
         table = "" if route.table == "main" else f" table {route.table}"
         removal = f"`{ip} route del {route.type} {route.matched}{table}`"
         return Doubt(route.type, words, f"if that is not meant: {removal}")
-    setting = family.forwarding.replace("/", ".")
     words, fix = {
         "forwarding-off": (
             f"has a route to {route.destination}, but forwarding is off",
-            f"`ip netns exec {place.namespace} sysctl {setting}=1`, or `netlab up`",
+            f"`ip netns exec {place.namespace} sysctl {family.forwarding}=1`, or `netlab up`",
         ),
         "unreachable": (f"says that {route.destination} cannot be reached", None),
         "prohibit": (f"is told by its routes not to send to {route.destination}", None),

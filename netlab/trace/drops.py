@@ -71,6 +71,11 @@ _MEANINGS = {
         "is not its destination and may not pass it on: no route, or forwarding is off",
         "`ip netns exec {namespace} sysctl -w {forwarding}=1`, or `netlab up`",
     ),
+    "IPV6DISABLED": _Meaning(
+        ("ipv6-off",),
+        "has IPv6 switched off on the device that it came in by",
+        "`netlab up` switches it on",
+    ),
     "IP_INVALID_SOURCE": _martian("source address for impossible"),
     "IP_INVALID_DEST": _martian("destination address for impossible"),
     "IP_LOCALNET": _martian("loopback address for impossible outside"),

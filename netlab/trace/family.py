@@ -24,7 +24,7 @@ class Family(msgspec.Struct, frozen=True):
     loopback: str
     unspecified: str
     neighbours: str  # how MACs are asked for
-    forwarding: str  # sysctls by their paths below /proc/sys
+    forwarding: str  # sysctl
     bridge_netfilter: str
 
     @property
@@ -77,8 +77,8 @@ IPV4 = Family(
     loopback="127.0.0.1",
     unspecified="0.0.0.0",
     neighbours="ARP",
-    forwarding="net/ipv4/ip_forward",
-    bridge_netfilter="net/bridge/bridge-nf-call-iptables",
+    forwarding="net.ipv4.ip_forward",
+    bridge_netfilter="net.bridge.bridge-nf-call-iptables",
 )
 IPV6 = Family(
     version=6,
@@ -97,8 +97,8 @@ IPV6 = Family(
     loopback="::1",
     unspecified="::",
     neighbours="neighbour discovery",
-    forwarding="net/ipv6/conf/all/forwarding",
-    bridge_netfilter="net/bridge/bridge-nf-call-ip6tables",
+    forwarding="net.ipv6.conf.all.forwarding",
+    bridge_netfilter="net.bridge.bridge-nf-call-ip6tables",
 )
 
 

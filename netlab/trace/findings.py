@@ -5,6 +5,8 @@ Findings are tried from the surest to the least sure; what nothing explains is s
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
@@ -179,7 +181,7 @@ def _by_error(case: Case) -> Loss | None:
         destination=last.packet.dst if last else case.aim.destination,
         protocol=case.aim.protocol.upper(),
         port=port,
-        length=last.packet.length if last else 0,
+        length=last.packet.length if last else case.aim.size or 0,
         lifetime="hop limit" if case.aim.family is IPV6 else "time to live",
     )
     fix = _listen(case, port) if reason == "port-closed" else None
@@ -222,6 +224,13 @@ def _never_sent(case: Case) -> Loss | None:
         doubt = switched_off(source)
     elif route and route.refuses and route.type != "no-route":
         doubt = refused(route, source)
+    elif case.answer.error == os.strerror(errno.EMSGSIZE):
+        doubt = Doubt(
+            "mtu",
+            f"{source} cannot send {case.aim.size} bytes in one piece: that is more than its link "
+            "takes",
+            "trace with a smaller --size",
+        )
     elif case.answer.outcome == "no-route" or (route and route.refuses):
         doubt = Doubt(
             "no-route",

@@ -193,8 +193,8 @@ class Decisions:
 
     def _forwards(self, place: Place, device: str) -> bool:
         """Whether what comes in by a device is passed on."""
-        settings = self._family.forwarding, f"net/ipv6/conf/{device}/force_forwarding"
-        return any(_setting(place, each) not in ("0", None) for each in settings)
+        paths = _path(self._family.forwarding), f"net/ipv6/conf/{device}/force_forwarding"
+        return any(_setting(place, each) not in ("0", None) for each in paths)
 
     def neighbour(self, place: Place, address: str, device: str) -> Neighbour | None:
         """The entry of a next hop; one without MAC and state "none" if there is no entry."""
@@ -240,7 +240,7 @@ class Decisions:
 
     def bridge_netfilter(self, place: Place) -> bool:
         """Whether iptables' PREROUTING runs where a frame enters a bridge (br_netfilter)."""
-        return _setting(place, self._family.bridge_netfilter) == "1"
+        return _setting(place, _path(self._family.bridge_netfilter)) == "1"
 
     def is_off(self, place: Place) -> bool:
         """Whether the probe's family is switched off in a namespace, as only IPv6 can be."""
@@ -329,6 +329,10 @@ def _address(data: bytes | None) -> str | None:
     if not data:
         return None
     return socket.inet_ntop(socket.AF_INET if len(data) == 4 else socket.AF_INET6, data)
+
+
+def _path(sysctl: str) -> str:
+    return sysctl.replace(".", "/")
 
 
 def _setting(place: Place, path: str) -> str | None:
