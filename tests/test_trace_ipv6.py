@@ -36,6 +36,7 @@ from trace_labs import namespace, trace_lab
 from trace_records import Replayed, told
 
 kernel = pytest.mark.kernel
+TUNNEL = "flannel-v6.1"
 MODES = ("iptables", "nftables", "nftables-flat")
 
 
@@ -347,10 +348,10 @@ def _no_way_back(lab: Lab) -> None:
     in_pod(lab, "p1", "ip", "-6", "route", "del", "default")
 
 
-def _off_in(*parts: str) -> Callable[[Lab], None]:
+def _off_in(*parts: str, device: str = "all") -> Callable[[Lab], None]:
     def switch(lab: Lab) -> None:
         name = namespace(lab, *parts)
-        run("ip", "netns", "exec", name, "sysctl", "net.ipv6.conf.all.disable_ipv6=1")
+        run("ip", "netns", "exec", name, "sysctl", f"net/ipv6/conf/{device}/disable_ipv6=1")
 
     return switch
 
@@ -383,10 +384,11 @@ def _off_in_node(lab: Lab) -> None:
         (_switch_port_down, "dropped", "link-down", "n1", "n2 of the underlay switch"),
         (_no_node_address, "dropped", "address-missing", "n1", "node n2 does not have"),
         (_no_way_back, "dropped", "no-route", "n2", "it arrived, and cannot be answered"),
-        (_off_in("demo", "p0"), "dropped", "ipv6-off", "n1", "off in pod demo/p0"),
-        (_off_in("demo", "p1"), "dropped", "ipv6-off", "n2", "off in pod demo/p1"),
-        (_off_in("n2"), "dropped", "ipv6-off", "n1", "off in node n2"),
-        (_off_in_node, "dropped", "ipv6-off", "n1", "off in node n1"),
+        (_off_in("demo", "p0"), "dropped", "ipv6-off", "n1", "off on eth0 of pod demo/p0"),
+        (_off_in("demo", "p1"), "dropped", "ipv6-off", "n2", "off on eth0 of pod demo/p1"),
+        (_off_in("n2"), "dropped", "ipv6-off", "n1", "off on eth0 of node n2"),
+        (_off_in_node, "dropped", "ipv6-off", "n1", "net/ipv6/conf/all/disable_ipv6=0"),
+        (_off_in("n2", device=TUNNEL), "dropped", "ipv6-off", "n2", f"{TUNNEL}/disable_ipv6=0"),
     ],
 )
 def test_what_is_broken_is_named(
@@ -404,6 +406,8 @@ def test_what_is_broken_is_named(
     assert words in said
     assert found.drop.fix
     if "`netlab up`" in found.drop.fix:
+        for command in re.findall(r"`(ip netns exec \S+ sysctl [^`]+)`, and", found.drop.fix):
+            run(*command.split())
         lifecycle.up(lab)
         assert over_ipv6(lab, "p0", "p1:8002").disposition == "delivered"
 

@@ -40,7 +40,7 @@ _ANSWERS: dict[str, Any] = {
     "tunnel": Bridge,
     "ports": list[Link],
     "bridge_netfilter": bool,
-    "is_off": bool,
+    "off_by": str,
 }
 
 

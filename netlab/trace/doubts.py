@@ -31,8 +31,7 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
     """What may have stopped a packet that was last seen at `last`."""
     place = last.place
     steps = last_steps(case, leg)
-    if case.tables.is_off(place):
-        yield switched_off(place)
+    yield from switched_off(case, place, last.device)
     outer = last.packet.outer
     target = outer.dst if outer else case.story.leg(leg)[-1].end.destination.ip
     if last.direction == "in" and target in place.addresses:
@@ -82,14 +81,16 @@ def refused(route: Route, place: Place) -> Doubt:
     return Doubt(route.type, f"{place} {words}", fix)
 
 
-def switched_off(place: Place) -> Doubt:
-    """IPv6 is off in a namespace, which then has no address of it."""
-    setting = "net.ipv6.conf.all.disable_ipv6"
-    return Doubt(
-        "ipv6-off",
-        f"IPv6 is switched off in {place}: {setting} is 1",
-        "`netlab up` switches it on, and puts addresses and routes back",
-    )
+def switched_off(case: Case, place: Place, device: str) -> Iterable[Doubt]:
+    """IPv6 is off on a device, which then has no address of it."""
+    sysctl = case.tables.off_by(place, device)
+    if sysctl:
+        command = f"`ip netns exec {place.namespace} sysctl {sysctl}=0`"
+        yield Doubt(
+            "ipv6-off",
+            f"IPv6 is switched off on {device} of {place}: {sysctl} is 1",
+            f"{command}, and `netlab up`, which puts addresses and routes back",
+        )
 
 
 def up_again(place: Place, device: str, family: Family) -> str:
@@ -148,8 +149,8 @@ def _wrong_tunnel(case: Case, place: Place, entry: Bridge) -> Iterable[Doubt]:
 def _unresolved(case: Case, place: Place, step: Neighbour) -> Doubt:
     why = ""
     for owner in _owners(case, step.address):
-        if case.tables.is_off(owner):
-            return switched_off(owner)
+        for off in switched_off(case, owner, "eth0"):
+            return off
         for doubt in _without_address(case, owner, step.address):
             return Doubt(
                 doubt.reason,

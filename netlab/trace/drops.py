@@ -74,7 +74,7 @@ _MEANINGS = {
     "IPV6DISABLED": _Meaning(
         ("ipv6-off",),
         "has IPv6 switched off on the device that it came in by",
-        "`netlab up` switches it on",
+        "`ip netns exec {namespace} sysctl net/ipv6/conf/{device}/disable_ipv6=0`, and `netlab up`",
     ),
     "IP_INVALID_SOURCE": _martian("source address for impossible"),
     "IP_INVALID_DEST": _martian("destination address for impossible"),

@@ -220,8 +220,9 @@ def _never_sent(case: Case) -> Loss | None:
     source = case.aim.source
     doubt = Doubt("unknown", f"the probe was sent on no device of {source}; why is not known", None)
     route = case.tables.route(source, case.aim.destination)
-    if case.tables.is_off(source):
-        doubt = switched_off(source)
+    off = next(iter(switched_off(case, source, "eth0")), None)
+    if off:
+        doubt = off
     elif route and route.refuses and route.type != "no-route":
         doubt = refused(route, source)
     elif case.answer.error == os.strerror(errno.EMSGSIZE):

@@ -242,10 +242,17 @@ class Decisions:
         """Whether iptables' PREROUTING runs where a frame enters a bridge (br_netfilter)."""
         return _setting(place, _path(self._family.bridge_netfilter)) == "1"
 
-    def is_off(self, place: Place) -> bool:
-        """Whether the probe's family is switched off in a namespace, as only IPv6 can be."""
-        path = "net/ipv6/conf/all/disable_ipv6"
-        return self._family is IPV6 and _setting(place, path) not in ("0", None)
+    def off_by(self, place: Place, device: str) -> str | None:
+        """The sysctl that switches the probe's family off on a device, as only IPv6 can be.
+
+        A path below /proc/sys.  What `all` is set to every device gets, and may be set to others.
+        """
+        if self._family is not IPV6:
+            return None
+        here, everywhere = (f"net/ipv6/conf/{each}/disable_ipv6" for each in (device, "all"))
+        if _setting(place, here) in ("0", None):
+            return None
+        return here if _setting(place, everywhere) == "0" else everywhere
 
     def ports(self, place: Place, bridge: str) -> list[Link]:
         """A bridge's ports."""
