@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, ip_network
 
 import msgspec
 from msgspec.structs import replace
@@ -21,6 +22,7 @@ from netlab.datapath import podnet
 from netlab.datapath.overlay import vtep_mac
 from netlab.datapath.state import (
     Address,
+    Connection,
     LabState,
     Link,
     Namespace,
@@ -41,6 +43,8 @@ TABLE = "netlab-fault-"
 _DEFAULTS = {"net/ipv4/ip_default_ttl": "64", "net/ipv4/conf/all/arp_ignore": "0"}
 # Documentation addresses (RFC 5737): nobody has them.
 _NOBODY, _NOBODYS_RANGE = "192.0.2.1", "192.0.2.0/24"
+STALE_PORT = 20053
+"""What the client of a stale connection sends from: the kernel gives out others."""
 _SMALLER = 100  # bytes that an MTU is too small by
 
 Choices = Callable[[Lab], Iterator[Fault]]
@@ -196,7 +200,8 @@ def _fault(service: Service, client: Pod, server: Pod, node: str | None = None) 
 def _to_services(lab: Lab) -> Iterator[Fault]:
     """To each Service that has endpoints."""
     for service, behind in _services(lab):
-        for client in [pod for pod in _clients(lab) if pod not in behind][:1]:
+        client = next((pod for pod in _clients(lab) if pod not in behind), None)
+        if client and service.ports[0].protocol != "SCTP":
             yield _fault(service, client, behind[0])
 
 
@@ -484,6 +489,30 @@ def _without_masquerade(rules: Rules) -> Rules:
     return Tables(tables=tuple(tables))
 
 
+def _remembered(state: LabState, lab: Lab, fault: Fault) -> LabState:
+    """A connection from before, when the Service had an endpoint that is gone."""
+    service, server = _service(lab, fault), _pod(lab, fault.server)
+    port = service.ports[0]
+    connection = Connection(
+        protocol="UDP" if port.protocol == "UDP" else "TCP",
+        source=(_pod(lab, fault.client).address, STALE_PORT),
+        destination=(service.cluster_ip, port.port),
+        to=(_unused(lab, lab.node(server.node)), lab.endpoints_of(service, port)[0].port),
+    )
+    return _in(
+        state,
+        _on(lab, fault.node),
+        lambda ns: replace(ns, connections=(*ns.connections, connection)),
+    )
+
+
+def _unused(lab: Lab, node: Node) -> str:
+    """An address of a node's pods that none has."""
+    used = {pod.address for pod in lab.pods} | {node.bridge_address}
+    last = int(ip_network(node.pod_cidr).broadcast_address)
+    return next(text for n in range(1, 1 << 16) if (text := str(IPv4Address(last - n))) not in used)
+
+
 # --- Services as they are declared ---------------------------------------------------------------
 
 
@@ -641,6 +670,13 @@ FAULTS: Mapping[str, Kind] = {
         "a Service whose endpoints are all on one node, and another pod there",
         _to_a_neighbour,
         _sysctl("net/bridge/bridge-nf-call-iptables", "0"),
+    ),
+    "stale-conntrack": Kind(
+        "A node remembers a client's connection to a pod that is gone.",
+        "a Service over TCP or UDP with endpoints, and a pod that is none",
+        _to_services,
+        _remembered,
+        options=lambda lab, fault: ("--source-port", str(STALE_PORT)),
     ),
     "conntrack-invalid": Kind(
         "A node tracks the answers of connections, but not their beginning.",

@@ -92,6 +92,15 @@ class Sysctl(State, frozen=True):
     value: str
 
 
+class Connection(State, frozen=True):
+    """A connection that is remembered: what comes from the source is sent to `to` instead."""
+
+    protocol: Literal["TCP", "UDP"]
+    source: tuple[str, int]
+    destination: tuple[str, int]
+    to: tuple[str, int]
+
+
 class Namespace(State, frozen=True):
     """A network namespace and everything in it that is ours. `lo` is always up."""
 
@@ -102,7 +111,8 @@ class Namespace(State, frozen=True):
     neighbours: tuple[Neighbour, ...] = ()
     fdb: tuple[FdbEntry, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
-    tables: tuple[Table, ...] = ()  # of faults
+    tables: tuple[Table, ...] = ()  # of faults, as the next
+    connections: tuple[Connection, ...] = ()
 
 
 class Ruleset(State, frozen=True):

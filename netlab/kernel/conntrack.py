@@ -13,7 +13,15 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from netlab.kernel.namespaces import entered
-from netlab.kernel.netlink import NetlinkError, Socket, attribute, attributes, message, nested
+from netlab.kernel.netlink import (
+    NLM_F_CREATE,
+    NetlinkError,
+    Socket,
+    attribute,
+    attributes,
+    message,
+    nested,
+)
 from netlab.kernel.nfnetlink import Listener
 from netlab.problems import Exit, NetlabError, Problem
 
@@ -25,12 +33,17 @@ _NFGENMSG_BYTES = 4
 
 # enum ctattr_type, ctattr_tuple, ctattr_ip, ctattr_l4proto, ctattr_counters, ctattr_protoinfo
 _ORIGINAL, _REPLY, _STATUS, _PROTOCOL_INFO = 1, 2, 3, 4
+_NAT_DESTINATION = 13
 _TIMEOUT, _MARK, _COUNTERS_ORIGINAL, _COUNTERS_REPLY, _ID, _ZONE = 7, 8, 9, 10, 12, 18
 _TUPLE_IP, _TUPLE_PROTOCOL = 1, 2
 _ADDRESSES = {4: (1, 2), 6: (3, 4)}  # source, destination
 _PROTOCOL_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _ICMP = {4: (4, 5, 6), 6: (7, 8, 9)}  # id, type, code
 _PACKETS, _BYTES = 1, 2
+_NAT_ADDRESSES = {4: (1, 2), 6: (4, 5)}  # lowest, highest
+_NAT_PROTOCOL, _NAT_LOWEST_PORT, _NAT_HIGHEST_PORT = 3, 1, 2
+# seen-reply, assured, confirmed; and IPS_FIXED_TIMEOUT: packets do not make it live longer
+_REMEMBERED = 0x2 | 0x4 | 0x8 | 0x400
 _INFO_TCP, _INFO_SCTP = 1, 3
 _STATE = 1
 
@@ -136,6 +149,45 @@ def delete(namespace: str | int, entries: Iterable[Entry]) -> int:
     return len(messages) - len(refused)
 
 
+def create(
+    namespace: str | int, protocol: int, original: Tuple, to: tuple[str, int], mark: int
+) -> None:
+    """Make an entry whose destination is translated, and that lasts until it is deleted.
+
+    Raises NetlabError (exit 3) if the kernel refuses.
+    """
+    version = 6 if ":" in original.source else 4
+    family = _FAMILIES[version]
+    answers = Tuple(
+        original.destination, original.source, original.destination_port, original.source_port
+    )
+    address, port = socket.inet_pton(family, to[0]), struct.pack("!H", to[1])
+    lowest, highest = _NAT_ADDRESSES[version]
+    body = b"".join(
+        (
+            _request(family),
+            _packed(_ORIGINAL, version, protocol, original),
+            _packed(_REPLY, version, protocol, answers),
+            nested(
+                _NAT_DESTINATION,
+                attribute(lowest, address),
+                attribute(highest, address),
+                nested(
+                    _NAT_PROTOCOL,
+                    attribute(_NAT_LOWEST_PORT, port),
+                    attribute(_NAT_HIGHEST_PORT, port),
+                ),
+            ),
+            attribute(_STATUS, struct.pack("!I", _REMEMBERED)),
+            attribute(_TIMEOUT, struct.pack("!I", 0x7FFFFFFF)),
+            attribute(_MARK, struct.pack("!I", mark)),
+        )
+    )
+    with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
+        for error in netlink.request([message(MESSAGE_NEW, NLM_F_CREATE, body)]):
+            raise _untold(error)
+
+
 class Events:
     """What becomes of the entries of a namespace from now on.
 
@@ -197,32 +249,36 @@ def _request(family: int) -> bytes:
 
 def _naming(entry: Entry) -> bytes:
     """What tells the kernel which entry is meant."""
-    end = entry.original
-    addresses = zip(_ADDRESSES[entry.family], (end.source, end.destination), strict=True)
-    ports = {_SOURCE_PORT: end.source_port, _DESTINATION_PORT: end.destination_port}
-    protocol = [attribute(_PROTOCOL_NUMBER, bytes([entry.protocol]))]
-    protocol += (
-        attribute(kind, struct.pack("!H", port)) for kind, port in ports.items() if port is not None
-    )
-    if end.icmp:
-        identity, kind, code = _ICMP[entry.family]
-        protocol += (
-            attribute(identity, struct.pack("!H", end.icmp.id)),
-            attribute(kind, bytes([end.icmp.type])),
-            attribute(code, bytes([end.icmp.code])),
-        )
-    ip = (
-        attribute(kind, socket.inet_pton(_FAMILIES[entry.family], address))
-        for kind, address in addresses
-    )
     return b"".join(
         (
             _request(_FAMILIES[entry.family]),
-            nested(_ORIGINAL, nested(_TUPLE_IP, *ip), nested(_TUPLE_PROTOCOL, *protocol)),
+            _packed(_ORIGINAL, entry.family, entry.protocol, entry.original),
             attribute(_ID, struct.pack("!I", entry.id)),
             attribute(_ZONE, struct.pack("!H", entry.zone)) if entry.zone else b"",
         )
     )
+
+
+def _packed(kind: int, version: int, number: int, end: Tuple) -> bytes:
+    """One direction of a connection."""
+    addresses = zip(_ADDRESSES[version], (end.source, end.destination), strict=True)
+    ports = {_SOURCE_PORT: end.source_port, _DESTINATION_PORT: end.destination_port}
+    protocol = [attribute(_PROTOCOL_NUMBER, bytes([number]))]
+    protocol += (
+        attribute(kind, struct.pack("!H", port)) for kind, port in ports.items() if port is not None
+    )
+    if end.icmp:
+        identity, sort, code = _ICMP[version]
+        protocol += (
+            attribute(identity, struct.pack("!H", end.icmp.id)),
+            attribute(sort, bytes([end.icmp.type])),
+            attribute(code, bytes([end.icmp.code])),
+        )
+    ip = (
+        attribute(which, socket.inet_pton(_FAMILIES[version], address))
+        for which, address in addresses
+    )
+    return nested(kind, nested(_TUPLE_IP, *ip), nested(_TUPLE_PROTOCOL, *protocol))
 
 
 def _tuple(version: int, data: bytes) -> tuple[int, Tuple]:

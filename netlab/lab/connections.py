@@ -7,7 +7,7 @@ import socket
 from collections.abc import Container
 
 from netlab.datapath.services.conntrack import UdpServices, is_cleaning_due
-from netlab.datapath.state import namespace_name
+from netlab.datapath.state import LabState, namespace_name
 from netlab.kernel import conntrack
 from netlab.problems import NetlabError
 from netlab.topology.model import Lab, Node
@@ -26,6 +26,26 @@ def forget_stale(before: Lab | None, after: Lab, namespaces: Container[str]) -> 
         if namespace in namespaces:
             with contextlib.suppress(NetlabError):
                 forget_stale_on(after, node, namespace)
+
+
+# "netlab f", as much of it as a mark holds: kube-proxy's marks are none of connections.
+_OF_FAULTS = 0x6E6C6266
+
+
+def remember(state: LabState, namespaces: Container[str]) -> None:
+    """Let the nodes remember just those connections that faults made up, known by their mark."""
+    for node in state.nodes:
+        name, wanted = node.namespace.name, node.namespace.connections
+        if name in namespaces:
+            with contextlib.suppress(NetlabError):
+                there = conntrack.dump(name)
+                conntrack.delete(name, (each for each in there if each.mark == _OF_FAULTS))
+        for each in wanted:
+            original = conntrack.Tuple(
+                each.source[0], each.destination[0], each.source[1], each.destination[1]
+            )
+            number = socket.getprotobyname(each.protocol.lower())
+            conntrack.create(name, number, original, each.to, _OF_FAULTS)
 
 
 def forget_stale_on(lab: Lab, node: Node, namespace: str | int) -> int:

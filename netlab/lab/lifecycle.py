@@ -160,6 +160,7 @@ def _converge(
         raise NetlabError(problems, Exit.MACHINE)
     connections.forget_stale(known and faults.faulty(known), faulty, found)
     if known is None or known.faults != lab.faults:
+        connections.remember(state, found)
         converge.forget_learned(ns.name for ns in state.namespaces() if ns.name in found)
     init.declare(data)
     record.settle(lab.name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from netlab.datapath.overlay import vtep_mac
+from netlab.datapath.overlay import vtep_mac, vxlan_device
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_steps
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
@@ -36,11 +36,15 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
     target = outer.dst if outer else case.story.leg(leg)[-1].end.destination.ip
     if last.direction == "in" and target in place.addresses:
         yield from _without_address(case, place, target)
+        yield from _other_network(case, place, last)
         if leg == "forward" and not outer:
             yield from _without_way_back(case, place)
     for step in steps:
         if isinstance(step, Bridge):
-            yield from _wrong_tunnel(case, place, step)
+            yield from wrong_tunnel(case, place, step)
+    for step in steps:
+        if isinstance(step, Route) and step.type == "martian":
+            yield from _own_source(case, place, case.story.leg(leg)[-1].end.source.ip)
     yield from (refused(step, place) for step in steps if isinstance(step, Route) and step.refuses)
     for step in steps:
         if isinstance(step, Route) and step.device and not step.refuses:
@@ -53,6 +57,16 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
     for step in steps:
         if isinstance(step, Neighbour) and step.mac is None:
             yield _unresolved(case, place, step)
+    if not outer:
+        yield from _no_hairpin(case, leg, last, target)
+    if place.kind == "switch" and last.direction == "in" and outer:
+        yield Doubt(
+            "underlay-blocked",
+            f"the network between the nodes took it in on {last.device} and did not pass it on: "
+            f"something there stops UDP port {outer.dport}, or what is in it",
+            f"let UDP port {outer.dport} (VXLAN) pass between the nodes; in this lab "
+            f"`ip netns exec {place.namespace} nft list ruleset` shows what stops it",
+        )
 
 
 def refused(route: Route, place: Place) -> Doubt:
@@ -76,7 +90,11 @@ def refused(route: Route, place: Place) -> Doubt:
         "unreachable": (f"says that {route.destination} cannot be reached", None),
         "prohibit": (f"is told by its routes not to send to {route.destination}", None),
         "martian": ("takes the addresses for impossible (a martian)", None),
-        "reverse-path": ("would send the answer out of another device (rp_filter)", None),
+        "reverse-path": (
+            "would send the answer out of another device (rp_filter)",
+            f"correct the route to the source, or `ip netns exec {place.namespace} sysctl "
+            "net.ipv4.conf.all.rp_filter=2`; `netlab up` does both",
+        ),
     }.get(route.type, (f"has no route to {route.destination}", NO_ROUTE_FIX))
     return Doubt(route.type, f"{place} {words}", fix)
 
@@ -124,7 +142,56 @@ def _without_way_back(case: Case, place: Place) -> Iterable[Doubt]:
         yield Doubt(why.reason, f"it arrived, and cannot be answered: {why.words}", why.fix)
 
 
-def _wrong_tunnel(case: Case, place: Place, entry: Bridge) -> Iterable[Doubt]:
+def _own_source(case: Case, place: Place, source: str) -> Iterable[Doubt]:
+    route = case.tables.route(place, source)
+    if route and route.type == "local":
+        yield Doubt(
+            "martian",
+            f"{place} has the address {source} itself, and takes what comes from there for "
+            "impossible (a martian)",
+            f"`ip -n {place.namespace} address show to {source}` shows where, and `ip -n "
+            f"{place.namespace} address del` or `netlab up` takes it away",
+        )
+
+
+def _other_network(case: Case, place: Place, last: Sighting) -> Iterable[Doubt]:
+    """The sender's tunnel is not of the lab's VXLAN network."""
+    outer, vni = last.packet.outer, case.lab.overlay.vni
+    if outer and outer.vni != vni:
+        sender = next((each for each in _owners(case, outer.src)), None)
+        device = vxlan_device(case.lab, case.aim.family.version)
+        yield Doubt(
+            "vni-unknown",
+            f"{sender or outer.src} sent it with VNI {outer.vni}, and {device} of {place} is of "
+            f"VNI {vni}",
+            f"`netlab up` makes {device} of {sender or outer.src} again, with VNI {vni}",
+        )
+
+
+def _no_hairpin(case: Case, leg: Leg, last: Sighting, target: str) -> Iterable[Doubt]:
+    """A bridge port that should send a packet back to where it came from."""
+    place, seen = last.place, case.story.leg(leg)
+    sightings = [each.passage.before for each in seen if each.passage.before]
+    for sighting in reversed(sightings):
+        if sighting.place != place or sighting.direction != "in":
+            continue
+        port = case.tables.link(place, sighting.device)
+        if port is None or port.master is None or port.hairpin:
+            return
+        neighbour = case.tables.neighbour(place, target, port.master)
+        there = case.tables.port(place, port.master, neighbour.mac or "") if neighbour else None
+        if there and there.port == port.name:
+            yield Doubt(
+                "hairpin-off",
+                f"{target} is behind {port.name}, by which it came, and the bridge {port.master} "
+                f"of {place} sends nothing back out of there",
+                f"`bridge -n {place.namespace} link set dev {port.name} hairpin on`, or "
+                "`netlab up`",
+            )
+        return
+
+
+def wrong_tunnel(case: Case, place: Place, entry: Bridge) -> Iterable[Doubt]:
     """An FDB entry that is missing, or leads to another node than the MAC's."""
     if entry.port or entry.flooded:
         return
@@ -158,7 +225,26 @@ def _unresolved(case: Case, place: Place, step: Neighbour) -> Doubt:
                 f"nobody told {place} a MAC for it",
                 doubt.fix,
             )
+        for path in ("all", "eth0"):
+            ignored = case.tables.setting(owner, f"net/ipv4/conf/{path}/arp_ignore")
+            if ":" not in step.address and ignored not in ("0", None):
+                return Doubt(
+                    "arp-ignored",
+                    f"{owner} does not answer ARP for {step.address} (arp_ignore is {ignored}), so "
+                    f"nobody told {place} a MAC for it",
+                    f"`ip netns exec {owner.namespace} sysctl net.ipv4.conf.{path}.arp_ignore=0`",
+                )
     lab = case.lab
+    for node in lab.nodes:
+        if step.address in node.overlay_addresses:
+            version = case.aim.family.version
+            return Doubt(
+                "neighbour-unresolved",
+                f"{place} does not know the MAC of {step.address}, the tunnel end of node "
+                f"{node.name}, and on {step.device} nobody answers {case.aim.family.neighbours}",
+                f"`ip -n {place.namespace} neigh replace {step.address} lladdr "
+                f"{vtep_mac(node, version)} dev {step.device} nud permanent`, or `netlab up`",
+            )
     known = {*lab.underlay.gateways, *(each for pod in lab.pods for each in pod.addresses)}
     for node in lab.nodes:
         known |= {*node.addresses, *node.bridge_addresses}

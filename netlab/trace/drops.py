@@ -25,9 +25,28 @@ _BY_RULE = (
     "no-local-endpoints",
     "no-such-service",
     "no-such-port",
+    "conntrack-invalid",
+    "underlay-blocked",
 )
-_NO_ROUTE = ("no-route", "outside-lab", "blackhole", "unreachable", "prohibit", "host-unreachable")
-_NEIGHBOUR = ("neighbour-unresolved", "address-missing", "link-down", "host-unreachable")
+_STRAY = ("answer-not-expected", "not-masqueraded", "bridge-netfilter-off")
+_NO_ROUTE = (
+    "no-route",
+    "outside-lab",
+    "fdb-wrong",
+    "stale-conntrack",
+    "blackhole",
+    "unreachable",
+    "prohibit",
+    "host-unreachable",
+)
+_NEIGHBOUR = (
+    "neighbour-unresolved",
+    "arp-ignored",
+    "stale-conntrack",
+    "address-missing",
+    "link-down",
+    "host-unreachable",
+)
 
 
 class _Meaning(NamedTuple):
@@ -87,7 +106,7 @@ _MEANINGS = {
     "NEIGH_QUEUEFULL": _neighbour("had too many packets waiting for the next hop's MAC"),
     "NEIGH_DEAD": _neighbour("lost the entry of the next hop"),
     "NO_SOCKET": _Meaning(
-        ("port-closed", "tunnel-closed"), "has no socket for it: nothing listens there"
+        ("port-closed", "tunnel-closed", *_STRAY), "has no socket for it: nothing listens there"
     ),
     "NO_TX_TARGET": _Meaning(
         ("fdb-missing",),
@@ -106,7 +125,7 @@ _MEANINGS = {
         "`bridge -n {namespace} link set dev {device} state 3`",
     ),
     "BRIDGE_NO_EGRESS_PORT": _Meaning(
-        ("no-egress-port",),
+        ("no-egress-port", "hairpin-off"),
         "has no other port to send it out of",
         "if it should go back where it came from: "
         "`bridge -n {namespace} link set dev {device} hairpin on`",

@@ -10,8 +10,10 @@ import os
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
+import msgspec
+
 from netlab.datapath.overlay import vxlan_device
-from netlab.trace.aim import in_lab
+from netlab.trace.aim import Place, in_lab
 from netlab.trace.case import (
     Case,
     answered,
@@ -22,21 +24,35 @@ from netlab.trace.case import (
     receiver,
     rules,
 )
-from netlab.trace.doubts import NO_ROUTE_FIX, doubts, neighbour_fix, refused, switched_off, up_again
+from netlab.trace.doubts import (
+    NO_ROUTE_FIX,
+    doubts,
+    neighbour_fix,
+    refused,
+    switched_off,
+    up_again,
+    wrong_tunnel,
+)
 from netlab.trace.drops import with_kernel
+from netlab.trace.endings import astray, stale, unheard
 from netlab.trace.family import IPV4, IPV6
-from netlab.trace.model import REFUSING, Leg, Loss, Route, Rule
+from netlab.trace.model import REFUSING, Bridge, Leg, Loss, Route, Rule
 from netlab.trace.refusals import Doubt, missing_service, said_by
 from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.packets import Sighting
+
+# Fewer routers than this are between any two ends.
+_ENOUGH_TTL = 16
 
 
 def loss_of(case: Case) -> Loss:
     """The best explanation of a probe that was not answered."""
     findings = (
+        _by_stale_connection,
         _by_rule,
         _by_refusal,
         _by_route,
+        _by_tunnel,
         _by_error,
         _never_sent,
         _by_missing_service,
@@ -48,6 +64,15 @@ def loss_of(case: Case) -> Loss:
         if loss:
             return with_kernel(loss, case)
     return with_kernel(_by_silence(case), case)
+
+
+def _by_stale_connection(case: Case) -> Loss | None:
+    """A connection that is remembered; all that happened behind it follows from that."""
+    found = stale(case)
+    if found is None:
+        return None
+    place, doubt, evidence = found
+    return _loss_at(case, "forward", place, doubt, [evidence])
 
 
 # --- by a rule -----------------------------------------------------------------------------------
@@ -118,17 +143,20 @@ def _by_refusal(case: Case) -> Loss | None:
         return None
     sighting, chapter = first
     port = chapter.begin.source.port
+    doubt = unheard(case, sighting.place, port) or Doubt(
+        "port-closed", f"nothing listens on TCP port {port} there", _listen(case, port)
+    )
     return Loss(
         direction="forward",
         node=sighting.place.node,
         device=sighting.device,
-        reason="port-closed",
+        reason=doubt.reason,
         where=str(sighting.place),
         rule=None,
         evidence=_came_back(case),
         explanation=f"the SYN reached {sighting.place}, whose kernel answered with a reset: "
-        f"nothing listens on TCP port {port} there",
-        fix=_listen(case, port),
+        f"{doubt.words}",
+        fix=doubt.fix,
     )
 
 
@@ -148,6 +176,18 @@ def _by_route(case: Case) -> Loss | None:
         if isinstance(step, Route) and (step.type in REFUSING and (step.matched or step.rule)):
             doubt = refused(step, last.place)
             return _loss(case, leg, last, doubt, [str(step), *_came_back(case)])
+    return None
+
+
+def _by_tunnel(case: Case) -> Loss | None:
+    """A tunnel's entry that leads to another node; what is said there of the packet is no news."""
+    leg: Leg = "reply" if answered(case) else "forward"
+    for chapter in case.story.leg(leg):
+        entering = chapter.passage.after
+        for step in chapter.steps:
+            if entering and isinstance(step, Bridge) and step.remote:
+                for doubt in wrong_tunnel(case, entering.place, step):
+                    return _loss(case, leg, entering, doubt, _came_back(case))
     return None
 
 
@@ -187,6 +227,10 @@ def _by_error(case: Case) -> Loss | None:
     fix = _listen(case, port) if reason == "port-closed" else None
     if reason == "no-route":
         fix = NO_ROUTE_FIX
+    if reason == "mtu" and last:
+        fact, fix = _too_large(case, place, last, fact)
+    if reason == "ttl" and case.story.forward:
+        fact, fix = _out_of_time(case, fact)
     if kind == "port-unreachable" and last and last.packet.outer and at_tunnel:
         reason = "tunnel-closed"
         tunnel = vxlan_device(case.lab, case.aim.family.version)
@@ -210,6 +254,37 @@ def _by_error(case: Case) -> Loss | None:
     )
 
 
+def _too_large(case: Case, place: Place, last: Sighting, fact: str) -> tuple[str, str | None]:
+    route = case.tables.route(place, last.packet.dst)
+    link = case.tables.link(place, route.device) if route and route.device else None
+    if link is None or link.mtu >= last.packet.length:
+        return fact, None
+    return (
+        f"{fact}: {link.name} takes {link.mtu}",
+        f"send no more than {link.mtu} bytes, or `ip -n {place.namespace} link set {link.name} mtu "
+        f"{last.packet.length}` if what is behind it takes that; `netlab up` sets a lab's own",
+    )
+
+
+def _out_of_time(case: Case, fact: str) -> tuple[str, str]:
+    """Sent with too little, or in a circle."""
+    source, first = case.aim.source, case.story.forward[0].passage.after
+    assert first is not None
+    if first.packet.ttl >= _ENOUGH_TTL:
+        return (
+            f"{fact}, which was {first.packet.ttl} at first: it went in a circle",
+            "look where the nodes' routes send it: the route steps above tell",
+        )
+    if case.aim.family is IPV6:
+        setting = f"net.ipv6.conf.{first.device}.hop_limit"
+    else:
+        setting = "net.ipv4.ip_default_ttl"
+    return (
+        f"{fact}, which was {first.packet.ttl} as {source} sent it",
+        f"`ip netns exec {source.namespace} sysctl {setting}=64`",
+    )
+
+
 # --- by what the tables say ----------------------------------------------------------------------
 
 
@@ -229,7 +304,7 @@ def _never_sent(case: Case) -> Loss | None:
         doubt = Doubt(
             "mtu",
             f"{source} cannot send {case.aim.size} bytes in one piece: that is more than its link "
-            "takes",
+            "takes, or than it was told that the path does",
             "trace with a smaller --size",
         )
     elif case.answer.outcome == "no-route" or (route and route.refuses):
@@ -322,6 +397,8 @@ def _by_silence(case: Case) -> Loss:
     where = f"going {last.direction} on {last.device} of {last.place}"
     if leg == "reply" and last.place == case.aim.source:
         stranger = end.source.ip != case.aim.destination
+        if stranger and (found := astray(case)):
+            return _loss_at(case, leg, *found)
         doubt = Doubt(
             "answer-not-expected" if stranger else "unknown",
             f"an answer came back to {last.place}, but from {end.source}, where "
@@ -332,7 +409,7 @@ def _by_silence(case: Case) -> Loss:
             None,
         )
     elif leg == "forward" and last.direction == "in" and end.destination.ip in last.place.addresses:
-        doubt = Doubt(
+        doubt = unheard(case, last.place, end.destination.port) or Doubt(
             "no-answer",
             f"{receiver(case)} received it, and no answer was seen; why is not known",
             None,
@@ -345,6 +422,14 @@ def _by_silence(case: Case) -> Loss:
             None,
         )
     return _loss(case, leg, last, doubt)
+
+
+def _loss_at(
+    case: Case, leg: Leg, place: Place, doubt: Doubt, evidence: Iterable[str] = ()
+) -> Loss:
+    """A loss that was decided elsewhere than where the packet was last seen."""
+    loss = _loss(case, leg, last_seen(case, leg), doubt, evidence)
+    return msgspec.structs.replace(loss, node=place.node, device=None, where=str(place))
 
 
 def _loss(case: Case, leg: Leg, last: Sighting, doubt: Doubt, evidence: Iterable[str] = ()) -> Loss:

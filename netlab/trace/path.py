@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from netlab.kernel.listeners import Listener
 from netlab.trace.aim import Place
 from netlab.trace.model import Bridge, Leg, Neighbour, Route
 from netlab.trace.witnesses.decisions import Link
@@ -44,6 +45,10 @@ class Tables(Protocol):
     def bridge_netfilter(self, place: Place) -> bool: ...
 
     def off_by(self, place: Place, device: str) -> str | None: ...
+
+    def setting(self, place: Place, path: str) -> str | None: ...
+
+    def listeners(self, place: Place, protocol: str, port: int) -> list[Listener] | None: ...
 
 
 class Passage(msgspec.Struct, frozen=True):

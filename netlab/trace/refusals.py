@@ -6,6 +6,7 @@ rule is the same for all Services, and the element of its verdict map says it.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from netlab.topology.model import Service
@@ -13,11 +14,15 @@ from netlab.trace.aim import Place
 from netlab.trace.case import Case, rules
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.model import Rule, Socket
+from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.nftables_text import KUBE_PROXY
 
 # Of kube-proxy's chain cluster-ips-check.
 _INVALID_PORT = "Reject traffic to invalid ports of ClusterIPs"
 _UNALLOCATED = "Drop traffic to unallocated ClusterIPs"
+# Of its chain KUBE-PROXY-FIREWALL.
+_NOT_ACCEPTED = re.compile(r"(\S+) traffic not accepted by KUBE-FW-\w+")
+_INVALID = re.compile(r"--ctstate INVALID\b|\bct state invalid\b")
 
 
 class Doubt(NamedTuple):
@@ -30,7 +35,12 @@ class Doubt(NamedTuple):
 
 def said_by(rule: Rule, place: Place, case: Case) -> Doubt:
     """What a rule that dropped the packet says of it."""
-    return _of_service(rule, place) or _of_cluster_ips(rule, place, case) or _of_any(rule, place)
+    return (
+        _of_service(rule, place)
+        or _of_cluster_ips(rule, place, case)
+        or _of_state(rule, place, case)
+        or _of_any(rule, place)
+    )
 
 
 def missing_service(case: Case) -> Doubt:
@@ -107,7 +117,10 @@ def _of_service(rule: Rule, place: Place) -> Doubt | None:
             f"{place.name}",
             f"run an endpoint on {place.name}, or set the policy to Cluster",
         )
-    if rule.chain.startswith("firewall-") and rule.table == KUBE_PROXY:
+    outside = _NOT_ACCEPTED.fullmatch(comment)
+    if outside:
+        served = f"svc/{outside[1]}"
+    if outside or (rule.chain.startswith("firewall-") and rule.table == KUBE_PROXY):
         return Doubt(
             "dropped-by-rule",
             f"the loadBalancerSourceRanges of {served} do not contain the packet's source, so "
@@ -123,6 +136,35 @@ def _of_cluster_ips(rule: Rule, place: Place, case: Case) -> Doubt | None:
     reason, words, fix = missing_service(case)
     done = "reject" if rule.comment == _INVALID_PORT else "drop"
     return Doubt(reason, f"{words}, so kube-proxy's rules on {place.name} {done} the packet", fix)
+
+
+def _of_state(rule: Rule, place: Place, case: Case) -> Doubt | None:
+    """A rule for what connection tracking takes for no part of a connection."""
+    if not _INVALID.search(rule.rule or ""):
+        return None
+    words = (
+        f"connection tracking of {place} does not know a connection that the packet could be of "
+        f"(INVALID), and {rule.chain} drops that"
+    )
+    for leg in ("forward", "reply"):
+        for chapter, untracked in rules(case, leg):
+            if "notrack" in (untracked.rule or "") and chapter and _is_at(chapter, place):
+                return Doubt(
+                    "conntrack-invalid",
+                    f"{words}: it did not see the connection begin, for the rule "
+                    f'"{untracked.rule}" kept that from it',
+                    f"`ip netns exec {place.namespace} {_removal(untracked)}`",
+                )
+    return Doubt(
+        "conntrack-invalid",
+        words,
+        f"let both directions of the connection pass {place}, tracked: is there another way, or a "
+        f"rule with notrack? `ip netns exec {place.namespace} nft list ruleset`",
+    )
+
+
+def _is_at(chapter: Chapter, place: Place) -> bool:
+    return any(run.place == place for run in chapter.runs)
 
 
 def _accepting(rule: Rule) -> str:
@@ -144,9 +186,12 @@ def _of_any(rule: Rule, place: Place) -> Doubt:
             f"no rule {stands} accepted it, and the chain's policy is to drop",
             f"if that is not meant: `ip netns exec {place.namespace} {_accepting(rule)}`",
         )
+    fix = f"if that is not meant: `ip netns exec {place.namespace} {_removal(rule)}`"
+    return Doubt(f"{what}-by-rule", f"a rule {stands} {what} it", fix if rule.rule else None)
+
+
+def _removal(rule: Rule) -> str:
     text = rule.rule or ""
-    removal = f"nft delete rule {rule.family} {rule.table} {rule.chain} handle {rule.handle}"
     if text.startswith("-A "):
-        removal = f"{_iptables(rule)} -t {rule.table} -D {text[3:]}"
-    fix = f"if that is not meant: `ip netns exec {place.namespace} {removal}`"
-    return Doubt(f"{what}-by-rule", f"a rule {stands} {what} it", fix if text else None)
+        return f"{_iptables(rule)} -t {rule.table} -D {text[3:]}"
+    return f"nft delete rule {rule.family} {rule.table} {rule.chain} handle {rule.handle}"

@@ -61,8 +61,9 @@ class Narrator:
         found = [self._texts(run, match) for match in run.matches]
         if run.policy == "drop":
             fallen = self._texts(run, Match(run.chain, 0, "drop"))
-            # iptables calls base chains by their hooks.
-            policy = f"-P {run.chain} DROP" if fallen.hook == run.chain else "policy drop"
+            # iptables calls base chains by their hooks, in capitals.
+            builtin = fallen.hook == run.chain and run.chain.isupper()
+            policy = f"-P {run.chain} DROP" if builtin else "policy drop"
             found.append(msgspec.structs.replace(fallen, rule=policy))
         return found
 

@@ -15,16 +15,20 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
+from netlab.kernel.listeners import Listener, listeners
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import NetlinkError, attribute, attributes, number, text
 from netlab.kernel.netlink import Socket as Netlink
 from netlab.kernel.rtnetlink import (
     IFF_UP,
+    IFLA_BRPORT_MODE,
     IFLA_IFNAME,
     IFLA_INFO_KIND,
+    IFLA_INFO_SLAVE_DATA,
     IFLA_LINK,
     IFLA_LINKINFO,
     IFLA_MASTER,
+    IFLA_MTU,
     NDA_DST,
     NDA_LLADDR,
     NTF_SELF,
@@ -84,6 +88,8 @@ class Link(msgspec.Struct, frozen=True):
     kind: str | None
     master: str | None
     peer: int | None
+    mtu: int = 0
+    hairpin: bool = False  # of a bridge port
 
 
 class Decisions:
@@ -130,6 +136,7 @@ class Decisions:
             found = attributes(answer, _LINK.size)
             info = attributes(found.get(IFLA_LINKINFO, b""))
             kind = info.get(IFLA_INFO_KIND)
+            port = attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))
             master = self.link(place, _u32(found[IFLA_MASTER])) if IFLA_MASTER in found else None
             return Link(
                 name=found[IFLA_IFNAME].rstrip(b"\0").decode(),
@@ -139,6 +146,8 @@ class Decisions:
                 kind=kind.rstrip(b"\0").decode() if kind else None,
                 master=master.name if master else None,
                 peer=_u32(found[IFLA_LINK]) if IFLA_LINK in found else None,
+                mtu=_u32(found[IFLA_MTU]),
+                hairpin=port.get(IFLA_BRPORT_MODE) == b"\1",
             )
         return None
 
@@ -225,6 +234,8 @@ class Decisions:
             refusal = found.type
         elif found and found.type == "unicast" and question.iif and code == errno.EHOSTUNREACH:
             refusal = "forwarding-off"
+        elif code == errno.EINVAL and self._comes_another_way(place, question):
+            return Route(destination=question.destination, matched=None, type="reverse-path")
         else:
             return Route(destination=question.destination, matched=None, type=refusal)
         out = self.link(place, found.oif) if found.oif else None
@@ -237,6 +248,28 @@ class Decisions:
             type=refusal,
             rule=found.rule,
         )
+
+    def _comes_another_way(self, place: Place, question: Question) -> bool:
+        """Whether a source that cannot be right is one that rp_filter refuses.
+
+        The kernel gives both the same errno (EXDEV until 6.12).
+        """
+        if not question.source or not question.iif:
+            return False
+        paths = (f"net/ipv4/conf/{each}/rp_filter" for each in ("all", question.iif))
+        filter_ = max(int(_setting(place, path) or 0) for path in paths)
+        back = self.route(place, question.source)
+        if not filter_ or back is None or back.type == "local":
+            return False
+        return back.matched is None or (filter_ == 1 and back.device != question.iif)
+
+    def setting(self, place: Place, path: str) -> str | None:
+        """The value of a sysctl by its path below /proc/sys."""
+        return _setting(place, path)
+
+    def listeners(self, place: Place, protocol: str, port: int) -> list[Listener]:
+        """What listens on a port of `tcp` or `udp`."""
+        return listeners(place.namespace, self._family.number_of(protocol), port)
 
     def bridge_netfilter(self, place: Place) -> bool:
         """Whether iptables' PREROUTING runs where a frame enters a bridge (br_netfilter)."""

@@ -1,0 +1,110 @@
+"""What became of a probe that arrived: who listens there, and where its answer went."""
+
+from __future__ import annotations
+
+from netlab.trace.aim import Place
+from netlab.trace.case import Case
+from netlab.trace.model import Route
+from netlab.trace.refusals import Doubt
+
+
+def unheard(case: Case, place: Place, port: int | None) -> Doubt | None:
+    """Why what came to a port is not heard there, as its sockets tell."""
+    if port is None or case.aim.protocol == "icmp":
+        return None
+    protocol = case.aim.protocol.upper()
+    target = case.story.forward[-1].end.destination.ip
+    there = case.tables.listeners(place, case.aim.protocol, port) or []
+    every = [each for each in there if each.address in (target, "0.0.0.0", "::")]
+    if there and not every:
+        addresses = " and ".join(sorted({each.address for each in there}))
+        return Doubt(
+            "port-closed",
+            f"what listens on {protocol} port {port} of {place} does so on {addresses} alone, and "
+            f"this came to {target}",
+            f"let it listen on {case.aim.family.unspecified}, or on {target}",
+        )
+    full = [each for each in every if each.is_full]
+    if full:
+        return Doubt(
+            "accept-queue-full",
+            f"what listens on {protocol} port {port} of {place} does not accept: its queue is full "
+            f"({full[0].waiting} waiting, listen({full[0].room}))",
+            f"find out why it does not: `ip netns exec {place.namespace} ss -ltn` shows the queue; "
+            "a longer one (net.core.somaxconn, and the backlog of listen) only helps in a rush",
+        )
+    return None
+
+
+def stale(case: Case) -> tuple[Place, Doubt, str] | None:
+    """A node that translated the destination by no rule, to what is no endpoint; the evidence."""
+    service = next((each for each in case.lab.services if each.key == case.aim.service), None)
+    if service is None:
+        return None
+    ends = {
+        (end.address, end.port)
+        for port in service.ports
+        for end in case.lab.endpoints_of(service, port)
+    }
+    for chapter, nat in case.story.nats("forward"):
+        place = chapter.passage.place
+        known = nat.rule or (nat.after.ip, nat.after.port) in ends
+        if nat.translation != "dnat" or known or place is None:
+            continue
+        flow = chapter.begin
+        entry = (
+            f"-p {case.aim.protocol} --orig-src {flow.source.ip} --orig-dst {flow.destination.ip} "
+            f"--orig-port-src {flow.source.port} --orig-port-dst {flow.destination.port}"
+        )
+        return (
+            place,
+            Doubt(
+                "stale-conntrack",
+                f"{place} sent it to {nat.after}, which is no endpoint of svc/{service.key}, and "
+                "by no rule: connection tracking remembers an earlier connection from "
+                f"{flow.source}",
+                f"`ip netns exec {place.namespace} conntrack -D {entry}`, or send from another "
+                "port",
+            ),
+            str(nat),
+        )
+    return None
+
+
+def astray(case: Case) -> tuple[Place, Doubt] | None:
+    """Where an answer was to get its source back, if it came to the client without."""
+    for chapter, nat in case.story.nats("forward"):
+        place = chapter.passage.place
+        if nat.translation != "dnat" or place is None:
+            continue
+        back = [
+            end.place
+            for passage in (each.passage for each in case.story.reply)
+            for end in (passage.before, passage.after)
+            if end
+        ]
+        source = case.story.reply[-1].end.source
+        what = f"the answer came from {source}, where {case.aim.destination} was asked"
+        if place not in back:
+            return place, Doubt(
+                "not-masqueraded",
+                f"{what}: {place} had translated the destination, and the answer went past it, "
+                f"for {place} had not put itself in as the source",
+                f"let {place} masquerade what it passes on: `netlab up` puts kube-proxy's rules "
+                "back, with externalTrafficPolicy Local there is nothing to masquerade",
+            )
+        routed = any(
+            isinstance(step, Route)
+            for each in case.story.reply
+            for step in each.steps
+            if each.passage.place == place
+        )
+        if not routed and not case.tables.bridge_netfilter(place):
+            setting = case.aim.family.bridge_netfilter.replace("/", ".")
+            return place, Doubt(
+                "bridge-netfilter-off",
+                f"{what}: the bridge of {place} passed it from port to port by connection "
+                f"tracking, which knows the translation, since {setting} is 0",
+                f"`ip netns exec {place.namespace} sysctl {setting}=1`, or `netlab up`",
+            )
+    return None
