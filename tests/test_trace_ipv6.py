@@ -118,10 +118,8 @@ def test_services_in_each_mode(stack: Callable[[Lab], Lab], mode: str) -> None:
     assert datagram.probe.protocol == "udp"
     assert empty.disposition == "rejected"
     assert empty.drop is not None
-    assert empty.drop.node == "n1"
-    if mode != "nftables-flat":
-        assert empty.drop.reason == "no-endpoints"
-        assert "svc/demo/empty has no ready endpoint" in said
+    assert (empty.drop.reason, empty.drop.node) == ("no-endpoints", "n1")
+    assert "svc/demo/empty has no ready endpoint" in said
     assert "ICMPv6 port-unreachable" in said
     assert empty.reply[0].packet.icmp == "port-unreachable"
 

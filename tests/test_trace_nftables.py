@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 from msgspec.structs import replace
 
+from labs import dual_stack_lab, six
 from netlab.lab import lifecycle
 from netlab.report.terminal import headline
 from netlab.topology.model import Endpoint, Lab, Service, ServiceEndpoints, ServicePort
@@ -198,6 +200,37 @@ def test_source_ranges_that_do_not_hold_the_source(lab: Lab) -> None:
 
 
 @pytest.mark.kernel
+def test_what_flat_maps_refuse_is_named_by_the_element_of_a_set() -> None:
+    made = dual_stack_lab(nftables_lab())
+    made = replace(made, service_proxy=replace(made.service_proxy, mode="nftables-flat"))
+    families: tuple[tuple[Literal[4, 6], Callable[[str], str]], ...] = ((4, str), (6, six))
+    try:
+        lifecycle.up(made)
+        for family, of in families:
+            for destination, reason, words, element in (
+                (
+                    "svc/empty",
+                    "no-endpoints",
+                    "svc/demo/empty has no ready",
+                    "10.99.0.4 . tcp . 80",
+                ),
+                ("node/n1:30090", "no-endpoints", "svc/demo/closed:http has", "tcp . 30090"),
+                ("svc/elsewhere", "no-local-endpoints", "is Local", "10.99.0.6 . tcp . 80"),
+            ):
+                found = trace(made, Request("p0", destination, family=family, timeout_s=0.3))
+                assert found.drop is not None
+                assert (found.drop.reason, found.drop.node) == (reason, "n1")
+                assert words in found.drop.explanation
+                assert f"the set has its destination: {of(element)}" in found.drop.evidence[0]
+            address = f"[{six(BALANCER)}]" if family == 6 else BALANCER
+            found = trace(made, Request("p0", f"{address}:80", timeout_s=0.3))
+            assert found.drop is not None
+            assert "the loadBalancerSourceRanges of" in found.drop.explanation
+    finally:
+        lifecycle.down(made.name)
+
+
+@pytest.mark.kernel
 def test_a_dropped_probe_does_not_wait_for_its_answer(lab: Lab) -> None:
     """An hour would do as well; it ends long before."""
     found = trace(lab, Request("p0", "10.99.99.99:80", protocol="udp", timeout_s=60))
@@ -270,6 +303,11 @@ def _run(destination: Socket, protocol: str = "tcp") -> Run:
             Lookup("no-endpoint-nodeports", "tcp . 80"),
         ),
         ("ct state new jump service-endpoints-check", None),
+        (
+            "ip daddr . meta l4proto . th dport @no-local-endpoint-services drop",
+            Lookup("no-local-endpoint-services", "10.99.0.4 . tcp . 80"),
+        ),
+        ("ip daddr . meta l4proto . th dport @local-services jump mark", None),
     ],
 )
 def test_a_rules_lookup_is_that_of_the_packet(rule: str, lookup: Lookup | None) -> None:

@@ -100,7 +100,8 @@ def _dropped_by(
     decider = before if _led_by_element(before, rule) else rule
     assert decider is not None
     reason, explanation, fix = said_by(decider, place, case)
-    found = [f"the map has its destination: {decider.element}"] if decider.element else []
+    kind = "map" if "vmap" in (decider.rule or "") else "set"
+    found = [f"the {kind} has its destination: {decider.element}"] if decider.element else []
     return Loss(
         direction=leg,
         node=place.node,

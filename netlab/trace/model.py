@@ -192,8 +192,8 @@ class Rule(Step, frozen=True, kw_only=True):
 
     `handle` is nftables' number of the rule; `rule` is null if the rule went away before its text
     could be read.  `element` is what the rule found for the packet in a verdict map of nftables,
-    unless that leads to a chain which is named after its Service.  `object` is the Kubernetes
-    object that the rule serves.
+    unless that leads to a chain which is named after its Service, or in a set of refusals.
+    `object` is the Kubernetes object that the rule serves.
     """
 
     hook: str

@@ -1,7 +1,8 @@
 """What the rule that dropped a packet means: kube-proxy's refusals in its own words.
 
 In iptables mode the comment of a rule says which Service is refused and why.  In nftables mode the
-rule is the same for all Services, and the element of its verdict map says it.
+rule is the same for all Services, and the element of its verdict map says it; in flat maps that of
+its set.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from netlab.trace.case import Case, rules
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.model import Rule, Socket
 from netlab.trace.steps import Chapter
-from netlab.trace.witnesses.nftables_text import KUBE_PROXY
+from netlab.trace.witnesses.nftables_text import FLAT, KUBE_PROXY
 
 # Of kube-proxy's chain cluster-ips-check.
 _INVALID_PORT = "Reject traffic to invalid ports of ClusterIPs"
@@ -102,8 +103,9 @@ def _not_translated(service: Service, case: Case) -> Doubt:
 def _of_service(rule: Rule, place: Place) -> Doubt | None:
     comment = rule.comment or ""
     served = rule.object or "the Service"
-    refused = rule.element is not None and "@no-endpoint-" in (rule.rule or "")
-    if "has no endpoints" in comment or (refused and rule.verdict != "drop"):
+    refused = rule.element is not None and "@no-" in (rule.rule or "")
+    rejected = rule.verdict != "drop" or rule.action == "reject"
+    if "has no endpoints" in comment or (refused and rejected):
         return Doubt(
             "no-endpoints",
             f"{served} has no ready endpoint, so kube-proxy's rules on {place.name} refuse "
@@ -120,7 +122,7 @@ def _of_service(rule: Rule, place: Place) -> Doubt | None:
     outside = _NOT_ACCEPTED.fullmatch(comment)
     if outside:
         served = f"svc/{outside[1]}"
-    if outside or (rule.chain.startswith("firewall-") and rule.table == KUBE_PROXY):
+    if outside or (rule.chain.startswith("firewall-") and rule.table in (KUBE_PROXY, FLAT)):
         return Doubt(
             "dropped-by-rule",
             f"the loadBalancerSourceRanges of {served} do not contain the packet's source, so "

@@ -1,8 +1,8 @@
 """Texts of nftables' own rules: chains with handles, elements of maps, and whom a chain serves.
 
-In nftables mode a rule says little by itself: a map that all Services share decides, and it is the
-element for the packet's destination that names the Service and the verdict.  So elements are looked
-up one by one, for the packet that matched; a map of 10,000 Services is never listed.
+In nftables mode a rule says little by itself: a map that all Services share decides, or a set, and
+it is the element for the packet's destination that names the Service and the verdict.  So elements
+are looked up one by one, for the packet that matched; a map of 10,000 Services is never listed.
 
 Source: kube-proxy pkg/proxy/nftables/proxier.go; docs/services-nftables.md explains the names.
 """
@@ -18,15 +18,18 @@ from netlab.trace.witnesses.rules import Run
 if TYPE_CHECKING:
     from nftables import Nftables
 
-KUBE_PROXY = "kube-proxy"
+KUBE_PROXY, FLAT = "kube-proxy", "netlab"
 
 _RULE = re.compile(r"^\s*(.*?)\s*# handle (\d+)$")
-_LOOKUP = re.compile(r"(ip6? daddr \. )?meta l4proto \. th dport vmap @(\S+)")
+# Of sets only those that refuse have Services written on their elements.
+_LOOKUP = re.compile(
+    r"(ip6? daddr \. )?meta l4proto \. th dport (?:vmap @(\S+)|@(no-(?:local-)?endpoint-\S+))"
+)
 _ELEMENT = re.compile(r"elements = \{ (.*) \}\n")
 
 
 class Lookup(NamedTuple):
-    """What a rule asked a verdict map for one packet."""
+    """What a rule asked a verdict map or a set for one packet."""
 
     map: str
     key: str
@@ -39,7 +42,7 @@ def lookup_of(rule: str, run: Run) -> Lookup | None:
     if found is None or destination.port is None:
         return None
     address = f"{destination.ip} . " if found.group(1) else ""
-    return Lookup(found.group(2), f"{address}{run.protocol} . {destination.port}")
+    return Lookup(found.group(2) or found.group(3), f"{address}{run.protocol} . {destination.port}")
 
 
 def served_by_chain(chain: str) -> str | None:
