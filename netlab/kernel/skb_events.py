@@ -1,7 +1,8 @@
 """What the kernel does with packets that carry certain bytes, as BPF programs see it.
 
-Four raw tracepoints see each buffer (`struct sk_buff`) leave a device, enter one, be freed as used
-up, and be freed as lost.  A program at each compares the packet with the words that are asked for
+Two raw tracepoints see each buffer (`struct sk_buff`) enter a device and be freed as lost.  (Those
+where it leaves a device or is used up would cost the traffic of others as much again.)  A program
+at each compares the packet with the words that are asked for
 and reports only those that match, so that the traffic of others is hardly slowed.  Offsets into
 the kernel's structures are those that the running kernel tells of itself.
 
@@ -11,6 +12,7 @@ Source: include/trace/events/{net,skb}.h, linux/skbuff.h.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import struct
 import sys
@@ -21,13 +23,11 @@ import msgspec
 
 from netlab.kernel import bpf, btf
 
-Kind = Literal["out", "in", "end", "drop"]
+Kind = Literal["in", "drop"]
 
 # In the order of the numbers that the programs report.
 _TRACEPOINTS: tuple[tuple[Kind, str], ...] = (
-    ("out", "net_dev_start_xmit"),
     ("in", "netif_receive_skb"),
-    ("end", "consume_skb"),
     ("drop", "kfree_skb"),
 )
 _REASON_PREFIX = "SKB_DROP_REASON_"
@@ -35,11 +35,11 @@ _RING_BYTES = 1 << 20
 _MAC_HEADER = 14
 _FRAME = 256
 _SYMBOL = 64
-# Of an event: ns since boot, buffer; reason, kind, namespace, device; length, mark; device's name,
-# place in the code.  The frame follows.
-_HEAD = struct.Struct(f"=QQIIIIII16s{_SYMBOL}s")
-_AT_REASON, _AT_KIND, _AT_NAMESPACE, _AT_DEVICE, _AT_LENGTH, _AT_MARK = range(16, 40, 4)
-_AT_NAME, _AT_SYMBOL = 40, 56
+# Of an event: time, buffer; reason, kind, namespace, device; the device's name, the place in the
+# code.  The frame follows.
+_HEAD = struct.Struct(f"=QQIIII16s{_SYMBOL}s")
+_AT_REASON, _AT_KIND, _AT_NAMESPACE, _AT_DEVICE = range(16, 32, 4)
+_AT_NAME, _AT_SYMBOL = 32, 48
 
 # Registers that outlive calls, and what is kept in them.
 _CONTEXT, _EVENT, _NETWORK, _DEVICE = 6, 7, 8, 9
@@ -70,8 +70,6 @@ class _Layout(msgspec.Struct, frozen=True):
 
     device: int
     socket: int
-    length: int
-    mark: int
     head: int
     data: int
     network: int
@@ -83,19 +81,19 @@ class _Layout(msgspec.Struct, frozen=True):
     reasons: bool
 
     @property
-    def read(self) -> int:
-        """How much of a buffer's head is looked at, in bytes."""
-        last = max(self.device, self.socket, self.head, self.data) + 8
-        return -(-max(last, self.length + 4, self.mark + 4, self.network + 2) // 8) * 8
+    def way(self) -> tuple[int, int]:
+        """From where to where members lead to the packet, in whole words of eight bytes."""
+        members = self.head, self.data, self.network
+        return min(members) // 8 * 8, (max(members) // 8 + 1) * 8
 
 
-def _layout(types: btf.Btf) -> _Layout:
+@functools.cache
+def _layout() -> _Layout:
+    types = btf.vmlinux()
     offset = types.offset
     return _Layout(
         device=offset("sk_buff", "dev"),
         socket=offset("sk_buff", "sk"),
-        length=offset("sk_buff", "len"),
-        mark=offset("sk_buff", "mark"),
         head=offset("sk_buff", "head"),
         data=offset("sk_buff", "data"),
         network=offset("sk_buff", "network_header"),
@@ -108,6 +106,11 @@ def _layout(types: btf.Btf) -> _Layout:
     )
 
 
+@functools.cache
+def _reasons() -> dict[int, str]:
+    return btf.vmlinux().enum("skb_drop_reason")
+
+
 class SkbEvents:
     """Programs at work until `close`; the kernel ends them with the process at the latest.
 
@@ -118,8 +121,7 @@ class SkbEvents:
 
     def __init__(self, words: Sequence[tuple[int, bytes]]) -> None:
         self._open = contextlib.ExitStack()
-        self._types = btf.vmlinux()
-        layout = _layout(self._types)
+        layout = _layout()
         try:
             self.ring = bpf.Ring(_RING_BYTES)
             self._open.callback(self.ring.close)
@@ -144,9 +146,7 @@ class SkbEvents:
         return [self._event(record) for record in self.ring.read()]
 
     def _event(self, record: bytes) -> SkbEvent:
-        t_ns, buffer, reason, kind, namespace, index, _, _, device, symbol = _HEAD.unpack_from(
-            record
-        )
+        t_ns, buffer, reason, kind, namespace, index, device, symbol = _HEAD.unpack_from(record)
         return SkbEvent(
             kind=_TRACEPOINTS[kind][0],
             t_ns=t_ns,
@@ -155,16 +155,9 @@ class SkbEvents:
             index=index,
             device=_text(device),
             frame=_whole(record[_HEAD.size : _HEAD.size + _FRAME]),
-            reason=self._reason(reason) if _TRACEPOINTS[kind][0] == "drop" else None,
+            reason=_reason(reason) if _TRACEPOINTS[kind][0] == "drop" else None,
             function=_text(symbol) or None,
         )
-
-    def _reason(self, number: int) -> str:
-        if not number:
-            return "NOT_SPECIFIED"
-        name = self._types.enum("skb_drop_reason").get(number)
-        # A subsystem's own reasons have its number in their upper half.
-        return name.removeprefix(_REASON_PREFIX) if name else f"reason {number:#x}"
 
     @property
     def lost(self) -> int:
@@ -173,6 +166,14 @@ class SkbEvents:
 
     def close(self) -> None:
         self._open.close()
+
+
+def _reason(number: int) -> str:
+    if not number:
+        return "NOT_SPECIFIED"
+    name = _reasons().get(number)
+    # A subsystem's own reasons have its number in their upper half.
+    return name.removeprefix(_REASON_PREFIX) if name else f"reason {number:#x}"
 
 
 def _text(value: bytes) -> str:
@@ -199,17 +200,19 @@ def _program(
     """The program for one tracepoint: filter first, and report what passes."""
     kind = _TRACEPOINTS[number][0]
     window = -(-(max(offset for offset, _ in words) + 4) // 8) * 8
-    head, packet = -layout.read, -layout.read - window
+    begin, end = layout.way
+    packet = begin - end - window
     code = bpf.Assembler()
     code.move(_CONTEXT, 1)
     code.load(bpf.DOUBLE, 3, _CONTEXT, 0)
-    _read(code, _FRAME_POINTER, head, layout.read)
+    code.add(3, begin)
+    _read(code, _FRAME_POINTER, begin - end, end - begin)
     # What was just received has its network header at its data; the field is set later.
     if kind == "in":
-        code.load(bpf.DOUBLE, _NETWORK, _FRAME_POINTER, head + layout.data)
+        code.load(bpf.DOUBLE, _NETWORK, _FRAME_POINTER, layout.data - end)
     else:
-        code.load(bpf.DOUBLE, _NETWORK, _FRAME_POINTER, head + layout.head)
-        code.load(bpf.HALF, 1, _FRAME_POINTER, head + layout.network)
+        code.load(bpf.DOUBLE, _NETWORK, _FRAME_POINTER, layout.head - end)
+        code.load(bpf.HALF, 1, _FRAME_POINTER, layout.network - end)
         code.add_register(_NETWORK, 1)
     code.move(3, _NETWORK)
     _read(code, _FRAME_POINTER, packet, window)
@@ -223,7 +226,7 @@ def _program(
         code.label(f"not {place}")
     code.jump("end")
     code.label("ours")
-    _report(code, number, layout, head, ring, lost, symbol)
+    _report(code, number, layout, ring, lost, symbol)
     code.label("end")
     code.set(0, 0)
     code.exit()
@@ -231,7 +234,7 @@ def _program(
 
 
 def _report(
-    code: bpf.Assembler, number: int, layout: _Layout, head: int, ring: int, lost: int, symbol: int
+    code: bpf.Assembler, number: int, layout: _Layout, ring: int, lost: int, symbol: int
 ) -> None:
     """Fill an event with what the program knows and the kernel's memory says."""
     kind = _TRACEPOINTS[number][0]
@@ -256,12 +259,10 @@ def _report(
     code.store(bpf.WORD, _EVENT, _AT_REASON, 1)
     code.set(1, number)
     code.store(bpf.WORD, _EVENT, _AT_KIND, 1)
-    for offset, at in ((layout.length, _AT_LENGTH), (layout.mark, _AT_MARK)):
-        code.load(bpf.WORD, 1, _FRAME_POINTER, head + offset)
-        code.store(bpf.WORD, _EVENT, at, 1)
     _at(code, 3, _NETWORK, -_MAC_HEADER)
     _read(code, _EVENT, _HEAD.size, _FRAME)
-    code.load(bpf.DOUBLE, _DEVICE, _FRAME_POINTER, head + layout.device)
+    _follow(code, layout.device)
+    code.load(bpf.DOUBLE, _DEVICE, _FRAME_POINTER, -8)
     # Reads from address 0 fail and leave zeros.
     _at(code, 3, _DEVICE, layout.index)
     _read(code, _EVENT, _AT_DEVICE, 4)
@@ -269,20 +270,21 @@ def _report(
     _read(code, _EVENT, _AT_NAME, 16)
     _at(code, 3, _DEVICE, layout.namespace)
     code.jump_unless(_DEVICE, 0, "owned")
-    code.load(bpf.DOUBLE, 1, _FRAME_POINTER, head + layout.socket)
-    _at(code, 3, 1, layout.socket_namespace)
+    _follow(code, layout.socket)
+    code.load(bpf.DOUBLE, 3, _FRAME_POINTER, -8)
+    code.add(3, layout.socket_namespace)
     code.label("owned")
-    _read(code, _FRAME_POINTER, head, 8)
-    code.load(bpf.DOUBLE, 3, _FRAME_POINTER, head)
+    _read(code, _FRAME_POINTER, -8, 8)
+    code.load(bpf.DOUBLE, 3, _FRAME_POINTER, -8)
     code.add(3, layout.inode)
     _read(code, _EVENT, _AT_NAMESPACE, 4)
-    if kind in ("drop", "end"):
+    if kind == "drop":
         code.load(bpf.DOUBLE, 1, _CONTEXT, 8)
-        code.store(bpf.DOUBLE, _FRAME_POINTER, head, 1)
+        code.store(bpf.DOUBLE, _FRAME_POINTER, -8, 1)
         _at(code, 1, _EVENT, _AT_SYMBOL)
         code.set(2, _SYMBOL)
         code.map_value(3, symbol)
-        _at(code, 4, _FRAME_POINTER, head)
+        _at(code, 4, _FRAME_POINTER, -8)
         code.set(5, 8)
         code.call(bpf.SNPRINTF)
     else:
@@ -297,6 +299,13 @@ def _report(
 def _at(code: bpf.Assembler, to: int, base: int, offset: int) -> None:
     code.move(to, base)
     code.add(to, offset)
+
+
+def _follow(code: bpf.Assembler, member: int) -> None:
+    """Copy a pointer of the buffer to the top of the frame."""
+    code.load(bpf.DOUBLE, 3, _CONTEXT, 0)
+    code.add(3, member)
+    _read(code, _FRAME_POINTER, -8, 8)
 
 
 def _read(code: bpf.Assembler, base: int, offset: int, length: int) -> None:

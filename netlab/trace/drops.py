@@ -147,7 +147,7 @@ def with_kernel(loss: Loss, case: Case) -> Loss:
     """A loss with what the kernel said of it."""
     word = _last_word(loss.direction, case)
     if word is None:
-        return _with_end(loss, case)
+        return loss
     meaning = _MEANINGS.get(word.reason or "") or _Meaning(
         (str(word.reason).lower().replace("_", "-"),),
         f"gave it up: {word.reason} in {word.code}",
@@ -180,15 +180,6 @@ def _said(word: Moment, meaning: _Meaning, loss: Loss, case: Case) -> Loss:
         explanation=f"{place} {meaning.words}",
         fix=meaning.fix.format(**fill) if meaning.fix else None,
     )
-
-
-def _with_end(loss: Loss, case: Case) -> Loss:
-    """No drop: whoever used the packet up last has it."""
-    if loss.reason in _UNKNOWN and case.moments and case.moments[-1].kind == "end":
-        last = case.moments[-1]
-        note = f"the kernel took it on {last.where}, in {last.code}, and did not drop it"
-        return msgspec.structs.replace(loss, evidence=[*loss.evidence, note])
-    return loss
 
 
 def _last_word(leg: Leg, case: Case) -> Moment | None:

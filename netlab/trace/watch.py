@@ -8,6 +8,7 @@ while rules are looked up.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 
@@ -51,6 +52,7 @@ class Watch:
             self._kernel,
             self.decisions,
         ]
+        self._missed: dict[str, list[str]] = {}
         self._threads: list[threading.Thread] = []
         self._text_problems: list[str] = []
         self.blind: list[Blind] = []
@@ -90,9 +92,11 @@ class Watch:
         """Read all witnesses; called once, when the probe has had its answer or its time."""
         self.blind += self._fly(_LAST_CANARY)
         self._join()
+        now = time.monotonic_ns()
         sightings = self._packets.events()
         runs = self._rules.events()
         moments = self._kernel.events()
+        self._compare(now)
         self._beside(self._packets.disarm)
         self._beside(self._rules.disarm)
         self._beside(self._kernel.disarm)
@@ -121,15 +125,33 @@ class Watch:
         if self._aim.unwatched:
             packets = f"partial: {self._aim.unwatched} more pods may receive it and are not watched"
         rules = self._rules.report
+        kernel = self._kernel.report
+        if packets == "ok" and "packets" in self._missed:
+            packets = f"partial: {'; '.join(self._missed['packets'])}"
+        if kernel == "ok" and "kernel" in self._missed:
+            kernel = f"partial: {'; '.join(self._missed['kernel'])}"
         if rules == "ok" and self._text_problems:
             rules = f"partial: {'; '.join(self._text_problems)}"
         return Witnesses(
             packets=packets,
             rules=rules,
             conntrack=self._connections.report,
-            kernel=self._kernel.report,
+            kernel=kernel,
             decisions=self.decisions.report,
         )
+
+    def _compare(self, until_ns: int) -> None:
+        """Two witnesses see packets come in: who saw fewer missed some."""
+        if self._packets.report != "ok" or self._kernel.report != "ok":
+            return
+        seen, told = self._packets.arrivals(), self._kernel.arrivals(until_ns)
+        for who, other, missed in (
+            ("packets", "kernel", told - seen),
+            ("kernel", "packets", seen - told),
+        ):
+            for (place, device), count in missed.items():
+                words = f"the {other} witness saw {count} more come in on {device} of {place}"
+                self._missed.setdefault(who, []).append(words)
 
     def _fly(self, number: int) -> list[Blind]:
         return canary.fly(self._aim.places, self._witnesses, self._family, self._cookie, number)

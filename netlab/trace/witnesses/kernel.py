@@ -1,12 +1,13 @@
 """The kernel's own word: where each buffer of the probe was, and where and why it was freed.
 
-It sees devices as the packets witness does, and beyond them what no device shows: the function that
-gave the packet up, and the reason.  See :mod:`netlab.kernel.skb_events`.
+It sees packets come in as the packets witness does, and beyond that what no device shows: the
+function that gave a packet up, and the reason.  See :mod:`netlab.kernel.skb_events`.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -27,8 +28,8 @@ _HARMLESS = ("QUEUE_PURGE", "PACKET_SOCK_ERROR", "OTHERHOST", "SOCKET_FILTER")
 class Moment(msgspec.Struct, frozen=True):
     """What the kernel did with a buffer of the probe.
 
-    `out`, `in`: it left or entered `device`; `end`: it was used up; `drop`: it was given up, in
-    `function` and for `reason`.  `packet` and `role` are told of drops alone.
+    `in`: it entered `device`; `drop`: it was given up, in `function` and for `reason`.
+    `packet` and `role` are told of drops alone.
     """
 
     kind: Kind
@@ -132,6 +133,14 @@ class Kernel:
             function=event.function,
             packet=seen.packet if seen else None,
             role=seen.role if seen else None,
+        )
+
+    def arrivals(self, until_ns: int) -> Counter[tuple[Place, str]]:
+        """How often a packet that may be the probe's came in on each device, until a moment."""
+        return Counter(
+            (place, event.device)
+            for event, place in self._kept
+            if event.kind == "in" and event.t_ns < until_ns
         )
 
     @property

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -144,6 +145,15 @@ class Packets:
                 found.append((latest, sighting))
         found.sort(key=lambda pair: pair[0])
         return _directed([sighting for _, sighting in found])
+
+    def arrivals(self) -> Counter[tuple[Place, str]]:
+        """How often a frame that may be the probe's came in on each device."""
+        return Counter(
+            (place, frame.device)
+            for place, frames in self._frames.items()
+            for frame in frames
+            if frame.type != _PACKET_OUTGOING
+        )
 
     def _read(self, place: Place, canary: bytes | None = None) -> None:
         tap = self._sockets[place]

@@ -1,0 +1,118 @@
+"""What a trace costs in a process that already runs, and what the traffic of others meanwhile."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks import labs, settle
+from benchmarks.conftest import Figures, Times
+from netlab.kernel.namespaces import entered
+from netlab.lab import lifecycle
+from netlab.topology.load import load
+from netlab.topology.model import Lab
+from netlab.trace import canary
+from netlab.trace.aim import Request, aim
+from netlab.trace.family import IPV4
+from netlab.trace.mark import Mark
+from netlab.trace.run import trace
+from netlab.trace.witnesses import Witness
+from netlab.trace.witnesses.conntrack import Connections
+from netlab.trace.witnesses.kernel import Kernel
+from netlab.trace.witnesses.packets import Packets, watched_words
+from netlab.trace.witnesses.rules import Rules
+
+TRACES = 30
+ROUNDS, PINGS = 20, 1000
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """Two nodes with two pods each."""
+    file = tmp_path / "lab.yaml"
+    file.write_text(labs.topology("bench", pods=4, nodes=2))
+    made = load(file).lab
+    lifecycle.up(made)
+    yield made
+    lifecycle.down(made.name)
+    settle.wait()
+
+
+def test_a_second_trace(benchmark: BenchmarkFixture, figures: Figures, lab: Lab) -> None:
+    request = Request(lab.pods[0].key, "svc/web", namespace="demo")
+    benchmark.pedantic(trace, args=(lab, request), rounds=TRACES, warmup_rounds=2)
+    times = Times(list(benchmark.stats.stats.data))
+    figures.limit("a further trace in one process", times.ms(), 60, "ms")
+
+
+def test_pings_of_others(figures: Figures, lab: Lab) -> None:
+    """Pings over VXLAN in turns: nothing armed, three witnesses armed, the kernel witness too."""
+    source, target = lab.pods[0], next(pod for pod in lab.pods if pod.node != lab.pods[0].node)
+    places = aim(lab, Request(source.key, target.key, protocol="icmp")).places
+    found: dict[str, list[float]] = {"none": [], "three": [], "four": [], "after": []}
+    with entered(places[0].namespace):
+        pinger = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    with pinger:
+        assert target.address
+        pinger.connect((target.address, 0))
+        _round_trips(pinger)
+        for _ in range(ROUNDS):
+            found["none"] += _round_trips(pinger)
+            for name, with_kernel in (("three", False), ("four", True)):
+                with ExitStack() as stack:
+                    for witness in _witnesses(lab, with_kernel):
+                        stack.callback(witness.disarm)
+                        witness.arm(places)
+                        assert not witness.report.startswith("unavailable")
+                    found[name] += _round_trips(pinger)
+            found["after"] += _round_trips(pinger)
+    trips = {name: statistics.fmean(_typical(each)) * 1e6 for name, each in found.items()}
+    for name, words, most in (
+        ("three", "packets, rules and conntrack", 1.15),
+        ("four", "the kernel witness too", 1.5),
+        ("after", "nothing any more", 1.05),
+    ):
+        what = f"a ping of others, armed: {words}"
+        figures.ratio(what, trips[name], trips["none"], most, "us")
+
+
+def _witnesses(lab: Lab, with_kernel: bool) -> Sequence[Witness]:
+    mark, cookie, port = Mark.random("icmp", IPV4), canary.new_cookie(), lab.overlay.port
+    found: list[Witness] = [
+        Packets(mark, port, cookie),
+        Rules(mark, port, cookie),
+        Connections(IPV4),
+    ]
+    return [*found, Kernel(mark, port, watched_words(mark, cookie))] if with_kernel else found
+
+
+def _round_trips(pinger: socket.socket) -> list[float]:
+    """Seconds of each of `PINGS` pings."""
+    found = []
+    for number in range(PINGS):
+        packet = _echo_request(number)
+        start = time.perf_counter()
+        pinger.send(packet)
+        pinger.recv(2048)
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def _typical(seconds: list[float]) -> list[float]:
+    """Without the hundredth that took longest, where something else had the processor."""
+    return sorted(seconds)[: -len(seconds) // 100]
+
+
+def _echo_request(number: int) -> bytes:
+    """56 bytes of data, as ping sends them; RFC 792, RFC 1071."""
+    body = bytes(56)
+    total = (8 << 8) + number
+    return struct.pack("!BBHHH", 8, 0, ~total & 0xFFFF, 0, number) + body
