@@ -9,13 +9,13 @@ from collections import Counter
 import msgspec
 import pytest
 
-from netlab.kernel import bpf, skb_events
+from netlab.kernel import bpf, skb_events, tracefs
 from netlab.kernel.namespaces import entered
 from netlab.topology.model import Lab
 from netlab.trace.aim import Place, Request
 from netlab.trace.model import Trace
 from netlab.trace.run import trace
-from netlab.trace.witnesses.kernel import Kernel, Moment
+from netlab.trace.witnesses.kernel import Kernel, Moment, traced
 from netlab.trace.witnesses.packets import Packets
 from test_trace_kernel import in_node
 from test_trace_losses import in_pod
@@ -171,14 +171,103 @@ def test_an_answer_that_is_dropped_is_told_as_one(lab: Lab) -> None:
 
 @kernel
 def test_without_bpf_the_other_witnesses_go_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(bpf, "load", refused)
+    monkeypatch.setattr(tracefs, "_call", refused)
+    found = trace(lab, Request("p0", "svc/remote"))
+    assert found.disposition == "delivered"
+    assert found.witnesses.kernel == (
+        "unavailable: BPF: Operation not permitted; tracefs: Operation not permitted"
+    )
+    assert found.witnesses.packets == "ok"
+
+
+def _instances() -> list[str]:
+    """Instances of tracing that netlab made in this process."""
+    root = tracefs._mount()
+    try:
+        directory = os.open("instances", os.O_RDONLY, dir_fd=root)
+        try:
+            return [each for each in os.listdir(directory) if f"netlab-{os.getpid()}-" in each]
+        finally:
+            os.close(directory)
+    finally:
+        os.close(root)
+
+
+@kernel
+def test_without_bpf_tracefs_tells_why_a_packet_was_dropped(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(code: bytes) -> int:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(bpf, "load", refused)
-    found = trace(lab, Request("p0", "svc/remote"))
-    assert found.disposition == "delivered"
-    assert found.witnesses.kernel == "unavailable: BPF: Operation not permitted"
-    assert found.witnesses.packets == "ok"
+    in_pod(lab, "p1", "sysctl", "net.ipv4.conf.all.rp_filter=1")
+    in_pod(lab, "p1", "ip", "route", "add", "10.244.1.2", "dev", "lo")
+    found = trace(lab, Request("p0", "p1:8002", timeout_s=0.2))
+    assert found.drop is not None
+    assert found.drop.reason == "reverse-path"
+    assert "eth0 of pod demo/p1: IP_RPFILTER in ip_rcv" in word(found)
+    assert found.witnesses.kernel == (
+        "partial: BPF: Operation not permitted; tracefs tells drops by device, length and time"
+    )
+    assert _instances() == []
+
+
+@kernel
+def test_an_instance_of_a_process_that_is_gone_is_removed() -> None:
+    left = tracefs.Instance()
+    # As if another process had begun at that number since.
+    root, name = left._root, left._name
+    orphan = f"instances/netlab-{os.getpid()}-1-orphan"
+    os.mkdir(orphan, dir_fd=root)
+    try:
+        tracefs.Instance().close()
+        assert _instances() == [name.removeprefix("instances/")]
+    finally:
+        left.close()
+    assert _instances() == []
+
+
+def test_a_line_of_tracefs_is_read() -> None:
+    head = "     python-123     [001] b.s1.  8010.952541: "
+    came = tracefs.parse(head + "netif_receive_skb: dev=lo skbaddr=000000001301ae1e len=105")
+    assert came == tracefs.Line(8010952541, "000000001301ae1e", device="lo", length=105)
+    dropped = tracefs.parse(
+        head + "kfree_skb: skbaddr=000000001301ae1e rx_sk=0000000000000000 protocol=2048 "
+        "location=ip_error+0x1c2/0x2f0 reason: IP_INNOROUTES"
+    )
+    assert dropped is not None
+    assert (dropped.reason, dropped.function) == ("IP_INNOROUTES", "ip_error+0x1c2/0x2f0")
+    assert tracefs.parse(head + "consume_skb: skbaddr=000000001301ae1e") is None
+
+
+def test_a_buffer_that_serves_another_packet_later_is_not_taken_for_the_probe() -> None:
+    record = read("kernel-drop")
+    arrived = next(
+        each
+        for each in record.sightings
+        if each.device == "eth0"
+        and each.role == "probe"
+        and each.direction == "in"
+        and each.place.kind == "pod"
+    )
+    at = arrived.t_ns // 1000
+    probe = tracefs.Line(at + 3, "ab", device="eth0", length=arrived.packet.length)
+    other = tracefs.Line(at + 9, "ab", device="eth0", length=arrived.packet.length + 1)
+    lost = tracefs.Line(at + 12, "ab", reason="NETFILTER_DROP", function="nft_do_chain+0x1/0x2")
+    (found,) = traced([probe, lost], record.sightings, 0)
+    assert (found.place, found.device, found.role) == (arrived.place, "eth0", "probe")
+    assert str(found) == (
+        "the kernel dropped it on eth0 of pod demo/p1: NETFILTER_DROP in nft_do_chain"
+    )
+    assert traced([probe, other, lost], record.sightings, 0) == []
+    late = tracefs.Line(at + 5_000, "ab", device="eth0", length=arrived.packet.length)
+    later = msgspec.structs.replace(lost, t_us=at + 5_001)
+    assert traced([late, later], record.sightings, 0) == []
 
 
 @kernel

@@ -95,7 +95,7 @@ class Watch:
         now = time.monotonic_ns()
         sightings = self._packets.events()
         runs = self._rules.events()
-        moments = self._kernel.events()
+        moments = self._kernel.events(sightings)
         self._compare(now)
         self._beside(self._packets.disarm)
         self._beside(self._rules.disarm)

@@ -2,27 +2,35 @@
 
 It sees packets come in as the packets witness does, and beyond that what no device shows: the
 function that gave a packet up, and the reason.  See :mod:`netlab.kernel.skb_events`.
+
+Where BPF is refused, tracefs tells the reasons (:mod:`netlab.kernel.tracefs`).  It shows neither
+namespaces nor bytes, so that the probe is known there by device, length and time of its arrivals.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
 
-from netlab.kernel import namespaces
+from netlab.kernel import namespaces, tracefs
 from netlab.kernel.skb_events import Kind, SkbEvent, SkbEvents
 from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
 from netlab.trace.mark import Mark
 from netlab.trace.model import Packet
 from netlab.trace.witnesses import Canary
+from netlab.trace.witnesses.packets import Sighting
 
 # Freed as lost, but nothing is: what belongs to sockets that end, copies for taps, and frames for
 # another MAC, which a flooding bridge sends to everybody.
 _HARMLESS = ("QUEUE_PURGE", "PACKET_SOCK_ERROR", "OTHERHOST", "SOCKET_FILTER")
+
+# How far the stamp of a packet and the line of tracefs about it may lie apart.
+_APART_NS = 1_000_000
 
 
 class Moment(msgspec.Struct, frozen=True):
@@ -75,6 +83,9 @@ class Kernel:
         self._canaries: list[tuple[Place, bytes]] = []
         self._places: dict[int, Place] = {}
         self._owners: dict[int, Place] = {}
+        self._instance: tracefs.Instance | None = None
+        self._lines: list[tracefs.Line] = []
+        self._to_wall_ns = 0
         self._failed: str | None = None
         self._lost = 0
 
@@ -88,22 +99,39 @@ class Kernel:
             self._failed = f"BPF: {error.strerror or error}"
         except (KeyError, ValueError) as error:
             self._failed = f"BTF: {error}"
+        if self._failed:
+            self._arm_tracefs()
+
+    def _arm_tracefs(self) -> None:
+        try:
+            self._instance = tracefs.Instance()
+            # Packets are stamped by the wall clock.
+            self._to_wall_ns = time.time_ns() - time.monotonic_ns()
+        except OSError as error:
+            self._failed = f"{self._failed}; tracefs: {error.strerror or error}"
 
     def saw(self, canary: Canary) -> bool:
-        if self._events is None:
-            return True
         self._read()
-        return any(
+        if self._instance:
+            return any(line.device == "lo" for line in self._lines)
+        return self._events is None or any(
             place == canary.place and canary.cookie in frame for place, frame in self._canaries
         )
 
-    def events(self) -> list[Moment]:
-        """Every moment of the probe, in time order."""
+    def events(self, sightings: Sequence[Sighting] = ()) -> list[Moment]:
+        """Every moment of the probe, in time order.
+
+        `sightings` are what tracefs' lines are compared with; BPF needs none.
+        """
         self._read()
+        if self._lines:
+            return traced(self._lines, sightings, self._to_wall_ns)
         moments = [self._moment(event, place) for event, place in self._kept]
         return [moment for moment in moments if moment]
 
     def _read(self) -> None:
+        if self._instance:
+            self._lines += self._instance.read()
         if self._events is None:
             return
         for event in self._events.read():
@@ -161,10 +189,59 @@ class Kernel:
             self._lost += self._events.lost
             self._events.close()
             self._events = None
+        if self._instance:
+            self._instance.close()
+            self._instance = None
 
     @property
     def report(self) -> str:
+        if self._lines or self._instance:
+            return f"partial: {self._failed}; tracefs tells drops by device, length and time"
         if self._failed:
             return f"unavailable: {self._failed}"
         lost = self._lost + (self._events.lost if self._events else 0)
         return f"partial: {lost} events did not fit the buffer" if lost else "ok"
+
+
+def traced(
+    lines: Sequence[tracefs.Line], sightings: Sequence[Sighting], to_wall_ns: int
+) -> list[Moment]:
+    """The probe's drops among the lines of everybody: those of buffers that came in as it did.
+
+    A buffer's address serves another packet later, which comes in as something else first.
+    """
+    found = []
+    holders: dict[str, Sighting] = {}
+    for line in sorted(lines, key=lambda line: line.t_us):
+        holder = holders.pop(line.buffer, None)
+        if line.device:
+            arrived = _arrival(line, sightings, to_wall_ns)
+            if arrived:
+                holders[line.buffer] = arrived
+        elif holder:
+            moment = Moment(
+                kind="drop",
+                place=holder.place,
+                t_ns=line.t_us * 1000,
+                device=holder.device,
+                buffer=int(line.buffer, 16),
+                reason=line.reason,
+                function=line.function,
+                packet=holder.packet,
+                role=holder.role,
+            )
+            found.append(moment)
+    return found
+
+
+def _arrival(line: tracefs.Line, sightings: Sequence[Sighting], to_wall_ns: int) -> Sighting | None:
+    """The sighting that a line tells of: on that device, as long, and next to it in time."""
+    apart = {
+        abs(line.t_us * 1000 + to_wall_ns - each.t_ns): each
+        for each in sightings
+        if each.direction == "in"
+        and each.device == line.device
+        and (each.packet.outer or each.packet).length == line.length
+    }
+    nearest = min(apart, default=_APART_NS)
+    return apart[nearest] if nearest < _APART_NS else None
