@@ -390,12 +390,6 @@ MISTAKES = {
         ("no-node", 10, 22),
         ["disk=ssd"],
     ),
-    "cluster IP outside": (
-        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
-        "spec: {clusterIP: 10.1.2.3, ports: [{port: 80}]}\n",
-        ("outside-cidr", 4, 19),
-        ["Service default/a", "10.1.2.3", "10.96.0.0/12"],
-    ),
     "one cluster IP twice": (
         "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
         "spec: {clusterIP: 10.96.1.1, ports: [{port: 80}]}\n---\n"
@@ -506,10 +500,10 @@ def test_what_only_shows_between_objects_is_said_at_once(tmp_path: Path) -> None
         tmp_path,
         NODE + "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {nodeName: x}\n---\n"
         "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
-        "spec: {clusterIP: 192.0.2.1, ports: [{port: 80}]}\n---\n"
+        "spec: {clusterIP: 192.0.2.256, ports: [{port: 80}]}\n---\n"
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\nspec: {overlay: {type: x}}\n",
     )
-    assert [problem.code for problem in found] == ["unknown-node", "outside-cidr", "unsupported"]
+    assert [problem.code for problem in found] == ["unknown-node", "bad-address", "unsupported"]
 
 
 def test_reading_goes_on_behind_a_document_that_is_no_yaml(tmp_path: Path) -> None:
@@ -749,6 +743,20 @@ def test_source_ranges_are_read_as_by_kube_proxy(tmp_path: Path) -> None:
     assert service.load_balancer_source_ranges == ("192.0.2.0/24", "203.0.113.9/32")
 
 
+def test_cluster_ip_outside_the_service_cidr_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
+        "spec: {clusterIP: 10.1.2.3, selector: {}, ports: [{port: 80}]}\n"
+    )
+    loaded = load(file)
+    (found,) = loaded.warnings
+    assert where(found) == ("outside-cidr", 4, 19)
+    assert "Service default/a" in str(found)
+    assert "10.96.0.0/12" in str(found)
+    assert loaded.lab.services[0].cluster_ip == "10.1.2.3"
+
+
 def test_pod_outside_its_nodes_cidr(tmp_path: Path) -> None:
     file = tmp_path / "t.yaml"
     file.write_text(
@@ -842,7 +850,7 @@ spec: {nodeName: nowhere}
 kind: Service
 apiVersion: v1
 metadata: {name: s}
-spec: {clusterIP: 9.9.9.9, ports: [{port: 80}]}
+spec: {clusterIP: 9.9.9, ports: [{port: 80}]}
 """
     )
     with pytest.raises(NetlabError) as caught:
@@ -850,7 +858,7 @@ spec: {clusterIP: 9.9.9.9, ports: [{port: 80}]}
     assert [problem.code for problem in caught.value.problems] == [
         "bad-name",
         "unknown-node",
-        "outside-cidr",
+        "bad-address",
     ]
 
 

@@ -90,11 +90,12 @@ class ClusterIPs:
             message = f"{each.title}: {ip} is already the cluster IP of {self._owner[ip]}"
             self._found.error("duplicate-address", message, each.origin, *path)
         elif cidrs and not any(_holds(cidr, ip) for cidr in cidrs):
+            # (As after a ServiceCIDR was removed; kube-proxy does not ask.)
             message = (
-                f"{each.title}: its cluster IP {ip} is outside the Service CIDR {_list(cidrs)}"
+                f"{each.title}: its cluster IP {ip} is outside the Service CIDR {_list(cidrs)}; "
+                "it is kept"
             )
-            hint = "leave clusterIP out to have one allocated, or widen spec.serviceCIDR of the Lab"
-            self._found.error("outside-cidr", message, each.origin, *path, hint=hint)
+            self._found.warning("outside-cidr", message, each.origin, *path)
 
     def _families_of(self, each: Stated[k8s.Service], spec: k8s.ServiceSpec) -> tuple[Family, ...]:
         """As the API server decides: initIPFamilyFields, pkg/registry/core/service/storage."""
