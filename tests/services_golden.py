@@ -35,7 +35,9 @@ SEQUENCES = sorted(path.parent.name for path in GOLDEN.glob("seq-*/objects.yaml"
 NFTABLES_STATES = sorted(path.parent.name for path in GOLDEN.glob("*/nftables.txt"))
 
 # Recorded on a node with a second link, which the objects do not tell.
-_SECOND_ADDRESS = {"nodeport", "nodeport-primary", "nodeport-all", "nodeport-cidrs"}
+SECOND_ADDRESS = dict.fromkeys(
+    ("nodeport", "nodeport-primary", "nodeport-all", "nodeport-cidrs"), ("10.200.0.21",)
+)
 
 _SECONDS = {"0s": 0, "45s": 45, "150s": 150, "1h0m0s": 3600, "24h0m0s": 86400}
 
@@ -99,7 +101,7 @@ def _lab(state: str, objects: list[dict[str, Any]], config: dict[str, Any]) -> t
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for item in objects:
         by_kind.setdefault(item["kind"], []).append(item)
-    second = ("10.200.0.21",) if state in _SECOND_ADDRESS else ()
+    second = SECOND_ADDRESS.get(state, ())
     recorded = config["hostnameOverride"]
     lab = Lab(
         name=state,

@@ -221,13 +221,16 @@ def test_in_a_lab_of_one_family_the_other_side_is_left_out(tmp_path: Path) -> No
     )
 
 
-def test_a_service_cidr_of_both_families_in_a_lab_of_one_loses_one(tmp_path: Path) -> None:
-    text = (LAB % "fd00:10:244::/48").replace("'}", "', serviceCIDR: '10.8.0.0/16,fd08::/112'}")
-    result = loaded(tmp_path, text)
-    assert result.lab.service_cidrs == ("fd08::/112",)
-    (warning,) = result.warnings
-    assert "Lab t: 10.8.0.0/16 is left out: it is IPv4, the lab is IPv6 only" in str(warning)
-    assert "t.yaml:4:" in str(warning)
+@pytest.mark.parametrize("other", ["10.8.0.0/16,fd08::/112", "fd08::/112,10.8.0.0/16"])
+def test_a_service_cidr_of_the_other_family_is_kept_for_kube_proxys_rules(
+    other: str, tmp_path: Path
+) -> None:
+    """And gives no address to a Service."""
+    text = (LAB % "fd00:10:244::/48").replace("'}", f"', serviceCIDR: '{other}'}}")
+    of = lab(tmp_path, text + service("a", "ipFamilyPolicy: PreferDualStack"))
+    assert of.service_cidrs == ("fd08::/112", "10.8.0.0/16")
+    assert of.services[0].cluster_ips == ("fd08::b",)
+    assert of.services[0].ip_families == ("IPv6",)
 
 
 # Services

@@ -42,9 +42,10 @@ class ClusterIPs:
         self, stated: list[Stated[k8s.Service]], networks: Networks, found: Complaints
     ) -> None:
         self._found = found
-        self._cidrs = networks.service_cidrs
+        families = networks.families
+        self._cidrs = [cidr for cidr in networks.service_cidrs if family(cidr) in families]
         # Their first one is what a Service has by default.
-        self._available = tuple(dict.fromkeys(map(family, self._cidrs))) or networks.families
+        self._available = tuple(dict.fromkeys(map(family, self._cidrs))) or families
         self._owner: dict[Address, str] = {}
         self._families: dict[str, tuple[Family, ...]] = {}  # by the title of the Service
         self._decided: dict[str, dict[Family, str]] = {}

@@ -32,6 +32,7 @@ from netlab.topology.addresses import (
     last_of,
     network,
     network_at,
+    not_of_lab,
     of_families,
     overlap,
     smallest_network,
@@ -120,26 +121,32 @@ def _usual_pod_cidr(of: Family, nodes: list[DraftNode]) -> Given:
 def _service_cidrs(
     objects: Objects, families: tuple[Family, ...], found: Complaints
 ) -> list[Given]:
+    """Those of a family that the lab lacks too, behind the others: kube-proxy heeds them."""
     spec, title, origin = spec_of(objects)
-    stated: list[Given] = []
+    every = tuple(dict.fromkeys((*families, *USUAL)))
+    stated: list[tuple[str, Given]] = []  # with the title of who states it
     right = True
     if spec.serviceCIDR is not None:
         where = (title, origin, ("spec", "serviceCIDR"))
-        cidrs, right = stated_cidrs(spec.serviceCIDR, families, "the Service CIDR", where, found)
-        stated += cidrs.values()
+        cidrs, right = stated_cidrs(spec.serviceCIDR, every, "the Service CIDR", where, found)
+        stated += [(title, given) for given in cidrs.values()]
     for each in objects.service_cidrs:
         candidates: list[tuple[str | None, Path]] = [
             (text, ("spec", "cidrs", i)) for i, text in enumerate(each.item.spec.cidrs)
         ]
-        kept = of_families(candidates, families, each.title, found, each.origin)
+        kept = of_families(candidates, every, each.title, found, each.origin)
         for text, path in kept.values():
             cidr = network(text, each.title, found, each.origin, path)
             right = right and cidr is not None
             if cidr:
-                stated.append(Given(cidr, f"the Service CIDR {cidr}", each.origin, path))
-        right = right and bool(kept)
+                given = Given(cidr, f"the Service CIDR {cidr}", each.origin, path)
+                stated.append((each.title, given))
+    ours = [given for _, given in stated if family(given.network) in families]
+    if right and stated and not ours:
+        title, given = stated[0]
+        not_of_lab(str(given.network), families, title, found, given.origin, given.path)
     if stated or not right:
-        return stated
+        return ours + [given for _, given in stated if family(given.network) not in families]
     usual = (_usual_service_cidr(each, objects) for each in families)
     return [Given(cidr, f"the Service CIDR {cidr}") for cidr in usual]
 
