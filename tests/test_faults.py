@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +18,16 @@ from netlab.cli.main import netlab
 from netlab.cli.trace import trace as trace_command
 from netlab.datapath.build import build
 from netlab.datapath.faults import FAULTS, faulty, lasting, trace_of, without_faults
+from netlab.kernel.namespaces import entered
 from netlab.lab import faults, lifecycle, record
 from netlab.lab.faults import Wanted
+from netlab.lab.undone import undone
 from netlab.problems import NetlabError
 from netlab.topology.model import Fault, Lab, Service
 from netlab.trace.aim import Request
 from netlab.trace.model import Trace
 from netlab.trace.run import trace
-from trace_labs import trace_lab
+from trace_labs import namespace, trace_lab
 
 kernel = pytest.mark.kernel
 MODES = ("iptables", "nftables")
@@ -141,7 +146,9 @@ def test_up_repairs_what_faults_broke(lab: Lab) -> None:
     assert [fault.name for fault in declared(lab).faults] == list(names)
     lifecycle.change(lab.name, lambda lab: faults.clear(lab, "policy-drop"))
     assert [fault.name for fault in declared(lab).faults] == [n for n in names if n != names[2]]
-    assert len(lifecycle.up(lab).changes) == 4
+    outcome = lifecycle.up(lab)
+    assert len(outcome.changes) == 4
+    assert undone(outcome.before, lab) == [f"fault/{n} injected" for n in names if n != names[2]]
     assert declared(lab).faults == ()
     assert lifecycle.up(lab).changes == ()
 
@@ -176,6 +183,37 @@ def test_the_commands(lab: Lab) -> None:
     assert json.loads(run("list", "-o", "json")[0])["hidden"] == 0
     run("clear")
     assert declared(lab) == lab
+
+
+@kernel
+@pytest.mark.parametrize("name", ["link-down", "arp-ignored", "stale-conntrack", "hairpin-off"])
+def test_between_pods_of_one_node(name: str) -> None:
+    made = small_lab(nodes=1, pods=2)
+    reason = EXPECTED[name][1]
+    try:
+        lifecycle.up(made)
+        changed, _ = lifecycle.change(made.name, lambda lab: faults.inject(lab, name))
+        found = traced(changed.lab, changed.lab.faults[0])
+        assert found.drop is not None
+        assert (found.drop.reason, found.drop.node) == (reason, "n1")
+        assert found.drop.fix
+    finally:
+        lifecycle.down(made.name)
+
+
+@kernel
+def test_killed_in_the_middle(lab: Lab) -> None:
+    code = "from netlab.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "fault", "inject", "ttl", "--lab", lab.name]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while record.is_settled(lab.name) and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+    lifecycle.change(lab.name, faults.clear)
+    assert declared(lab) == lab
+    assert lifecycle.differences(lab) == []
+    with entered(namespace(lab, "demo", "p0")), open("/proc/sys/net/ipv4/ip_default_ttl") as ttl:
+        assert ttl.read() == "64\n"
 
 
 def test_the_same_seed_gives_the_same_fault() -> None:

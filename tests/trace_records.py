@@ -21,7 +21,7 @@ from netlab.trace.case import Case
 from netlab.trace.correlate import Observed, Story, correlate
 from netlab.trace.explain import Explained, explain
 from netlab.trace.mark import Mark
-from netlab.trace.model import Bridge, Neighbour, Route, Rule, Tuple
+from netlab.trace.model import Bridge, Neighbour, Route, Rule, Socket, Tuple
 from netlab.trace.path import Tables
 from netlab.trace.probe import Answer
 from netlab.trace.steps import Texts
@@ -44,6 +44,7 @@ _ANSWERS: dict[str, Any] = {
     "off_by": str,
     "setting": str,
     "listeners": list[Listener],
+    "remembered": Socket,
 }
 
 

@@ -17,7 +17,6 @@ from netlab.cli.common import (
     only_lab,
     output_option,
     print_json,
-    print_table,
     require_root,
     running_lab,
 )
@@ -72,11 +71,9 @@ def list_(lab_name: str | None, output: str | None) -> int:
     elif output == "name":
         click.echo("\n".join(FAULTS))
     else:
-        rows = [
-            (f"{name}{' (injected)' * (name in told)}", kind.sentence)
-            for name, kind in FAULTS.items()
-        ]
-        print_table(("NAME", "WHAT IS WRONG"), rows)
+        for name, kind in FAULTS.items():
+            click.echo(f"{name}{' (injected)' * (name in told)}: {kind.sentence}")
+            click.echo(f"  needs {kind.needs}")
     if len(injected) > len(told):
         click.echo("there is one that is hidden: `netlab fault reveal` tells", err=True)
     return int(Exit.YES)

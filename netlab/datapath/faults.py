@@ -181,12 +181,16 @@ def _one_of_each_node(lab: Lab) -> list[Pod]:
 
 
 def _services(lab: Lab) -> Iterator[tuple[Service, list[Pod]]]:
-    """Services with a cluster IP, with the pods behind their first port."""
+    """Services with a cluster IP of IPv4, with the pods behind their first port."""
     pods = {pod.key: pod for pod in _clients(lab)}
     for service in lab.services:
-        if service.cluster_ip in ("", "None") or not service.ports:
+        if "." not in service.cluster_ip or not service.ports:
             continue
-        ready = [end for end in lab.endpoints_of(service, service.ports[0]) if end.ready]
+        ready = [
+            end
+            for end in lab.endpoints_of(service, service.ports[0])
+            if end.ready and "." in end.address
+        ]
         if ready and all(end.pod in pods for end in ready):
             yield service, [pods[end.pod] for end in ready if end.pod]
 
@@ -497,13 +501,18 @@ def _remembered(state: LabState, lab: Lab, fault: Fault) -> LabState:
         protocol="UDP" if port.protocol == "UDP" else "TCP",
         source=(_pod(lab, fault.client).address, STALE_PORT),
         destination=(service.cluster_ip, port.port),
-        to=(_unused(lab, lab.node(server.node)), lab.endpoints_of(service, port)[0].port),
+        to=(_unused(lab, lab.node(server.node)), _target_port(lab, service, server)),
     )
     return _in(
         state,
         _on(lab, fault.node),
         lambda ns: replace(ns, connections=(*ns.connections, connection)),
     )
+
+
+def _target_port(lab: Lab, service: Service, server: Pod) -> int:
+    ends = lab.endpoints_of(service, service.ports[0])
+    return next(end.port for end in ends if end.pod == server.key)
 
 
 def _unused(lab: Lab, node: Node) -> str:
@@ -666,7 +675,7 @@ FAULTS: Mapping[str, Kind] = {
         destination=_node_port,
     ),
     "bridge-nf-off": Kind(
-        "A node's bridge passes answers by connection tracking.",
+        "A node's bridge passes answers on without connection tracking.",
         "a Service whose endpoints are all on one node, and another pod there",
         _to_a_neighbour,
         _sysctl("net/bridge/bridge-nf-call-iptables", "0"),

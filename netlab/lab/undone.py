@@ -10,7 +10,14 @@ from netlab.topology.model import Lab, Pod
 
 def undone(before: Lab | None, after: Lab) -> list[str]:
     """`deployment/myblog scaled to 5` for each change that `before` has and `after` has not."""
-    if before is None or not before.changed:
+    if before is None:
+        return []
+    faults = [f"fault/{each.name} injected" for each in before.faults if each not in after.faults]
+    return [*faults, *_undone_changes(before, after)]
+
+
+def _undone_changes(before: Lab, after: Lab) -> list[str]:
+    if not before.changed:
         return []
     old, new = declared_objects(before), declared_objects(after)
     old_pods, new_pods = ({pod.key: pod for pod in lab.pods} for lab in (before, after))

@@ -69,6 +69,14 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
         )
 
 
+def unanswered(case: Case, place: Place, step: Neighbour) -> Doubt:
+    """Why nobody told the MAC of a next hop."""
+    for owner in _owners(case, step.address):
+        for doubt in _down(case, owner, "eth0"):
+            return doubt
+    return _unresolved(case, place, step)
+
+
 def refused(route: Route, place: Place) -> Doubt:
     """What a route or a rule that refuses means, and how it is taken away."""
     family = family_of(route.destination)

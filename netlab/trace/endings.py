@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from netlab.trace.aim import Place
-from netlab.trace.case import Case
-from netlab.trace.model import Route
+from netlab.trace.case import Case, last_seen, rules
+from netlab.trace.model import Route, Socket, Tuple
 from netlab.trace.refusals import Doubt
 
 
@@ -46,29 +48,37 @@ def stale(case: Case) -> tuple[Place, Doubt, str] | None:
         for port in service.ports
         for end in case.lab.endpoints_of(service, port)
     }
-    for chapter, nat in case.story.nats("forward"):
-        place = chapter.passage.place
-        known = nat.rule or (nat.after.ip, nat.after.port) in ends
-        if nat.translation != "dnat" or known or place is None:
+    for place, flow, to in _unruled(case):
+        if (to.ip, to.port) in ends:
             continue
-        flow = chapter.begin
         entry = (
             f"-p {case.aim.protocol} --orig-src {flow.source.ip} --orig-dst {flow.destination.ip} "
             f"--orig-port-src {flow.source.port} --orig-port-dst {flow.destination.port}"
         )
-        return (
-            place,
-            Doubt(
-                "stale-conntrack",
-                f"{place} sent it to {nat.after}, which is no endpoint of svc/{service.key}, and "
-                "by no rule: connection tracking remembers an earlier connection from "
-                f"{flow.source}",
-                f"`ip netns exec {place.namespace} conntrack -D {entry}`, or send from another "
-                "port",
-            ),
-            str(nat),
+        doubt = Doubt(
+            "stale-conntrack",
+            f"{place} sent it to {to}, which is no endpoint of svc/{service.key}, and by no rule: "
+            f"connection tracking remembers an earlier connection from {flow.source}",
+            f"`ip netns exec {place.namespace} conntrack -D {entry}`, or send from another port",
         )
+        return place, doubt, f"{flow.destination} became {to}, and no rule of nat was met"
     return None
+
+
+def _unruled(case: Case) -> Iterator[tuple[Place, Tuple, Socket]]:
+    """Where a destination was translated without a rule, whose, and to what."""
+    for chapter, nat in case.story.nats("forward"):
+        if nat.translation == "dnat" and nat.rule is None and chapter.passage.place:
+            yield chapter.passage.place, chapter.begin, nat.after
+    if case.story.nats("forward") or not case.story.forward:
+        return
+    # Translated, and seen no more.
+    last, flow = last_seen(case, "forward"), case.story.forward[-1].begin
+    ruled = any(rule.action.lower() == "dnat" for _, rule in rules(case, "forward"))
+    if last.place.kind == "node" and not ruled:
+        to = case.tables.remembered(last.place, case.aim.protocol, flow)
+        if to and to != flow.destination:
+            yield last.place, flow, to
 
 
 def astray(case: Case) -> tuple[Place, Doubt] | None:
@@ -103,7 +113,7 @@ def astray(case: Case) -> tuple[Place, Doubt] | None:
             setting = case.aim.family.bridge_netfilter.replace("/", ".")
             return place, Doubt(
                 "bridge-netfilter-off",
-                f"{what}: the bridge of {place} passed it from port to port by connection "
+                f"{what}: the bridge of {place} passed it from port to port without connection "
                 f"tracking, which knows the translation, since {setting} is 0",
                 f"`ip netns exec {place.namespace} sysctl {setting}=1`, or `netlab up`",
             )

@@ -27,9 +27,9 @@ from netlab.trace.case import (
 from netlab.trace.doubts import (
     NO_ROUTE_FIX,
     doubts,
-    neighbour_fix,
     refused,
     switched_off,
+    unanswered,
     up_again,
     wrong_tunnel,
 )
@@ -316,15 +316,9 @@ def _never_sent(case: Case) -> Loss | None:
         )
     elif route and route.device:
         hop = route.via or case.aim.destination
-        asking = case.aim.family.neighbours
         neighbour = case.tables.neighbour(source, hop, route.device)
         if neighbour and neighbour.mac is None and neighbour.state != "none":
-            doubt = Doubt(
-                "neighbour-unresolved",
-                f"nobody told {source} the MAC of {hop}, so the probe waits for {asking} on "
-                f"{route.device}",
-                neighbour_fix(case.aim.family),
-            )
+            doubt = unanswered(case, source, neighbour)
     said = [f"the kernel's answer: {case.answer.error}"] if case.answer.error else []
     return Loss(
         direction="forward",

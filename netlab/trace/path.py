@@ -15,7 +15,7 @@ import msgspec
 
 from netlab.kernel.listeners import Listener
 from netlab.trace.aim import Place
-from netlab.trace.model import Bridge, Leg, Neighbour, Route
+from netlab.trace.model import Bridge, Leg, Neighbour, Route, Socket, Tuple
 from netlab.trace.witnesses.decisions import Link
 from netlab.trace.witnesses.packets import Sighting
 
@@ -47,6 +47,8 @@ class Tables(Protocol):
     def off_by(self, place: Place, device: str) -> str | None: ...
 
     def setting(self, place: Place, path: str) -> str | None: ...
+
+    def remembered(self, place: Place, protocol: str, flow: Tuple) -> Socket | None: ...
 
     def listeners(self, place: Place, protocol: str, port: int) -> list[Listener] | None: ...
 

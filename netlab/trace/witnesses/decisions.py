@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
+from netlab.kernel import conntrack
 from netlab.kernel.listeners import Listener, listeners
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import NetlinkError, attribute, attributes, number, text
@@ -42,9 +43,10 @@ from netlab.kernel.rtnetlink import (
     link_message,
     mac_bytes,
 )
+from netlab.problems import NetlabError
 from netlab.trace.aim import Place
 from netlab.trace.family import IPV6, Family
-from netlab.trace.model import REFUSING, Bridge, Neighbour, Route
+from netlab.trace.model import REFUSING, Bridge, Neighbour, Route, Socket, Tuple
 from netlab.trace.witnesses import Canary
 from netlab.trace.witnesses.refused_routes import TYPES, Question, find
 
@@ -266,6 +268,20 @@ class Decisions:
     def setting(self, place: Place, path: str) -> str | None:
         """The value of a sysctl by its path below /proc/sys."""
         return _setting(place, path)
+
+    def remembered(self, place: Place, protocol: str, flow: Tuple) -> Socket | None:
+        """To whom connection tracking sends a flow of which it knows."""
+        number = self._family.number_of(protocol)
+        with suppress(NetlabError):
+            for entry in conntrack.dump(place.namespace, self._family.version):
+                to, back = entry.original, entry.reply
+                ends = (
+                    Socket(ip=to.source, port=to.source_port),
+                    Socket(ip=to.destination, port=to.destination_port),
+                )
+                if entry.protocol == number and ends == (flow.source, flow.destination):
+                    return Socket(ip=back.source, port=back.source_port)
+        return None
 
     def listeners(self, place: Place, protocol: str, port: int) -> list[Listener]:
         """What listens on a port of `tcp` or `udp`."""
