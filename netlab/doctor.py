@@ -80,6 +80,11 @@ _FEATURES = {
     "TRACE target": _Feature(
         "traces rules of iptables' legacy backend", _module("xt_TRACE", "nf_log_syslog"), False
     ),
+    "BPF": _Feature(
+        "a trace tells where and why the kernel itself dropped a packet",
+        "Linux 5.13 or newer with BTF and without lockdown; without it tracefs tells the reasons",
+        False,
+    ),
     "IPv6": _Feature(
         "labs of two families, or of IPv6 alone",
         "start the machine without `ipv6.disable=1` on its kernel command line",

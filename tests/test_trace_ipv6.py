@@ -668,3 +668,21 @@ def test_a_packet_that_is_too_big_is_said_to_be() -> None:
     assert (explained.drop.reason, explained.drop.node) == ("mtu", "n2")
     assert "cannot pass on 80 bytes in one piece" in explained.drop.explanation
     assert explained.drop.evidence == [f"ICMPv6 packet-too-big from {too_big.src}, sent by node n2"]
+
+
+@kernel
+def test_the_kernels_word_is_told_over_ipv6_too(lab: Lab) -> None:
+    pod = namespace(lab, "demo", "p1")
+    closed, said = lost(lab, "p0", "p1:99", protocol="udp")
+    assert closed.drop is not None
+    assert closed.drop.reason == "port-closed"
+    assert "the kernel dropped it on eth0 of pod demo/p1: NO_SOCKET in __udp6_lib_rcv" in said
+    chain = "{ type filter hook input priority 0; policy accept; }"
+    table = f"add table ip6 closed; add chain ip6 closed input {chain}"
+    run("ip", "netns", "exec", pod, "nft", table)
+    rule = "add rule ip6 closed input tcp dport 8002 drop"
+    run("ip", "netns", "exec", pod, "nft", rule)
+    dropped, said = lost(lab, "p0", "svc/remote")
+    assert dropped.drop is not None
+    assert (dropped.drop.reason, dropped.drop.node) == ("dropped-by-rule", "n2")
+    assert "the kernel dropped it on eth0 of pod demo/p1: NETFILTER_DROP in nft_do_chain" in said

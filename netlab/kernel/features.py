@@ -243,6 +243,14 @@ def _nftrace() -> str:
     return ""
 
 
+def _bpf() -> str:
+    """Programs that look at packets are taken and attached; no packet begins with that word."""
+    from netlab.kernel.skb_events import SkbEvents
+
+    SkbEvents([(0, b"none")]).close()
+    return ""
+
+
 def _ip_vs() -> str:
     body = struct.pack("=BBH", _CTRL_CMD_GETFAMILY, 1, 0) + text(_CTRL_ATTR_FAMILY_NAME, "IPVS")
     with Socket(_NETLINK_GENERIC) as channel:
@@ -307,6 +315,7 @@ ATTEMPTS: dict[str, Callable[[], str]] = {
     "conntrack events": _conntrack,
     "nft trace": _nftrace,
     "TRACE target": _trace_target,
+    "BPF": _bpf,
     "IPv6": _ipv6,
     "dummy": lambda: _link("dummy"),
     "ip_vs": _ip_vs,
