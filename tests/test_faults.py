@@ -19,7 +19,7 @@ from netlab.cli.trace import trace as trace_command
 from netlab.datapath.build import build
 from netlab.datapath.faults import FAULTS, faulty, lasting, trace_of, without_faults
 from netlab.kernel.namespaces import entered
-from netlab.lab import faults, lifecycle, record
+from netlab.lab import events, faults, lifecycle, record
 from netlab.lab.faults import Wanted
 from netlab.lab.undone import undone
 from netlab.problems import NetlabError
@@ -214,6 +214,25 @@ def test_killed_in_the_middle(lab: Lab) -> None:
     assert lifecycle.differences(lab) == []
     with entered(namespace(lab, "demo", "p0")), open("/proc/sys/net/ipv4/ip_default_ttl") as ttl:
         assert ttl.read() == "64\n"
+
+
+@kernel
+def test_who_watches_hears_of_it(lab: Lab) -> None:
+    """A service proxy of one's own is to have the fault, too."""
+
+    def endpoints(seen: Lab | None) -> int:
+        assert seen is not None
+        ends = [each for each in seen.endpoints if each.service == "remote"]
+        return sum(end.ready for each in ends for end in each.endpoints)
+
+    watch = events.follow(lab.name)
+    try:
+        assert endpoints(next(watch)) == 1
+        lifecycle.change(lab.name, lambda lab: faults.inject(lab, "no-endpoints"))
+        assert endpoints(next(watch)) == 0
+    finally:
+        watch.close()  # type: ignore[attr-defined]
+        lifecycle.change(lab.name, faults.clear)
 
 
 def test_the_same_seed_gives_the_same_fault() -> None:

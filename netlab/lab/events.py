@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from netlab.datapath.faults import faulty
 from netlab.lab import control, messages
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab
@@ -45,7 +46,9 @@ def watch(name: str, objects_of: Callable[[Lab], Iterable[Object]]) -> Iterator[
 
 
 def follow(name: str, others: Sequence[HasFileno] = ()) -> Iterator[Lab | None]:
-    """The lab as it is declared, now and each time that it is; None when `others` have something.
+    """The lab as it is declared, with its faults, now and each time that it is.
+
+    None when `others` have something.
 
     Ends when the lab goes down, raises BrokenPipeError when nobody reads stdout any more, and
     NetlabError: LabNotRunning, or (exit code 3) if the lab's init ended otherwise.
@@ -65,7 +68,7 @@ def follow(name: str, others: Sequence[HasFileno] = ()) -> Iterator[Lab | None]:
             with contextlib.suppress(control.LabNotRunning):  # (how it ended is about to be told)
                 data = init.declared() if said else None
             if data is not None:
-                yield msgspec.json.decode(data, type=Lab)
+                yield faulty(msgspec.json.decode(data, type=Lab))
             ready = {descriptor for descriptor, _ in poll.poll()}
             unread = sys.stdout is not None and sys.stdout.fileno() in ready
             said = channel.recv(4096) if channel.fileno() in ready else None
