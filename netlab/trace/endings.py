@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_seen, rules
+from netlab.trace.family import IPV6
 from netlab.trace.model import Route, Socket, Tuple
 from netlab.trace.refusals import Doubt
 
@@ -17,7 +18,9 @@ def unheard(case: Case, place: Place, port: int | None) -> Doubt | None:
     protocol = case.aim.protocol.upper()
     target = case.story.forward[-1].end.destination.ip
     there = case.tables.listeners(place, case.aim.protocol, port) or []
-    every = [each for each in there if each.address in (target, "0.0.0.0", "::")]
+    # A socket of IPv6 may hear IPv4 as well, but none the other way round.
+    hears = {target, case.aim.family.unspecified, IPV6.unspecified}
+    every = [each for each in there if each.address in hears]
     if there and not every:
         addresses = " and ".join(sorted({each.address for each in there}))
         return Doubt(
@@ -110,7 +113,7 @@ def astray(case: Case) -> tuple[Place, Doubt] | None:
             if each.passage.place == place
         )
         if not routed and not case.tables.bridge_netfilter(place):
-            setting = case.aim.family.bridge_netfilter.replace("/", ".")
+            setting = case.aim.family.bridge_netfilter
             return place, Doubt(
                 "bridge-netfilter-off",
                 f"{what}: the bridge of {place} passed it from port to port without connection "

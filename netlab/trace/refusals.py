@@ -150,7 +150,7 @@ def _of_state(rule: Rule, place: Place, case: Case) -> Doubt | None:
     )
     for leg in ("forward", "reply"):
         for chapter, untracked in rules(case, leg):
-            if "notrack" in (untracked.rule or "") and chapter and _is_at(chapter, place):
+            if "notrack" in (untracked.rule or "").lower() and chapter and _is_at(chapter, place):
                 return Doubt(
                     "conntrack-invalid",
                     f"{words}: it did not see the connection begin, for the rule "
