@@ -469,3 +469,64 @@ def test_a_dump_runs(loaded: Any) -> None:
     finally:
         lifecycle.down(lab.name)
         assert namespaces.names_of(lab.name) == []
+
+
+def _messages(loaded: Loaded, code: str) -> list[str]:
+    return [each.message for each in loaded.warnings if each.code == code]
+
+
+def test_nodes_that_only_endpoints_name_are_made(loaded: Any) -> None:
+    on_a = pod("web-1-x", "a", "10.0.0.4", "10.42.0.9")
+    on_b = pod("web-1-y", "b", "10.0.0.5", "10.42.1.9")
+    told = loaded(dumps.service("web", "10.96.7.7"), dumps.endpoint_slice("web", 8080, on_a, on_b))
+    assert [each.name for each in told.lab.nodes] == ["a", "b"]
+    assert "Node b is not in the file: EndpointSlice shop/web-x7k2p names it" in assumed(told)
+    assert _messages(told, "no-address") == [
+        f"Node {each.name} has no address in the file; it is given {each.address}"
+        for each in told.lab.nodes
+    ]
+    # Beside Nodes a name that none of them has is a mistake.
+    told = loaded(
+        node("a", "10.0.0.4", "10.42.0.0/24"),
+        dumps.service("web", "10.96.7.7"),
+        dumps.endpoint_slice("web", 8080, on_a, on_b),
+    )
+    assert [each.name for each in told.lab.nodes] == ["a"]
+    assert _messages(told, "unknown-node") == [
+        "EndpointSlice shop/web-x7k2p: endpoints[1].nodeName b is no node of the lab"
+    ]
+
+
+def test_what_a_dump_of_services_lacks_is_told(loaded: Any) -> None:
+    told = loaded(
+        dumps.service("web", "10.96.7.7"), dumps.service("other", "10.96.7.8", selector=False)
+    )
+    assert [each.name for each in told.lab.nodes] == ["node1"]
+    assert "one node, node1: there is no Node, and nothing names one" in assumed(told)
+    assert (
+        "endpoints are the pods that selectors match: there is no EndpointSlice, "
+        "so none for what has no selector, Service shop/other"
+    ) in assumed(told)
+    assert assumed(loaded(kube_proxy("iptables", "")))  # nothing but a ConfigMap
+
+
+def test_an_endpoint_is_the_pod_that_has_its_address(loaded: Any) -> None:
+    """Though its targetRef names one that is gone, or that has another."""
+    gone = pod("web-1-x", "a", "10.0.0.4", "10.42.0.9")
+    here = pod("web-1-y", "a", "10.0.0.4", "10.42.0.9")
+    cluster = [
+        node("a", "10.0.0.4", "10.42.0.0/24"),
+        dumps.service("web", "10.96.7.7"),
+        dumps.endpoint_slice("web", 8080, gone),
+    ]
+    told = loaded(*cluster, here)
+    (endpoint,) = told.lab.endpoints[0].endpoints
+    assert endpoint.pod == "shop/web-1-y"
+    assert not _messages(told, "no-pod") + _messages(told, "other-pod")
+    told = loaded(*cluster, here, pod("web-1-x", "a", "10.0.0.4", "10.42.0.7"))
+    (endpoint,) = told.lab.endpoints[0].endpoints
+    assert endpoint.pod == "shop/web-1-y"
+    assert _messages(told, "other-pod") == [
+        "EndpointSlice shop/web-x7k2p: endpoints[0].addresses[0] 10.42.0.9 is "
+        "Pod shop/web-1-y's; Pod shop/web-1-x has another"
+    ]

@@ -26,11 +26,11 @@ from msgspec.structs import fields, replace
 
 from netlab.topology import kubernetes as k8s
 from netlab.topology import lab_document, model
-from netlab.topology.addresses import Network, family, is_network, smallest_network
+from netlab.topology.addresses import Network, family, family_of, is_network, smallest_network
 from netlab.topology.allocate import FEATURE_GATES, NODE_PORT_ADDRESSES, OVERLAYS, PROXY_MODES
 from netlab.topology.model import Family
 from netlab.topology.objects import Objects, Stated
-from netlab.topology.places import Complaints, Document, Origin, c_loader
+from netlab.topology.places import Complaints, Document, Origin, Path, c_loader
 from netlab.topology.pod_networks import derived, drop_foreign_cidrs, holds_nodes
 
 _CALICO_VNI, _CALICO_PORT = 4096, 4789  # FelixConfiguration: vxlanVNI, vxlanPort
@@ -116,18 +116,23 @@ def _derive(objects: Objects, cluster: Cluster) -> None:
 
 
 def _add_nodes(objects: Objects, found: Complaints) -> None:
-    """Nodes that pods of a cluster run on, and that are not among its objects."""
+    """Nodes that pods of a cluster run on, and that are not among its objects.
+
+    Without any Node also those that endpoints name; if nobody names one, the lab's own is told.
+    """
     known = {each.item.metadata.name for each in objects.nodes}
-    missing: dict[str, tuple[Stated[k8s.Pod], list[str]]] = {}
+    missing: dict[str, tuple[Stated[Any], Path, list[str]]] = {}
     for each in objects.pods:
         name = each.item.spec.nodeName if each.item.spec else None
         if name and name not in known:
             status = each.item.status or k8s.PodStatus()
-            _, addresses = missing.setdefault(name, (each, []))
+            _, _, addresses = missing.setdefault(name, (each, ("spec", "nodeName"), []))
             for ip in (status.hostIP, *(host.ip for host in status.hostIPs or ())):
                 if ip and ip not in addresses:
                     addresses.append(ip)
-    for name, (pod, addresses) in missing.items():
+    for by, path, name in _nodes_of_endpoints(objects) if not known else ():
+        missing.setdefault(name, (by, path, []))
+    for name, (by, path, addresses) in missing.items():
         listed = [{"type": "InternalIP", "address": ip} for ip in addresses]
         value: dict[str, Any] = {
             "apiVersion": "v1",
@@ -135,11 +140,31 @@ def _add_nodes(objects: Objects, found: Complaints) -> None:
             "metadata": {"name": name},
             "status": {"addresses": listed},
         }
-        objects.nodes.append(Stated(msgspec.convert(value, k8s.Node), pod.origin))
-        objects.declared.append(Document(value, pod.origin))
-        where = f"at {' and '.join(addresses)}, its hostIP" if addresses else "at a free address"
-        message = f"Node {name} is not in the file: {pod.title} runs on it; it is {where}"
-        found.assumption(message, pod.origin, "spec", "nodeName")
+        objects.nodes.append(Stated(msgspec.convert(value, k8s.Node), by.origin))
+        objects.declared.append(Document(value, by.origin))
+        why = "runs on it" if isinstance(by.item, k8s.Pod) else "names it"
+        where = f"; it is at {' and '.join(addresses)}, its hostIP" if addresses else ""
+        message = f"Node {name} is not in the file: {by.title} {why}{where}"
+        found.assumption(message, by.origin, *path)
+    if not objects.nodes:
+        found.assumption("one node, node1: there is no Node, and nothing names one")
+
+
+def _nodes_of_endpoints(
+    objects: Objects,
+) -> Iterator[tuple[Stated[k8s.EndpointSlice] | Stated[k8s.Endpoints], Path, str]]:
+    """The nodes that endpoints name, with who names them and where."""
+    for stated in objects.slices:
+        for index, entry in enumerate(stated.item.endpoints or ()):
+            if entry.nodeName:
+                yield stated, ("endpoints", index, "nodeName"), entry.nodeName
+    for each in objects.endpoints:
+        for index, subset in enumerate(each.item.subsets or ()):
+            for name in ("addresses", "notReadyAddresses"):
+                for position, address in enumerate(getattr(subset, name) or ()):
+                    if address.nodeName:
+                        path = ("subsets", index, name, position, "nodeName")
+                        yield each, path, address.nodeName
 
 
 def _leave_out_pending(objects: Objects, found: Complaints) -> None:
@@ -368,6 +393,20 @@ def tell_assumptions(cluster: Cluster, objects: Objects, lab: model.Lab, found: 
     """Everything in a cluster's lab that was decided without a source."""
     for message in _assumptions(cluster, objects, lab):
         found.assumption(message)
+    for each in objects.nodes:
+        listed = (each.item.status.addresses if each.item.status else None) or ()
+        theirs = {
+            family_of(entry.address)
+            for entry in listed
+            if entry.type in ("InternalIP", "ExternalIP")
+        }
+        decided = [
+            ip for ip in lab.node(each.item.metadata.name).addresses if family_of(ip) not in theirs
+        ]
+        if decided:
+            none = "no address" if not theirs else f"no {family_of(decided[0])} address"
+            message = f"{each.title} has {none} in the file; it is given {' and '.join(decided)}"
+            found.warning("no-address", message, each.origin)
 
 
 def _assumptions(cluster: Cluster, objects: Objects, lab: model.Lab) -> Iterator[str]:
@@ -390,4 +429,24 @@ def _assumptions(cluster: Cluster, objects: Objects, lab: model.Lab) -> Iterator
     if "underlay" not in told:
         cidrs = ", ".join(filter(None, (lab.underlay.cidr, lab.underlay.other_cidr)))
         yield f"all nodes are on one network, {cidrs}, with an MTU of {lab.underlay.mtu}"
+    if objects.services and not objects.slices:
+        yield from _without_slices(objects)
     yield "what pods send to the outside keeps their addresses, whatever the CNI plugin does"
+
+
+def _without_slices(objects: Objects) -> Iterator[str]:
+    """A dump of which EndpointSlices were left out."""
+    told = {(each.namespace, each.item.metadata.name) for each in objects.endpoints}
+    none = [
+        each.title
+        for each in objects.services
+        if each.item.spec
+        and not each.item.spec.selector
+        and each.item.spec.type != "ExternalName"
+        and (each.namespace, each.item.metadata.name) not in told
+    ]
+    message = "endpoints are the pods that selectors match: there is no EndpointSlice"
+    if none:
+        more = f" and {len(none) - 5} more" if len(none) > 5 else ""
+        message += f", so none for what has no selector, {', '.join(none[:5])}{more}"
+    yield message

@@ -234,6 +234,7 @@ class _Given:
             each: pod for pod in pods if not pod.host_network for each in pod.addresses.values()
         }
         self._of_nodes = {each for node in networks.nodes for each in node.addresses.values()}
+        self._nodes = {node.name for node in networks.nodes}
         self._slices: dict[str, list[Stated[k8s.EndpointSlice]]] = {}
         self._endpoints: dict[str, Stated[k8s.Endpoints]] = {}
         known = {service.key for service in services}
@@ -301,7 +302,7 @@ class _Given:
                 yield model.Endpoint(
                     address=str(ip),
                     port=number,
-                    node=entry.nodeName,
+                    node=self._node(entry.nodeName, stated, (*path[:2], "nodeName")),
                     pod=self._pod(ip, entry.targetRef, stated, path),
                     ready=conditions.ready is not False,
                     serving=conditions.serving is not False,
@@ -328,7 +329,7 @@ class _Given:
                         yield model.Endpoint(
                             address=str(ip),
                             port=number,
-                            node=entry.nodeName,
+                            node=self._node(entry.nodeName, stated, (*path[:-1], "nodeName")),
                             pod=self._pod(ip, entry.targetRef, stated, path),
                             ready=name == "addresses",
                             serving=name == "addresses",
@@ -342,18 +343,35 @@ class _Given:
         path: Path,
     ) -> str | None:
         """`namespace/name` of the lab's pod that an endpoint is; warns if it is nothing here."""
+        named = None
         if reference and reference.kind == "Pod":
-            pod = self._pods.get(f"{reference.namespace or stated.namespace}/{reference.name}")
-        else:
-            pod = self._by_address.get(ip)
-        if pod and ip == pod.addresses.get(family(ip)):
-            return pod.key
-        if ip not in self._of_nodes:
-            whose = f"; {pod.title} has another" if pod else ""
-            message = f"{stated.title}: no pod of the lab has {shown_path(path)} {ip}{whose}"
+            named = self._pods.get(f"{reference.namespace or stated.namespace}/{reference.name}")
+            if named and ip == named.addresses.get(family(ip)):
+                return named.key
+        pod = self._by_address.get(ip)
+        where = f"{shown_path(path)} {ip}"
+        if pod and named:
+            message = f"{stated.title}: {where} is {pod.title}'s; {named.title} has another"
+            self._found.warning("other-pod", message, stated.origin, *path)
+        elif not pod and ip not in self._of_nodes:
+            whose = f"; {named.title} has another" if named else ""
+            message = f"{stated.title}: no pod of the lab has {where}{whose}"
             hint = "it is kept; what is sent there is lost"
             self._found.warning("no-pod", message, stated.origin, *path, hint=hint)
-        return None
+        return pod.key if pod else None
+
+    def _node(
+        self,
+        name: str | None,
+        stated: Stated[k8s.EndpointSlice] | Stated[k8s.Endpoints],
+        path: Path,
+    ) -> str | None:
+        """The node that an endpoint names; warns if the lab has none of that name."""
+        if name and name not in self._nodes:
+            message = f"{stated.title}: {shown_path(path)} {name} is no node of the lab"
+            hint = "the endpoint is kept; it is local to no node"
+            self._found.warning("unknown-node", message, stated.origin, *path, hint=hint)
+        return name
 
 
 def _numbers(ports: Iterable[k8s.EndpointPort], port: model.ServicePort) -> Iterator[int]:

@@ -56,7 +56,7 @@ class Objects:
     @property
     def of_cluster(self) -> bool:
         """Whether they come from an API server, which gives each object a `uid`."""
-        parts = (each.value.get("metadata") for each in self.declared)
+        parts = (each.value.get("metadata") for each in (*self.declared, *self.settings))
         return any(isinstance(metadata, dict) and "uid" in metadata for metadata in parts)
 
     def frame_is_whole(self) -> bool:
