@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -121,6 +121,19 @@ def another(rng: random.Random, now: ServiceObjects) -> ServiceObjects:
     return ServiceObjects(service, now.endpoints)
 
 
+def crowded(rng: random.Random, objects: ServiceObjects) -> ServiceObjects:
+    """The Service with addresses that others may have, too."""
+    number = int(objects.service.name[1:])
+    few = ["198.51.100.1", "198.51.100.2", "fd98::1", "10.99.1.1", "10.99.1.2", "fd99::2"]
+    service = replace(
+        objects.service,
+        cluster_ip=rng.choice([f"10.99.1.{number}", f"10.99.1.{number}", f"fd99::{number}"]),
+        external_ips=tuple(rng.sample(few, rng.choice([0, 0, 1, 2]))),
+        load_balancer_ips=tuple(rng.sample(few, objects.service.type == "LoadBalancer")),
+    )
+    return objects._replace(service=service)
+
+
 def with_services(lab: Lab, services: Mapping[str, ServiceObjects]) -> Lab:
     return replace(
         lab,
@@ -188,11 +201,28 @@ def test_numbers_that_meet_are_left_to_whole_loads(
     assert 0 < run_changes(namespace, "nftables-flat", 4) < 25
 
 
-def run_changes(namespace: int, mode: ProxyMode, seed: int) -> int:
+@pytest.mark.kernel
+@pytest.mark.parametrize("seed", range(5, 8))
+@pytest.mark.parametrize("mode", NFT_MODES)
+def test_what_several_services_name_is_left_to_whole_loads(
+    namespace: int, mode: ProxyMode, seed: int
+) -> None:
+    assert 0 < run_changes(namespace, mode, seed, crowded) < 25
+
+
+def run_changes(
+    namespace: int,
+    mode: ProxyMode,
+    seed: int,
+    alter: Callable[[random.Random, ServiceObjects], ServiceObjects] = lambda _, objects: objects,
+) -> int:
     """25 changes in a namespace, each compared; how many wanted a whole load."""
     rng = random.Random(seed)
     whole_loads = 0
     lab = start(rng)
+    lab = with_services(
+        lab, {key: alter(rng, objects) for key, objects in service_objects(lab).items()}
+    )
     node = lab.nodes[0]
     make = MODES[mode].proxier
     assert make
@@ -202,7 +232,10 @@ def run_changes(namespace: int, mode: ProxyMode, seed: int) -> int:
     nft.load(namespace, whole)
     with nft.Session(namespace) as session:
         for _ in range(25):
-            changes = next_changes(rng, lab)
+            changes = {
+                key: objects and alter(rng, objects)
+                for key, objects in next_changes(rng, lab).items()
+            }
             after = changed(lab, changes)
             update = proxier.update(changes)
             assert update == update_between(make, lab, after, node, service_changes(lab, after))

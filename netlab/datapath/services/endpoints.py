@@ -52,6 +52,7 @@ class ServicePortInfo(msgspec.Struct, frozen=True, kw_only=True):
     protocol: str  # "tcp", "udp", "sctp"
     port: int
     cluster_ip: str
+    has_cluster_ip: bool = True  # False: another Service is reached there, see `claims`
     external_ips: tuple[str, ...]
     load_balancer_ips: tuple[str, ...]
     source_ranges: tuple[str, ...]  # networks; empty: everybody may use the load balancer

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 from msgspec.structs import replace
 
+from netlab.datapath.services.claims import sharing
 from netlab.datapath.services.merging import merge
 from netlab.datapath.services.modes import Mode, mode_of
 from netlab.datapath.services.reading import Block, Blocks, Key, Line, Owner, Reading, reading_of
@@ -14,13 +15,11 @@ from netlab.topology.model import Lab, Node, Service
 
 
 def only(lab: Lab, service: Service) -> Lab:
-    """The lab with that Service alone; quick to render for every node."""
-    endpoints = tuple(
-        entry
-        for entry in lab.endpoints
-        if (entry.namespace, entry.service) == (service.namespace, service.name)
-    )
-    return replace(lab, services=(service,), endpoints=endpoints)
+    """The lab with that Service and those that share an address with it; quick to render."""
+    services = sharing(lab.services, service)
+    keys = {(each.namespace, each.name) for each in services}
+    endpoints = tuple(entry for entry in lab.endpoints if (entry.namespace, entry.service) in keys)
+    return replace(lab, services=services, endpoints=endpoints)
 
 
 def read_service(
@@ -31,8 +30,10 @@ def read_service(
     What should be there and is not is among it, in its place.
     """
     reading, wanted = _wanted(only(lab, service), node, mode_of(lab), whole=False)
-    found = _without_others(reading, reading.blocks(printed), service)
-    return reading, walk(reading, merge(reading, wanted, found), service.key, port)
+    ours, found = (
+        _without_others(reading, blocks, service) for blocks in (wanted, reading.blocks(printed))
+    )
+    return reading, walk(reading, merge(reading, ours, found), service.key, port)
 
 
 def rendered_service(
@@ -65,11 +66,11 @@ def _wanted(lab: Lab, node: Node, mode: Mode, *, whole: bool = True) -> tuple[Re
     return reading, reading.blocks(reading.rendered(rules))
 
 
-def _without_others(reading: Reading, found: Blocks, service: Service) -> Blocks:
-    """What was found without that which serves other Services."""
+def _without_others(reading: Reading, blocks: Blocks, service: Service) -> Blocks:
+    """Blocks without that which serves other Services."""
     return {
         key: replace(block, lines=lines)
-        for key, block in found.items()
+        for key, block in blocks.items()
         if (lines := [line for line in block.lines if _may_serve(reading, key, line, service)])
         or not block.lines
     }

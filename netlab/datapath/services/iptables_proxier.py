@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
+from netlab.datapath.services.claims import Claims
 from netlab.datapath.services.endpoints import (
     ServiceObjects,
     ServicePortInfo,
@@ -31,6 +32,7 @@ class IPTablesProxier:
     def __init__(self, lab: Lab, node: Node) -> None:
         self._lab, self._node = lab, node
         self._known = service_objects(lab)
+        self._claims: Claims | None = None  # once a change wanted to know
         self._large: dict[int, bool] = {}  # by family, once a change wanted to know
 
     def whole(self) -> Ruleset:
@@ -40,7 +42,8 @@ class IPTablesProxier:
     def update(self, changes: ServiceChanges) -> Update | None:
         """The chains of Services that change, and their rules in the chains that all share.
 
-        None where a cluster becomes a large one, or is one no longer: all comments come or go.
+        None where a cluster becomes a large one, or is one no longer: all comments come or go.  And
+        where several Services have an address and port of those that change: their order counts.
         """
         old = self._known
         new = {**old, **{key: each for key, each in changes.items() if each is not None}}
@@ -49,6 +52,10 @@ class IPTablesProxier:
                 new.pop(key, None)
         self._known = new
         before, after = ([each[key] for key in changes if key in each] for each in (old, new))
+        self._claims = self._claims or Claims(old.values())
+        if self._claims.change(before, after):
+            self._large.clear()
+            return None
         texts = []
         for family in (4, 6):
             ports = [self._ports(services, family) for services in (before, after)]

@@ -116,7 +116,9 @@ def add_service(elements: Elements, settings: Settings, info: ServicePortInfo) -
     key = f"{info.cluster_ip} . {to_port}"
     by_set = elements.table.elements
     by_set["cluster-ips"].append(info.cluster_ip)
-    if info.internal is Verdict.FORWARD:
+    if not info.has_cluster_ip:
+        pass
+    elif info.internal is Verdict.FORWARD:
         chosen = info.local if info.internal_local else info.cluster
         _add_choice(elements, SERVICE, key, info, chosen)
     else:

@@ -10,8 +10,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from functools import partial
 from typing import Generic, TypeVar
 
+from netlab.datapath.services.claims import Claims, Losses, losses, settled
 from netlab.datapath.services.endpoints import (
     ServiceObjects,
     ServicePortInfo,
@@ -35,27 +37,56 @@ class TablesProxier:
         self, lab: Lab, node: Node, table: Callable[[Lab, Node, int], TableProxier]
     ) -> None:
         self._known = service_objects(lab)
-        self._tables = (table(lab, node, 4), table(lab, node, 6))
+        self._new_tables = partial(_both, lab, node, table)
+        self._tables = self._new_tables()
+        self._claims: Claims | None = None  # of what is known, once a change wanted to know
 
     def whole(self) -> Tables:
         """Both tables with all Services."""
+        self._count_claims()
         services = self._known.values()
         return Tables(tables=tuple(table.whole(services) for table in self._tables))
 
     def update(self, changes: ServiceChanges) -> Update | None:
-        """Commands for elements and chains of the Services that change, in one transaction."""
+        """Commands for elements and chains of the Services that change, in one transaction.
+
+        None where such a Service has an address and port that others have too: what it is given or
+        takes concerns them.
+        """
+        claims = self._claims or self._count_claims()
         before = [self._known[key] for key in changes if key in self._known]
         after = [objects for objects in changes.values() if objects is not None]
         known = self._known.values()
-        ipv4, ipv6 = (table.update(known, before, after) for table in self._tables)
+        updates: list[Update | None] = []
+        if claims.change(before, after):
+            self._tables = self._new_tables()
+            self._claims = None
+        else:
+            updates = [table.update(known, before, after) for table in self._tables]
         for key, objects in changes.items():
             if objects is None:
                 self._known.pop(key, None)
             else:
                 self._known[key] = objects
-        if ipv4 is None or ipv6 is None:
+        found = [update for update in updates if update is not None]
+        if len(found) < len(self._tables):
             return None
+        ipv4, ipv6 = found
         return Update(tables=ipv4.tables + ipv6.tables, forget=ipv4.forget + ipv6.forget)
+
+    def _count_claims(self) -> Claims:
+        services = self._known.values()
+        self._claims = claims = Claims(services)
+        shared = claims.shared(services)
+        for table in self._tables:
+            table.settle(shared)
+        return claims
+
+
+def _both(
+    lab: Lab, node: Node, table: Callable[[Lab, Node, int], TableProxier]
+) -> tuple[TableProxier, TableProxier]:
+    return table(lab, node, 4), table(lab, node, 6)
 
 
 class TableProxier(ABC):
@@ -64,6 +95,7 @@ class TableProxier(ABC):
     def __init__(self, lab: Lab, node: Node, family: int, settings: Settings) -> None:
         self.lab, self.node, self.family, self.settings = lab, node, family, settings
         self.hairpins: Uses[str] | None = None  # of all Services, once they are counted
+        self._losses: Losses = {}
 
     @abstractmethod
     def whole(self, services: Services) -> Table:
@@ -73,8 +105,15 @@ class TableProxier(ABC):
     def update(self, known: Services, before: Services, after: Services) -> Update | None:
         """Some of the known Services become others.  None: load it whole."""
 
+    def settle(self, shared: Services) -> None:
+        """Take note of all Services that have an address and port that others have, too."""
+        self._losses = losses(self._ports(shared))
+
     def ports(self, services: Services) -> list[ServicePortInfo]:
         """Service ports as this table sees them."""
+        return settled(self._ports(services), self._losses)
+
+    def _ports(self, services: Services) -> list[ServicePortInfo]:
         return ports_of(services, self.lab.service_proxy, self.node, self.family)
 
     def commands(self, known: Services, before: TableText, after: TableText) -> str:

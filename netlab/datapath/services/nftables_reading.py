@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
+from netlab.datapath.services.claims import settled_ports
 from netlab.datapath.services.names import address_port, nftables_name, served_by
 from netlab.datapath.services.nftables_list import is_dynamic, parse
 from netlab.datapath.services.reading import Block, Blocks, Key, Known, Line, Owner, Stage
@@ -79,7 +80,7 @@ class NftablesReading:
     )
 
     def __init__(self, lab: Lab, node: Node, *, whole: bool = True) -> None:
-        self.known = Known(lab, node)
+        self.known = Known(lab, node, settled_ports)
         self._names: dict[str, Owner] = {}
         for infos in self.known.infos.values():
             for info in infos:

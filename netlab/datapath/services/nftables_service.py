@@ -96,7 +96,9 @@ def _add_addresses(
     to_port = f"{info.protocol} . {info.port}"
     cluster_ip = f"{info.cluster_ip} . {to_port}"
     table.element("cluster-ips", info.cluster_ip)
-    if info.internal is Verdict.FORWARD:
+    if not info.has_cluster_ip:
+        pass
+    elif info.internal is Verdict.FORWARD:
         chain = names.local if info.internal_local else names.cluster
         table.element("service-ips", f"{cluster_ip} : goto {chain}")
     else:

@@ -8,7 +8,7 @@ compare two listings and to follow a Service through one is the same for all mod
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, cast
 
 import msgspec
@@ -145,11 +145,13 @@ def reading_of(mode: Mode) -> type[Reading] | None:
 class Known:
     """What the objects say of the names and addresses that lines hold."""
 
-    def __init__(self, lab: Lab, node: Node) -> None:
-        self.infos: dict[str, list[ServicePortInfo]] = {
-            "ip": service_ports(lab, node, 4),
-            "ip6": service_ports(lab, node, 6),
-        }
+    def __init__(
+        self,
+        lab: Lab,
+        node: Node,
+        ports: Callable[[Lab, Node, int], list[ServicePortInfo]] = service_ports,
+    ) -> None:
+        self.infos = {"ip": ports(lab, node, 4), "ip6": ports(lab, node, 6)}
         self._pods = {address: pod for pod in lab.pods for address in pod.addresses}
         self._where: dict[str, str] = {}  # by endpoint
         self.by_port: dict[str, dict[str, Owner]] = {}
@@ -164,7 +166,8 @@ class Known:
         endpoints = self.by_endpoint.setdefault(family, {})
         for info in infos:
             owner = Owner(info.name)
-            for ip in (info.cluster_ip, *info.external_ips, *info.load_balancer_ips):
+            own = (info.cluster_ip,) if info.has_cluster_ip else ()
+            for ip in own + info.external_ips + info.load_balancer_ips:
                 ports[f"{ip} . {info.protocol} . {info.port}"] = owner
             if info.node_port:
                 ports[f"{info.protocol} . {info.node_port}"] = owner
