@@ -2,9 +2,9 @@
 
 Two raw tracepoints see each buffer (`struct sk_buff`) enter a device and be freed as lost.  (Those
 where it leaves a device or is used up would cost the traffic of others as much again.)  A program
-at each compares the packet with the words that are asked for
-and reports only those that match, so that the traffic of others is hardly slowed.  Offsets into
-the kernel's structures are those that the running kernel tells of itself.
+at each compares the packet with the words that are asked for and reports only those that match, so
+that the traffic of others is hardly slowed.  Offsets into the kernel's structures are those that
+the running kernel tells of itself.
 
 Source: include/trace/events/{net,skb}.h, linux/skbuff.h.
 """
@@ -50,8 +50,8 @@ class SkbEvent(msgspec.Struct, frozen=True):
     """One moment of a buffer's life.
 
     `frame` begins with a MAC header, which a drop may have spoilt, and is cut off after 256 bytes.
-    `namespace` is the inode number, 0 if the buffer belonged to no device and no
-    socket.  `function` says where it was freed, "ip_error+0x1c2/0x2f0"; `reason` why it was lost.
+    `namespace` is the inode number, 0 if the buffer belonged to no device and no socket.
+    `function` says where it was freed, "ip_error+0x1c2/0x2f0"; `reason` why it was lost.
     """
 
     kind: Kind

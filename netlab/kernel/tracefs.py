@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
+import time
 
 import msgspec
 
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # on all architectures
 _CREATE = 6  # FSCONFIG_CMD_CREATE
 _PREFIX = "netlab-"
+_PATIENCE_S, _PAUSE_S = 2.0, 0.002
 _EVENTS = ("net/netif_receive_skb", "skb/kfree_skb")
 _LINE = re.compile(r"\s(\d+)\.(\d{6}): (netif_receive_skb|kfree_skb): (.*)")
 _FIELD = re.compile(r"(\w+)[=:] ?(\S+)")
@@ -82,9 +85,25 @@ class Instance:
     def close(self) -> None:
         if self._pipe >= 0:
             os.close(self._pipe)
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(self._name, dir_fd=self._root)
-        os.close(self._root)
+        try:
+            self._remove()
+        finally:
+            os.close(self._root)
+
+    def _remove(self) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                os.rmdir(self._name, dir_fd=self._root)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                # A child that another thread has just forked holds the pipe until its exec.
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_S)
+            else:
+                return
 
 
 def parse(line: str) -> Line | None:

@@ -190,8 +190,8 @@ class Kernel:
             self._events.close()
             self._events = None
         if self._instance:
-            self._instance.close()
-            self._instance = None
+            instance, self._instance = self._instance, None
+            instance.close()
 
     @property
     def report(self) -> str:
