@@ -172,6 +172,7 @@ def test_preflight_without_root_says_what_to_type(monkeypatch: pytest.MonkeyPatc
 def test_preflight_tells_everything_that_is_missing_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    xtables.host_backend()  # known as soon as it was asked for once, whichever test asked
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     monkeypatch.setattr(doctor, "_BR_NETFILTER", str(tmp_path / "absent"))
     with pytest.raises(NetlabError) as error:
