@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from netlab.datapath.state import Tables
+from netlab.kernel import nft_batch
 from netlab.kernel.namespaces import entered, open_current
 from netlab.kernel.netlink import NetlinkError, Socket, attributes
 from netlab.kernel.syscalls import CLONE_NEWNET, unshare
@@ -38,14 +39,27 @@ _KEY = re.compile(r"([0-9a-f.:]+) \. ([0-9a-f]+:[0-9a-f]+)")
 _POSITION = re.compile(r"/proc/self/fd/\d+:(\d+):[\d-]+: ")
 
 
-def load(namespace: str | int, tables: Tables) -> None:
-    """Replace tables in a namespace (a name under /run/netns or a descriptor), in one transaction.
+_BIG = 100_000  # characters of rules, from where another way to send them may pay
 
-    What was in tables of these names before is gone; if the load fails, all is as it was.
-    Raises NetlabError (exit 3) with nft's own words.
+
+def load(namespace: str | int, tables: Tables) -> None:
+    """Replace tables in a namespace (a name under /run/netns or a descriptor).
+
+    Packets meet what was in tables of these names before, and then the new rules, nothing between;
+    if the load fails, all is as it was.  Raises NetlabError (exit 3) with nft's own words.
     """
+    transaction = tables.transaction
     with entered(namespace):
-        _run([tables.transaction])
+        if len(transaction) > _BIG:
+            ours = [f"{table.family} {table.name}" for table in tables.tables]
+            new = names(namespace).isdisjoint(ours)
+            try:
+                _run([transaction], in_parts=new)
+                return
+            except NetlabError:  # sent plainly it is refused with the right words, or not at all
+                if new:
+                    delete(namespace, ours)
+        _run([transaction])
 
 
 def change(namespace: str | int, transaction: str) -> None:
@@ -209,21 +223,23 @@ def _scratch() -> Iterator[None]:
         os.close(home)
 
 
-def _run(commands: Sequence[str]) -> str:
+def _run(commands: Sequence[str], in_parts: bool | None = None) -> str:
     """Run inputs of nft one after the other in the calling thread's namespace; their output.
 
+    `in_parts` lets them be sent as :mod:`netlab.kernel.nft_batch` does, and says whether in parts.
     Raises NetlabError (exit 3) if one is refused, or if the library is missing or dies.
     """
     if not commands:
         return ""
     with contextlib.ExitStack() as files:
         nft = _context()
+        redirection = None if in_parts is None else nft_batch.redirection(nft.nft_ctx_new)
         # Each input is a file: nft tells the lines of files only.
         inputs = [files.enter_context(_memory(text)) for text in commands]
         answer, complaint = files.enter_context(_memory()), files.enter_context(_memory())
         child = os.fork()
         if child == 0:
-            _serve(nft, inputs, answer, complaint)
+            _serve(nft, inputs, answer, complaint, redirection, bool(in_parts))
         _, status = os.waitpid(child, 0)
         if status:
             died = os.waitstatus_to_exitcode(status)
@@ -234,10 +250,19 @@ def _run(commands: Sequence[str]) -> str:
     return str(output)
 
 
-def _serve(nft: Any, inputs: Sequence[int], answer: int, complaint: int) -> None:
+def _serve(
+    nft: Any,
+    inputs: Sequence[int],
+    answer: int,
+    complaint: int,
+    redirection: nft_batch.Redirection | None,
+    in_parts: bool,
+) -> None:
     """The child: never returns."""
     status = 1
     try:
+        if redirection:
+            redirection.start(in_parts)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
         signal.signal(signal.SIGABRT, signal.SIG_DFL)  # a traceback of Python would tell nothing
         os.dup2(complaint, 2)
