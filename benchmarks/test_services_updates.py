@@ -15,7 +15,7 @@ from benchmarks.services import Measured, measured
 LARGE = bool(os.environ.get("NETLAB_BENCH_LARGE"))
 SIZES = {
     # 30,000 Services in kube-proxy's layout take the kernel minutes
-    "nftables": (1_000, 10_000),
+    "nftables": (1_000, 3_000, 10_000),
     "iptables-nft": (1_000, 10_000, *((30_000,) if LARGE else ())),
     "iptables-legacy": (1_000, 10_000, *((30_000,) if LARGE else ())),
     "nftables-flat": (1_000, 10_000, *((30_000, 100_000) if LARGE else ())),
@@ -52,8 +52,8 @@ def _flat(what: str, found: Measured, figures: Figures) -> None:
 
 
 def _nftables(what: str, found: Measured, figures: Figures) -> None:
-    if found.services >= 10_000:
-        figures.ratio(f"{what}: full load, against nft -f", found.load, found.tool_load, 1)
+    most = {1_000: 1.3, 3_000: 1, 10_000: 0.6}[found.services]
+    figures.ratio(f"{what}: full load, against nft -f", found.load, found.tool_load, most)
     for kind, taken in found.changes.items():
         figures.ratio(f"{what}: {kind}, against nft -f", taken, found.tool_changes[kind], 1.3)
 

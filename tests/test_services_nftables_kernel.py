@@ -63,6 +63,14 @@ def test_a_load_replaces_what_was_in_the_tables_and_nothing_else(namespace: int)
     assert nft.listing(namespace, OURS) == ""
 
 
+def test_what_a_killed_load_leaves_asleep_is_not_taken_for_what_should_be(namespace: int) -> None:
+    nft.load(namespace, MYBLOG)
+    nft.change(namespace, "table ip kube-proxy {\n\tflags dormant\n}\n")
+    assert differences(nft.relisted(MYBLOG), nft.listing(namespace, OURS)) != []
+    nft.load(namespace, MYBLOG)
+    assert differences(nft.relisted(MYBLOG), nft.listing(namespace, OURS)) == []
+
+
 def refusal(namespace: int, table: str) -> str:
     """What is said of a table that cannot be loaded, beside one that can."""
     wrong = Tables(tables=(*MYBLOG.tables, Table(family="ip6", name="wrong", text=table)))

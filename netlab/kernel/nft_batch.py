@@ -210,7 +210,7 @@ def redirection(function: Any) -> Redirection | None:
     try:
         entries = _entries(_address(function), b"sendmsg")
         expected = _address(_libc.sendmsg)
-    except (AttributeError, KeyError, ValueError):
+    except (AttributeError, KeyError, ValueError, struct.error):
         return None
     found = [each for each in entries if ctypes.c_size_t.from_address(each).value == expected]
     return Redirection(found[0]) if len(found) == 1 else None
@@ -272,8 +272,10 @@ def _gathered(message: _Message) -> bytes:
 
 def _send(descriptor: int, batches: list[bytes]) -> None:
     """Send batches until one is complained about; the complaint is left for who reads next."""
+    complaints = select.poll()
+    complaints.register(descriptor, select.POLLIN)
     with socket.socket(fileno=os.dup(descriptor)) as netlink:
         for batch in batches:
             netlink.sendto(batch, (0, 0))
-            if select.select([netlink], [], [], 0)[0]:
+            if complaints.poll(0):
                 break
