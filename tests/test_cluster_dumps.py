@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import cluster_dumps as dumps
@@ -530,3 +531,42 @@ def test_an_endpoint_is_the_pod_that_has_its_address(loaded: Any) -> None:
         "EndpointSlice shop/web-x7k2p: endpoints[0].addresses[0] 10.42.0.9 is "
         "Pod shop/web-1-y's; Pod shop/web-1-x has another"
     ]
+
+
+def test_wrong_fields_of_kube_proxys_configuration_are_each_told(loaded: Any) -> None:
+    """And the others heeded."""
+    more = (
+        "iptables: {masqueradeBit: 99, masqueradeAll: true}\n"
+        "nodePortAddresses: [nowhere, 10.0.0.0/24]\nconntrack: none\n"
+    )
+    told = loaded(*calico_cluster(), kube_proxy("nftables", "nope", more))
+    assert sorted(_messages(told, "no-settings")) == [
+        'ConfigMap kube-proxy: clusterCIDR is "nope"; it takes CIDRs; it is not heeded',
+        'ConfigMap kube-proxy: conntrack is "none"; it takes a mapping; it is not heeded',
+        "ConfigMap kube-proxy: iptables.masqueradeBit is 99; it takes a number from 0 to 31; "
+        "it is not heeded",
+        'ConfigMap kube-proxy: nodePortAddresses has "nowhere"; it takes CIDRs; it is not heeded',
+    ]
+    proxy = told.lab.service_proxy
+    assert (proxy.mode, proxy.clusterCIDR) == ("nftables", "")
+    assert (proxy.iptables.masqueradeAll, proxy.iptables.masqueradeBit) == (True, 14)
+    assert proxy.nodePortAddresses == ("10.0.0.0/24",)
+
+
+@pytest.mark.parametrize(
+    ("mode", "local"),
+    [
+        ("BridgeInterface", {"bridgeInterface": "cni0"}),
+        ("InterfaceNamePrefix", {"interfaceNamePrefix": "veth"}),
+    ],
+)
+def test_to_compare_with_a_node_its_own_interfaces_count(
+    loaded: Any, mode: str, local: Object
+) -> None:
+    more = f"detectLocalMode: {mode}\ndetectLocal: {json.dumps(local)}\n"
+    cluster = [*calico_cluster(), kube_proxy("iptables", "", more)]
+    here = loaded(*cluster).lab.service_proxy
+    assert (here.detectLocalMode, here.detectLocal.bridgeInterface) == ("BridgeInterface", "cbr0")
+    there = loaded(*cluster, own_interfaces=True).lab.service_proxy
+    assert there.detectLocalMode == mode
+    assert msgspec.to_builtins(there.detectLocal) == local

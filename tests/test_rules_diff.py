@@ -358,3 +358,22 @@ def test_what_the_tools_of_this_machine_print(running: Lab, mode: ProxyMode, lis
     )
     # only in iptables mode rules do not depend on the node here
     assert other.return_value == (0 if mode == "iptables" else 1)
+
+
+@pytest.mark.parametrize("state", ["detect-bridge", "detect-prefix"])
+def test_rules_of_a_cluster_name_the_interfaces_of_its_nodes(state: str, tmp_path: Path) -> None:
+    """The objects as kubectl prints them, with kube-proxy's own configuration."""
+    of_cluster = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "kube-proxy", "namespace": "kube-system", "uid": "1"},
+        "data": {"config.conf": read(state, "config.yaml")},
+    }
+    objects = tmp_path / "cluster.yaml"
+    objects.write_text(f"{json.dumps(of_cluster)}\n---\n{read(state, 'objects.yaml')}")
+    for name in ("iptables.txt", "nftables.txt"):
+        rules = tmp_path / name
+        rules.write_text(listed(state, name))
+        arguments = ["rules", "diff", str(rules), "--node", "edge-a", "--topology", str(objects)]
+        done = CliRunner().invoke(command, arguments)
+        assert done.exit_code == 0, done.output

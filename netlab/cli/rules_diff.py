@@ -99,7 +99,7 @@ def _read(file: str) -> str:
 def _loaded(topology: str) -> Lab:
     from netlab.topology.load import load
 
-    loaded = load(topology)
+    loaded = load(topology, own_interfaces=True)
     for warning in loaded.warnings:
         click.echo(str(warning), err=True)
     return loaded.lab

@@ -28,6 +28,7 @@ from netlab.topology import kubernetes as k8s
 from netlab.topology import lab_document, model
 from netlab.topology.addresses import Network, family, family_of, is_network, smallest_network
 from netlab.topology.allocate import FEATURE_GATES, NODE_PORT_ADDRESSES, OVERLAYS, PROXY_MODES
+from netlab.topology.convert import shown
 from netlab.topology.model import Family
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints, Document, Origin, Path, c_loader
@@ -42,16 +43,20 @@ class Cluster:
 
     origin: Origin
     name: str
+    own_interfaces: bool = False  # detectLocal names those of the cluster's nodes
     own: Collection[str] = ()  # fields of the spec that the file's Lab states
     spec: lab_document.LabSpec = field(default_factory=lab_document.LabSpec)
     told: dict[str, str] = field(default_factory=dict)  # field of the spec → who told it
     why: dict[str, str] = field(default_factory=dict)  # the same → why nobody's telling is this
 
 
-def complete(objects: Objects, name: str, found: Complaints) -> Cluster | None:
+def complete(
+    objects: Objects, name: str, found: Complaints, own_interfaces: bool = False
+) -> Cluster | None:
     """Give the objects what a cluster's settings say; None if they come from no cluster.
 
-    A field that the Lab states is not touched.
+    A field that the Lab states is not touched.  With `own_interfaces` kube-proxy goes by the
+    interfaces of the cluster's nodes, not by the lab's bridge.
     """
     dump = objects.of_cluster
     if dump:
@@ -61,7 +66,7 @@ def complete(objects: Objects, name: str, found: Complaints) -> Cluster | None:
         return None
     stated = objects.lab
     origin = stated.origin if stated else _origin(objects)
-    cluster = Cluster(origin, stated.item.metadata.name if stated else name)
+    cluster = Cluster(origin, stated.item.metadata.name if stated else name, own_interfaces)
     if stated and stated.item.spec:
         cluster.own = _stated_fields(stated.item.spec)
     for each in objects.settings:
@@ -264,23 +269,57 @@ def _read_proxy(
             found.assumption(message, document.origin, "data")
         mode = instead
     kept["mode"] = mode
-    if kept.get("detectLocalMode") in ("BridgeInterface", "InterfaceNamePrefix"):
-        theirs = " ".join(filter(None, kept.get("detectLocal", {}).values()))
+    proxy = _converted(kept, document, found)
+    local = proxy.detectLocal or lab_document.DetectLocalSpec()
+    of_interfaces = proxy.detectLocalMode in ("BridgeInterface", "InterfaceNamePrefix")
+    if of_interfaces and not cluster.own_interfaces:
+        theirs = " ".join(filter(None, (local.bridgeInterface, local.interfaceNamePrefix)))
         if theirs != "cbr0" and "serviceProxy" not in cluster.own:
             message = f"pods are behind the bridge cbr0: on the cluster's nodes behind {theirs}"
             found.assumption(message, document.origin, "data")
-        kept["detectLocalMode"] = "BridgeInterface"
-        kept["detectLocal"] = {"bridgeInterface": "cbr0"}
+        local = lab_document.DetectLocalSpec(bridgeInterface="cbr0")
+        proxy = replace(proxy, detectLocalMode="BridgeInterface", detectLocal=local)
     # Without one nothing counts as local: that is not the lab's default.
-    kept["clusterCIDR"] = _networks(settings.get("clusterCIDR")) or ""
-    try:
-        proxy = msgspec.convert(kept, lab_document.ServiceProxySpec)
-    except msgspec.ValidationError as error:
-        message = f"ConfigMap kube-proxy is heeded for its mode only: config.conf: {error}"
-        found.warning("no-settings", message, document.origin, "data")
-        proxy = lab_document.ServiceProxySpec(mode=mode)
+    proxy = replace(proxy, clusterCIDR=_networks(settings.get("clusterCIDR")) or "")
     if settings:
         _take(cluster, "serviceProxy", proxy, "ConfigMap kube-proxy")
+
+
+def _converted(
+    kept: dict[str, Any], document: Document, found: Complaints
+) -> lab_document.ServiceProxySpec:
+    """The fields that are right; each that is not is warned of."""
+    wrong: list[str] = []
+    if "clusterCIDR" in kept and _networks(kept["clusterCIDR"]) is None:
+        wrong.append(f"clusterCIDR is {shown(kept.pop('clusterCIDR'))}; it takes CIDRs")
+    if isinstance(addresses := kept.get("nodePortAddresses"), list):
+        right = [each for each in addresses if _is_node_port_address(each)]
+        strange = [shown(each) for each in addresses if each not in right]
+        if strange:
+            wrong.append(f"nodePortAddresses has {', '.join(strange)}; it takes CIDRs")
+        kept["nodePortAddresses"] = right
+    try:
+        proxy = msgspec.convert(kept, lab_document.ServiceProxySpec)
+    except msgspec.ValidationError:
+        from netlab.topology.mistakes import mistakes_in
+
+        for mistake in mistakes_in(kept, lab_document.ServiceProxySpec):
+            wrong.append(mistake.message)
+            *above, name = mistake.path
+            part: Any = kept
+            for step in above:
+                part = part[step]
+            del part[name]
+        proxy = msgspec.convert(kept, lab_document.ServiceProxySpec)
+    for each in wrong:
+        title = f"ConfigMap {document.value['metadata']['name']}"
+        message = f"{title}: {each}; it is not heeded"
+        found.warning("no-settings", message, document.origin, "data")
+    return proxy
+
+
+def _is_node_port_address(value: Any) -> bool:
+    return isinstance(value, str) and (value in NODE_PORT_ADDRESSES or is_network(value))
 
 
 def _known(name: str, value: Any) -> Any:
@@ -296,8 +335,6 @@ def _known(name: str, value: Any) -> Any:
         return {key: part for key, part in value.items() if key in names and part is not None}
     if name == "featureGates" and isinstance(value, dict):
         return {gate: on for gate, on in value.items() if gate in FEATURE_GATES}
-    if name == "nodePortAddresses" and isinstance(value, list):
-        return [text for text in value if text in NODE_PORT_ADDRESSES or is_network(str(text))]
     return value
 
 

@@ -38,11 +38,14 @@ def load(
     name: str | None = None,
     only: Sequence[str] = (),
     nodes: Sequence[str] = (),
+    own_interfaces: bool = False,
 ) -> Loaded:
     """The lab of a topology: a file, "-" for standard input, or the name of a shipped topology.
 
     `name` becomes the lab's name, whatever the file says; `only` and `nodes` choose a part of it
-    (see :func:`netlab.topology.selection.select`).  Raises NetlabError (exit code 2) with
+    (see :func:`netlab.topology.selection.select`).  With `own_interfaces` the rules of a cluster's
+    lab name the interfaces of its nodes, as kube-proxy has them there: good for comparing, not for
+    building.  Raises NetlabError (exit code 2) with
     every problem found, each with its place.
     """
     path = _path(source)
@@ -51,7 +54,7 @@ def load(
     if not objects.frame_is_whole():
         # What follows from a Lab or Node that could not be read is not worth telling.
         found.raise_errors()
-    cluster = complete(objects, _name_of(path), found)
+    cluster = complete(objects, _name_of(path), found, own_interfaces)
     lab = allocate(objects, _name_of(path), found)
     if cluster is not None:
         tell_assumptions(cluster, objects, lab, found)
