@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from netlab.lab.lifecycle import Outcome
-    from netlab.topology.model import IPTablesBackend
+    from netlab.topology.model import IPTablesBackend, Lab
 
 
 def _complete_topology(
@@ -107,7 +107,7 @@ def up(
     for line in taken_back:
         click.echo(f"{'would be ' * (dry_run or as_shell)}undone: {line}", err=True)
     if not (dry_run or as_shell):
-        _tell(lab.name, outcome)
+        _tell(lab, outcome)
     return int(Exit.YES)
 
 
@@ -147,13 +147,13 @@ def tell_of_processes(name: str, outcome: Outcome) -> None:
         click.echo(f"started what answers in the pods of {name} again", err=True)
 
 
-def _tell(name: str, outcome: Outcome) -> None:
+def _tell(lab: Lab, outcome: Outcome) -> None:
+    name = lab.name
     tell_of_processes(name, outcome)
     if not outcome.changes:
         click.echo(f"{name} is up; nothing {'else ' * outcome.restarted}to change", err=True)
         return
-    nodes = len(outcome.state.nodes)
-    pods = sum(len(node.pods) for node in outcome.state.nodes)
+    nodes, pods = len(lab.nodes), len(lab.pods)
     what = (
         f"{nodes} node{'s' * (nodes != 1)}, {pods} pod{'s' * (pods != 1)}"
         if outcome.created
