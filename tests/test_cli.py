@@ -92,6 +92,7 @@ def test_every_verb_has_help(verb: str) -> None:
         (("up",), "error[usage]: Missing argument 'TOPOLOGY'"),
         (("up", "--fast", "x"), "error[usage]: No such option"),
         (("up", "no-such-topology"), 'error[unknown-topology]: no topology "no-such-topology"'),
+        (("up", "two-node-vxlan", "--nodes", ","), "error[usage]: Invalid value for '--nodes'"),
         (("ls", "-o", "xml"), "error[usage]: Invalid value for '-o'"),
         (("get", "frogs", "--lab", "none"), "error[unknown-lab]"),
         (("trace", "a", "b", "--lab", "none"), "error[unknown-lab]"),

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from netlab.problems import NetlabError
+from netlab.topology import status
 from netlab.topology.load import Loaded, find, load, shipped
 from netlab.topology.model import Endpoint, Lab, Pod, Service
 
@@ -416,6 +417,12 @@ def test_all_of_a_load_balancer(tmp_path: Path) -> None:
     )
     found = service(of, "lb")
     assert found.load_balancer_ips == ("192.0.2.1", "192.0.2.2")
+    assert status.services(of)[0]["status"]["loadBalancer"]["ingress"] == [
+        {"ip": "192.0.2.1"},
+        {"ip": "192.0.2.2", "ipMode": "VIP"},
+        {"ip": "192.0.2.3", "ipMode": "Proxy"},
+        {"hostname": "x"},
+    ]
     assert found.load_balancer_source_ranges == ("198.51.100.0/24",)
     assert found.external_ips == ("192.0.2.5",)
     assert (found.session_affinity, found.affinity_timeout_s) == ("ClientIP", 90)

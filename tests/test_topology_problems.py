@@ -390,6 +390,50 @@ MISTAKES = {
         ("no-node", 10, 22),
         ["disk=ssd"],
     ),
+    "an interface with too long a name": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\nspec: {serviceProxy: "
+        "{detectLocalMode: BridgeInterface, detectLocal: {bridgeInterface: abcdefghijklmnop}}}\n",
+        ("bad-value", 4, 88),
+        ["Lab a: detectLocal.bridgeInterface", '"abcdefghijklmnop"', "15 characters"],
+    ),
+    "a prefix that leaves no room": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\nspec: {serviceProxy: "
+        "{detectLocalMode: InterfaceNamePrefix,\n"
+        " detectLocal: {interfaceNamePrefix: abcdefghijklmno}}}\n",
+        ("bad-value", 5, 37),
+        ["detectLocal.interfaceNamePrefix", "14 characters"],
+    ),
+    "an interface with a quotation mark": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\nspec: {serviceProxy: "
+        "{detectLocalMode: NodeCIDR,\n detectLocal: {bridgeInterface: 'a\"b'}}}\n",
+        ("bad-value", 5, 33),
+        ["detectLocal.bridgeInterface"],
+    ),
+    "an ingress address of nobody's mode": (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
+        "spec: {type: LoadBalancer, ports: [{port: 80}]}\n"
+        "status: {loadBalancer: {ingress: [{ip: 192.0.2.1, ipMode: Vip}]}}\n",
+        ("bad-value", 5, 59),
+        ["ingress[0].ipMode", '"Vip"', 'did you mean "VIP"'],
+    ),
+    "an ingress address that is none": (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
+        "spec: {type: LoadBalancer, ports: [{port: 80}]}\n"
+        "status: {loadBalancer: {ingress: [{ip: 300.1.1.1, ipMode: Proxy}]}}\n",
+        ("bad-address", 5, 40),
+        ["300.1.1.1"],
+    ),
+    "an ExternalName of nothing": (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {type: ExternalName}\n",
+        ("missing-field", 4, 7),
+        ["Service default/a: spec.externalName is missing"],
+    ),
+    "externalTrafficPolicy of what nobody reaches from outside": (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
+        "spec: {externalTrafficPolicy: Local, ports: [{port: 80}]}\n",
+        ("bad-value", 4, 31),
+        ["Service default/a", "ClusterIP Service has no externalTrafficPolicy"],
+    ),
     "one cluster IP twice": (
         "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
         "spec: {clusterIP: 10.96.1.1, ports: [{port: 80}]}\n---\n"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from netlab.problems import Exit, NetlabError, Problem, suggest
 
@@ -66,10 +67,18 @@ def selection_options(function: F) -> F:
         "--nodes",
         metavar="A,B",
         default="",
-        callback=lambda context, option, text: tuple(filter(None, text.split(","))),
+        callback=_names,
         help="Only these nodes, and the pods on them.",
     )
     return only(nodes(function))
+
+
+def _names(context: click.Context, option: click.Parameter, text: str) -> tuple[str, ...]:
+    """Names joined by commas."""
+    names = tuple(filter(None, map(str.strip, text.split(","))))
+    if not names and context.get_parameter_source(option.name or "") == ParameterSource.COMMANDLINE:
+        raise click.BadParameter("it names no node", context, option)
+    return names
 
 
 def iptables_backend_option(function: F) -> F:

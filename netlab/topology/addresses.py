@@ -14,6 +14,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Network,
     NetmaskValueError,
+    ip_address,
     ip_network,
 )
 
@@ -102,6 +103,15 @@ def network(
         message = f"{title}: {where} {text} is an address inside a network, not a network"
         found.error("bad-cidr", message, origin, *path, hint=f"did you mean {right}?")
     return None
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address of either family."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_network(text: str) -> bool:

@@ -26,6 +26,8 @@ _NODE_PORT_ADDRESSES_HINT = "a network such as 172.21.32.0/24, or primary, local
 FEATURE_GATES = ("AllowServiceExternalIPs", "KubeProxyNFTablesLocalhostNodePorts")
 LOCKED_GATES = ("MultiCIDRServiceAllocator", "NFTablesProxyMode", "PreferSameTrafficDistribution")
 TIMEOUTS = ("tcpEstablishedTimeout", "tcpCloseWaitTimeout", "udpTimeout", "udpStreamTimeout")
+# IFNAMSIZ less the end of a text; behind a prefix rules have a + (iptables) or a * (nftables).
+_LONGEST = {"bridgeInterface": 15, "interfaceNamePrefix": 14}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -38,7 +40,7 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
     decided = networks.decide(objects, found)
     overlay, proxy = _overlay(objects.lab, found), _service_proxy(objects.lab, decided, found)
     drafts = placement.decide(objects, decided, found)
-    made = services.decide(objects.services, decided, found)
+    made = services.decide(objects.services, decided, objects.of_cluster, found)
     behind = endpoints.decide(objects, decided, made, drafts, found)
     _listen_on_declared(drafts, found)
     found.raise_errors()
@@ -206,6 +208,12 @@ def _check_service_proxy(
         if spec.detectLocalMode == mode and not value:
             message = f"{title}: detectLocalMode {mode} needs detectLocal.{name}"
             found.error("missing-field", message, origin, *path, "detectLocalMode")
+        elif value and not _is_interface(value, _LONGEST[name]):
+            message = (
+                f"{title}: detectLocal.{name} {shown(value)} cannot be the name of an interface"
+            )
+            hint = f"at most {_LONGEST[name]} characters, no blank, /, : or quotation mark"
+            found.error("bad-value", message, origin, *path, "detectLocal", name, hint=hint)
     conntrack = spec.conntrack or lab_document.ConntrackSpec()
     for name in TIMEOUTS:
         text = getattr(conntrack, name)
@@ -223,6 +231,16 @@ def _check_service_proxy(
         elif gate in LOCKED_GATES and not on:
             message = f"{title}: the feature gate {gate} cannot be switched off any more"
             found.error("bad-value", message, origin, *key)
+
+
+def _is_interface(name: str, longest: int) -> bool:
+    """Whether the kernel takes a name (dev_valid_name, net/core/dev.c), and rules can hold it."""
+    return (
+        len(name.encode()) <= longest
+        and name.isprintable()
+        and name not in (".", "..")
+        and not set(" /:\"'") & set(name)
+    )
 
 
 def _seconds(duration: str | None) -> int | None:

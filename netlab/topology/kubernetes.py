@@ -200,6 +200,7 @@ class SessionAffinityConfig(Part, frozen=True):
 
 class ServiceSpec(Part, frozen=True):
     type: ServiceType | None = None
+    externalName: str | None = None
     clusterIP: str | None = None
     clusterIPs: list[str] | None = None
     ipFamilies: list[Family] | None = None
@@ -220,7 +221,7 @@ class ServiceSpec(Part, frozen=True):
 
 class LoadBalancerIngress(Part, frozen=True):
     ip: str | None = None
-    ipMode: str | None = None
+    ipMode: Literal["VIP", "Proxy"] | None = None
 
 
 class LoadBalancerStatus(Part, frozen=True):

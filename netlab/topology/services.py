@@ -10,7 +10,7 @@ from ipaddress import ip_network
 
 from netlab.topology import kubernetes as k8s
 from netlab.topology import model
-from netlab.topology.addresses import address, family_of, is_network, left_out
+from netlab.topology.addresses import address, family_of, is_address, is_network, left_out
 from netlab.topology.cluster_ips import ClusterIPs, is_headless
 from netlab.topology.convert import shown, shown_path
 from netlab.topology.model import Family
@@ -23,15 +23,15 @@ NODE_PORTS = range(30000, 32768)
 
 
 def decide(
-    stated: list[Stated[k8s.Service]], networks: Networks, found: Complaints
+    stated: list[Stated[k8s.Service]], networks: Networks, of_cluster: bool, found: Complaints
 ) -> list[model.Service]:
-    """All Services of a lab, in the file's order."""
+    """All Services of a lab, in the file's order; `of_cluster` if an API server took them."""
     cluster_ips = ClusterIPs(stated, networks, found)
     node_ports = _NodePorts(stated, found)
     services = []
     for each in stated:
         spec = each.item.spec or k8s.ServiceSpec()
-        _check_ports(each, found)
+        _check_ports(each, of_cluster, found)
         cluster_ip, *other_cluster_ips = cluster_ips.of(each) or ("",)
         policy = spec.externalTrafficPolicy or "Cluster"
         affinity = spec.sessionAffinityConfig
@@ -73,7 +73,7 @@ def decide(
 # Ports
 
 
-def _check_ports(each: Stated[k8s.Service], found: Complaints) -> None:
+def _check_ports(each: Stated[k8s.Service], of_cluster: bool, found: Complaints) -> None:
     """What the API server would refuse."""
     spec = each.item.spec or k8s.ServiceSpec()
     ports = spec.ports or []
@@ -83,6 +83,18 @@ def _check_ports(each: Stated[k8s.Service], found: Complaints) -> None:
     if headless and spec.type in ("NodePort", "LoadBalancer"):
         message = f'{each.title}: a {spec.type} Service cannot have clusterIP "None"'
         found.error("bad-value", message, each.origin, "spec", "clusterIP")
+    if spec.type == "ExternalName" and not spec.externalName:
+        message = f"{each.title}: spec.externalName is missing"
+        found.error("missing-field", message, each.origin, "spec")
+    outside = spec.type in ("NodePort", "LoadBalancer") or (
+        spec.type != "ExternalName" and spec.externalIPs
+    )
+    if spec.externalTrafficPolicy and not outside:
+        message = f"{each.title}: a {spec.type or 'ClusterIP'} Service has no externalTrafficPolicy"
+        # (Objects older than this check are in clusters still.)
+        complain = found.warning if of_cluster else found.error
+        hint = "with type: NodePort or LoadBalancer it has, or with externalIPs"
+        complain("bad-value", message, each.origin, "spec", "externalTrafficPolicy", hint=hint)
     names: set[str] = set()
     numbers: set[tuple[int, str]] = set()
     for index, port in enumerate(ports):
@@ -205,7 +217,9 @@ def _load_balancer_ips(
     spec = each.item.spec or k8s.ServiceSpec()
     kept = []
     for index, entry in enumerate(ingress):
-        if not entry.ip or (entry.ipMode or "VIP") != "VIP" or spec.type != "LoadBalancer":
+        if not entry.ip or spec.type != "LoadBalancer":
+            continue
+        if entry.ipMode == "Proxy" and is_address(entry.ip):
             continue
         path = ("status", "loadBalancer", "ingress", index, "ip")
         if family_of(entry.ip) not in families:

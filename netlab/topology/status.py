@@ -59,11 +59,21 @@ def services(lab: Lab) -> list[Object]:
     for service in lab.services:
         stated = declared.get((service.namespace, service.name), {})
         shown.append(_merged(stated, _service(service)))
+        ingress = _stated_ingress(stated) if service.type == "LoadBalancer" else None
+        if ingress:
+            shown[-1]["status"]["loadBalancer"] = {"ingress": ingress}
         if service.cluster_ip:
             policy = "SingleStack" if len(service.ip_families) < 2 else "RequireDualStack"
             spec = stated.get("spec") or {}
             shown[-1]["spec"]["ipFamilyPolicy"] = spec.get("ipFamilyPolicy") or policy
     return shown
+
+
+def _stated_ingress(stated: Object) -> list[Object] | None:
+    """Those too that kube-proxy has no rules for: host names, and `ipMode: Proxy`."""
+    status = stated.get("status") or {}
+    ingress: list[Object] | None = (status.get("loadBalancer") or {}).get("ingress")
+    return ingress
 
 
 def endpoint_slices(lab: Lab) -> list[Object]:
