@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from labs import small_lab
-from netlab.datapath.services.claims import losses, settled_ports
+from netlab.datapath.services.claims import losses, settled_ports, taken
 from netlab.datapath.services.endpoints import service_objects, service_ports
 from netlab.datapath.services.explain import read_service
 from netlab.datapath.services.modes import MODES
@@ -122,14 +122,18 @@ def contested_lab(mode: ProxyMode) -> Lab:
 def test_who_loses_what() -> None:
     lab = contested_lab("nftables")
     lost = losses(service_ports(lab, lab.nodes[0], 4))
-    assert {name: set(ips) for (name, _), ips in lost.items()} == {
-        "demo/c1-b": {"198.51.100.1"},
-        "demo/c2-a": {"198.51.100.2"},
-        "demo/c3-b": {"198.51.100.3"},
-        "demo/c4-b": {"10.99.0.42"},
-        "demo/c5-b": {"10.99.0.51"},
-        "demo/c6-b": {"198.51.100.6"},
+    assert {name: ips for (name, _), ips in lost.items()} == {
+        "demo/c1-b": {"198.51.100.1": "demo/c1-a"},
+        "demo/c2-a": {"198.51.100.2": "demo/c2-b"},
+        "demo/c3-b": {"198.51.100.3": "demo/c3-a"},
+        "demo/c4-b": {"10.99.0.42": "demo/c4-a"},
+        "demo/c5-b": {"10.99.0.51": "demo/c5-a"},
+        "demo/c6-b": {"198.51.100.6": "demo/c6-a"},
     }
+    for service in lab.services:
+        told = [(info.name, ip, by) for info, ip, by in taken(lab, lab.nodes[0], service)]
+        of_service = lost.get((service.key, "tcp"), {})
+        assert told == [(service.key, ip, by) for ip, by in of_service.items()]
     settled = {info.name: info for info in settled_ports(lab, lab.nodes[0], 4)}
     assert [name for name, info in settled.items() if not info.has_cluster_ip] == ["demo/c4-b"]
     assert settled["demo/c7-a"].external_ips == ("198.51.100.7",)

@@ -757,6 +757,26 @@ def test_selector_that_matches_in_another_namespace(tmp_path: Path) -> None:
     assert "namespace x" in found.hint
 
 
+def test_two_services_with_one_address_and_port(tmp_path: Path) -> None:
+    def service(name: str, fields: str) -> str:
+        ports = "ports: [{port: 80}]"
+        return (
+            f"---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n"
+            f"spec: {{{ports}, {fields}}}\n"
+        )
+
+    text = service("b", "externalIPs: [192.0.2.1, 10.96.0.77]")
+    other = service("a", "externalIPs: [192.0.2.1]") + service("c", "clusterIP: 10.96.0.77")
+    found = warnings(tmp_path, text + other)
+    assert {problem.code for problem in found} == {"shared-address"}
+    assert [(problem.message, where(problem)[1]) for problem in found] == [
+        ("Service default/b: 192.0.2.1 port 80/TCP is also that of default/a", 5),
+        ("Service default/c: 10.96.0.77 port 80/TCP is also that of default/b", 15),
+    ]
+    apart = service("a", "externalIPs: [192.0.2.1]").replace("80", "81")
+    assert warnings(tmp_path, service("b", "externalIPs: [192.0.2.1]") + apart) == []
+
+
 def test_named_target_port_that_no_pod_has(tmp_path: Path) -> None:
     pods = (
         "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {app: web}}\n"

@@ -102,6 +102,13 @@ def _tell_service(facts: Mapping[str, Any]) -> None:
             "HealthCheck NodePort": str(spec.get("healthCheckNodePort", "")),
             "Proxy Mode": facts["mode"],
             "Not Proxied": facts["notProxied"] or "",
+            "Taken": _list(
+                (
+                    f"{each['address']} port {each['port']}/{each['protocol']} by {each['by']}"
+                    for each in facts["taken"]
+                ),
+                "",
+            ),
         }
     )
     for port in facts["ports"]:

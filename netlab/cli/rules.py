@@ -165,6 +165,7 @@ def _service(
         if not met:
             click.echo(f"no rule: {_why_none(service)}")
         _print_met(reading, met)
+        _tell_of_taken(lab, node, service, port)
     if len(found) == 1:
         _tell_of_others(lab, found[0][0], service, port)
     return int(Exit.YES if whole else Exit.NO)
@@ -220,6 +221,17 @@ def _line_as_json(reading: Reading, block: Block, line: Line) -> dict[str, Any]:
         "endpoint": next((owner.endpoint for owner in owners if owner.endpoint), None),
         "says": reading.sentence(block, line),
     }
+
+
+def _tell_of_taken(lab: Lab, node: Node, service: Service, port: str | None) -> None:
+    """Which addresses of the Service lead to others."""
+    from netlab.datapath.services.claims import taken
+
+    for info, ip, winner in taken(lab, node, service):
+        if port in (None, info.name):
+            address = f"[{ip}]" if ":" in ip else ip
+            text = f"{winner} has {address}:{info.port}/{info.protocol.upper()} already"
+            click.echo(f"{text}: connections to it go there", err=True)
 
 
 def _tell_of_others(lab: Lab, node: Node, service: Service, port: str | None) -> None:

@@ -13,6 +13,7 @@ from netlab.datapath.services.choices import (
     selected,
     without_endpoint,
 )
+from netlab.datapath.services.claims import taken
 from netlab.datapath.services.endpoints import PROXY_NAME_LABEL
 from netlab.datapath.services.names import address_port
 from netlab.topology import status
@@ -35,6 +36,10 @@ def service(lab: Lab, described: Service, nodes: Iterable[Node]) -> Facts:
     return _about(lab, "Service", status.services(lab), described.namespace, described.name) | {
         "mode": lab.service_proxy.mode,
         "notProxied": _not_proxied(lab, described),
+        "taken": [
+            {"address": ip, "port": info.port, "protocol": info.protocol.upper(), "by": winner}
+            for info, ip, winner in taken(lab, (shown or lab.nodes)[0], described)
+        ],
         "ports": [_port(lab, described, port, shown) for port in described.ports],
         "notSelected": others,
     }

@@ -67,6 +67,7 @@ def decide(
                 labels=each.item.metadata.labels or {},
             )
         )
+    _tell_of_shared(stated, services, found)
     return services
 
 
@@ -192,6 +193,37 @@ class _NodePorts:
 
 
 # Addresses from outside
+
+
+def _tell_of_shared(
+    stated: list[Stated[k8s.Service]], services: list[model.Service], found: Complaints
+) -> None:
+    """External addresses and ports that several Services have; only one of them can be reached.
+
+    The API server takes them, and no proxy says anything.
+    """
+    claimants: dict[tuple[str, int, str], list[tuple[str, int, Path]]] = {}
+    external = {ip for each in services for ip in each.external_ips + each.load_balancer_ips}
+    for index, each in enumerate(services) if external else ():
+        if each.type == "ExternalName" or each.cluster_ip in ("", "None"):
+            continue
+        balanced: Path = ("status", "loadBalancer", "ingress")
+        paths: dict[str, Path] = dict.fromkeys(each.load_balancer_ips, balanced)
+        paths |= dict.fromkeys(each.external_ips, ("spec", "externalIPs"))
+        cluster_ips = (each.cluster_ip, *each.other_cluster_ips)
+        paths |= dict.fromkeys((ip for ip in cluster_ips if ip in external), ("spec",))
+        for ip, path in paths.items():
+            for port in each.ports:
+                name = f"{each.key}:{port.name}" if port.name else each.key
+                claim = (ip, port.port, port.protocol)
+                claimants.setdefault(claim, []).append((name, index, path))
+    for (ip, number, protocol), those in claimants.items():
+        first, *others = sorted(those)
+        for _, index, path in others:
+            loser, winner = stated[index], services[first[1]]
+            message = f"{loser.title}: {ip} port {number}/{protocol} is also that of {winner.key}"
+            hint = f"only one can have it: the first by name with endpoints, {winner.key} if it has"
+            found.warning("shared-address", message, loser.origin, *path, hint=hint)
 
 
 def _external_ips(

@@ -18,6 +18,8 @@ from netlab.datapath.services.endpoints import (
     ServiceObjects,
     ServicePortInfo,
     Verdict,
+    ports_of,
+    service_objects,
     service_ports,
 )
 from netlab.topology.model import Lab, Node, Service
@@ -25,8 +27,9 @@ from netlab.topology.model import Lab, Node, Service
 Claim = tuple[str, str, int]
 """Address, protocol (lower case) and port."""
 
-Losses = Mapping[tuple[str, str], Collection[str]]
-"""By name and protocol of a Service port: its addresses at which another one is reached."""
+Losses = Mapping[tuple[str, str], Mapping[str, str]]
+"""By name and protocol of a Service port: its addresses that another one has, and the other's name.
+"""
 
 
 class Claims:
@@ -84,19 +87,19 @@ def losses(infos: Iterable[ServicePortInfo]) -> Losses:
     for info in infos:
         for ip in {info.cluster_ip, *info.external_ips, *info.load_balancer_ips}:
             claimants[ip, info.protocol, info.port].append(info)
-    lost: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    lost: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for (ip, _, _), those in claimants.items():
         winner = next((info for info in those if _translates(info, ip)), those[0])
         for info in those:
             if info is not winner:
-                lost[info.name, info.protocol].add(ip)
+                lost[info.name, info.protocol][ip] = winner.name
     return lost
 
 
 def settled(infos: Iterable[ServicePortInfo], lost: Losses) -> list[ServicePortInfo]:
     """Service ports with each of their addresses once, and without those that they lose."""
     return [
-        _settled(info, lost.get((info.name, info.protocol), ()))
+        _settled(info, lost.get((info.name, info.protocol), {}))
         if lost or info.external_ips or info.load_balancer_ips
         else info
         for info in infos
@@ -113,6 +116,19 @@ def sharing(services: Iterable[Service], one: Service) -> tuple[Service, ...]:
     """The Service, and those that have one of its addresses, too."""
     own = {*_addresses(one)}
     return tuple(each for each in services if each is one or not own.isdisjoint(_addresses(each)))
+
+
+def taken(lab: Lab, node: Node, service: Service) -> list[tuple[ServicePortInfo, str, str]]:
+    """Ports of a Service with an address that others have on a node, that address, and who."""
+    objects = service_objects(lab)
+    some = [objects[each.key] for each in sharing(lab.services, service)]
+    found = []
+    for family in (4, 6):
+        lost = losses(ports_of(some, lab.service_proxy, node, family))
+        for info in ports_of((objects[service.key],), lab.service_proxy, node, family):
+            of_port = lost.get((info.name, info.protocol), {})
+            found += [(info, ip, winner) for ip, winner in of_port.items()]
+    return found
 
 
 def _settled(info: ServicePortInfo, lost: Collection[str]) -> ServicePortInfo:
