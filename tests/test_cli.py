@@ -126,6 +126,23 @@ def test_up_down_and_what_they_say(lab: str) -> None:
 
 
 @pytest.mark.kernel
+def test_pods_of_the_hosts_network_count_as_pods(tmp_path: Path) -> None:
+    name, file = fresh_name(), tmp_path / "t.yaml"
+    pods = ("{}", "{hostNetwork: true}")
+    file.write_text(
+        "---\n".join(
+            f"apiVersion: v1\nkind: Pod\nmetadata: {{name: p{i}}}\nspec: {spec}\n"
+            for i, spec in enumerate(pods)
+        )
+    )
+    try:
+        assert "is up: 1 node, 2 pods in" in netlab("up", str(file), "--lab", name).stderr
+        assert "2 pods" in netlab("status", name).stdout
+    finally:
+        netlab("down", name)
+
+
+@pytest.mark.kernel
 def test_up_starts_processes_again(lab: str) -> None:
     init = json.loads(netlab("status", "--lab", lab, "-o", "json").stdout)["init"]["pid"]
     os.kill(init, signal.SIGKILL)
