@@ -143,12 +143,16 @@ def ports_of(
 
 def cluster_ip_of(service: Service, family: int) -> str | None:
     """The Service's ClusterIP of a family; None if a proxy has nothing to do for it there."""
-    if service.type == "ExternalName" or service.cluster_ip in ("", "None"):
+    cluster_ip = service.cluster_ip
+    of_family = (":" in cluster_ip) is (family == 6)
+    if not (of_family or service.other_cluster_ips):
+        return None
+    if service.type == "ExternalName" or cluster_ip in ("", "None"):
         return None
     if PROXY_NAME_LABEL in service.labels:
         return None
-    if _is_of(service.cluster_ip, family):
-        return service.cluster_ip
+    if of_family:
+        return cluster_ip
     return next((ip for ip in service.other_cluster_ips if _is_of(ip, family)), None)
 
 

@@ -43,8 +43,9 @@ class TablesProxier:
 
     def whole(self) -> Tables:
         """Both tables with all Services."""
-        self._count_claims()
         services = self._known.values()
+        if any(each.service.external_ips or each.service.load_balancer_ips for each in services):
+            self._count_claims()
         return Tables(tables=tuple(table.whole(services) for table in self._tables))
 
     def update(self, changes: ServiceChanges) -> Update | None:
