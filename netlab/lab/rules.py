@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from netlab.datapath import faults
+from netlab.datapath import fault_edits
 from netlab.datapath.services import iptables_save, nftables_list
 from netlab.datapath.services.iptables import without_counting
 from netlab.datapath.services.modes import leftovers, mode_of
@@ -75,7 +75,7 @@ def _of_faults(namespace: Namespace, there: bool) -> Iterable[Change]:
     """Tables of faults, known by their names, that are to come and to go."""
     names = nft.names(namespace.name) if there else frozenset()
     wanted = {f"{table.family} {table.name}": table for table in namespace.tables}
-    old = {name for name in names if name.split()[1].startswith(faults.TABLE)}
+    old = {name for name in names if name.split()[1].startswith(fault_edits.TABLE)}
     if gone := tuple(sorted(old - wanted.keys())):
         yield Change(verb="delete", namespace=namespace.name, item=Leftovers(tables=gone))
     if new := tuple(table for name, table in wanted.items() if name not in old):
