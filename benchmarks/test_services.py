@@ -13,8 +13,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.conftest import Figures, Times
 from benchmarks.services import lab
-from netlab.datapath.services import nftables, nftables_flat
-from netlab.kernel import nft
+from netlab.datapath.services import iptables, nftables, nftables_flat
+from netlab.datapath.services.names import chain_hash
+from netlab.datapath.state import Backend
+from netlab.kernel import nft, xtables
 from netlab.kernel.namespaces import open_current
 from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
 from netlab.topology.model import Lab
@@ -60,6 +62,44 @@ def test_full_load_of_flat_maps(
     what = f"nftables-flat, {MANY:,} Services rendered and loaded, against nft -f"
     figures.ratio(what, ours.ms(), program.ms(), 1.3)
     figures.ratio("  of it the rendering", rendering.ms(), program.ms(), 0.3)
+
+
+@pytest.mark.parametrize("backend", xtables.BACKENDS)
+def test_full_load_of_iptables(
+    backend: Backend,
+    benchmark: BenchmarkFixture,
+    figures: Figures,
+    scratch: int,
+    tmp_path: Path,
+) -> None:
+    """In turns: rendered and loaded, and the tool; each into tables without rules."""
+    made = replace(lab(MANY), iptables_backend=backend)
+    node = made.nodes[0]
+    rules = iptables.render(made, node)
+    file = tmp_path / "rules"
+    file.write_text(rules.ipv4)
+    empty = "".join(f"*{table}\nCOMMIT\n" for table in ("mangle", "filter", "nat"))
+    clear = replace(rules, ipv4=empty, ipv6=empty)
+    program, rendering = Times(), Times()
+
+    def before() -> tuple[tuple[Lab], dict[str, object]]:
+        xtables.restore(scratch, clear)
+        with program.taken():
+            subprocess.run([f"iptables-{backend}-restore", file], check=True)
+        xtables.restore(scratch, clear)
+        chain_hash.cache_clear()
+        rendering.of(lambda: iptables.render(replace(made), node))
+        chain_hash.cache_clear()
+        return (replace(made),), {}
+
+    def render_and_load(fresh: Lab) -> None:
+        xtables.restore(scratch, iptables.render(fresh, node))
+
+    benchmark.pedantic(render_and_load, setup=before, rounds=ROUNDS)
+    ours = Times(list(benchmark.stats.stats.data))
+    what = f"iptables ({backend}), {MANY:,} Services rendered and loaded, against the tool"
+    figures.ratio(what, ours.ms(), program.ms(), 1.3)
+    figures.note("  of it the rendering", f"{rendering.ms():.0f} ms")
 
 
 def test_full_load_against_the_layout_of_kube_proxy(

@@ -59,7 +59,7 @@ def _nftables(what: str, found: Measured, figures: Figures) -> None:
 
 
 def _iptables(what: str, found: Measured, figures: Figures) -> None:
-    if found.services >= 10_000:
+    if found.services > 10_000:  # up to there test_services.py takes turns
         figures.ratio(f"{what}: full load, against the tool", found.load, found.tool_load, 1.3)
     for kind, taken in found.changes.items():
         figures.ratio(f"{what}: {kind}, against the tool", taken, found.tool_changes[kind], 1.3)

@@ -43,6 +43,11 @@ BACKENDS: tuple[Backend, ...] = ("nft", "legacy")
 # All legacy tools of a machine, in whatever namespace, wait for one lock, /run/xtables.lock.
 _PATIENCE_S = "60"
 
+# Reading rules is allocating and freeing small pieces of memory: glibc may keep more than seven of
+# a size at hand, which saves a tenth of the time.  Other C libraries take no notice.
+_TUNABLES = "GLIBC_TUNABLES"
+_KEEP_PIECES = "glibc.malloc.tcache_count=65535"
+
 
 def restore(namespace: str | int, ruleset: Ruleset, flush: bool = True) -> None:
     """Load a ruleset into a namespace (a name under /run/netns or a descriptor).
@@ -237,7 +242,11 @@ def _run(command: list[str], text: str) -> Popen[bytes]:
         source.write(text.encode())
         source.seek(0)
         return subprocess.Popen(
-            command, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            stdin=source,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={_TUNABLES: _KEEP_PIECES, **os.environ},
         )
 
 

@@ -37,8 +37,12 @@ class Table:
 
     def rules(self, chain: str) -> list[str]:
         """The rules of a chain, which is made: lines, to be added to where there are many."""
-        rules = self._hooks.get(chain)
-        return self._chains.setdefault(chain, []) if rules is None else rules
+        rules = self._chains.get(chain)
+        if rules is None:
+            rules = self._hooks.get(chain)
+            if rules is None:
+                rules = self._chains[chain] = []
+        return rules
 
     @property
     def name(self) -> str:
@@ -108,13 +112,15 @@ def _by_port(rules: list[str]) -> dict[str, list[str]]:
 
 
 @functools.cache
-def probability(ways: int) -> str:
-    """One in so many, as `iptables-save` prints it.
+def chance(ways: int) -> str:
+    """A match on one packet in so many, with a blank before it; "" if it is each.
 
     kube-proxy sends ten decimals, the kernel keeps a multiple of 2^-31, eleven are printed.
     """
+    if ways == 1:
+        return ""
     kept = round(float(f"{1 / ways:.10f}") * 2**31)
-    return f"{kept / 2**31:.11f}"
+    return f" -m statistic --mode random --probability {kept / 2**31:.11f}"
 
 
 def comment(text: str) -> str:

@@ -15,10 +15,10 @@ from ipaddress import ip_address, ip_network
 from netlab.datapath.services.endpoints import Endpoints, ServicePortInfo, Verdict
 from netlab.datapath.services.iptables_save import (
     Table,
+    chance,
     comment,
     host,
     nfacct,
-    probability,
     recent,
 )
 from netlab.datapath.services.local import LocalDetector
@@ -74,10 +74,7 @@ def add_nat_rules(table: Table, settings: Settings, info: ServicePortInfo) -> No
     cluster, local = f"KUBE-SVC-{digest}", f"KUBE-SVL-{digest}"
     external, firewall = f"KUBE-EXT-{digest}", f"KUBE-FW-{digest}"
     if info.internal is Verdict.FORWARD:
-        internal = local if info.internal_local else cluster
-        what = f"{info.name} cluster IP"
-        table.add("KUBE-SERVICES", _to(info, info.cluster_ip, what), f"-j {internal}")
-        _masquerade_cluster_ip(table, settings, info, internal)
+        _cluster_ip(table, settings, info, local if info.internal_local else cluster)
     if info.externally_accessible and info.has_any:
         for address in info.external_ips:
             what = f"{info.name} external IP"
@@ -98,27 +95,33 @@ def add_nat_rules(table: Table, settings: Settings, info: ServicePortInfo) -> No
     if _has_firewall(info):
         _firewall(table, settings, info, firewall, external)
     reachable = info.reachable
-    targets = {text: _endpoint_chain(info, text) for text in map(address_port, reachable)}
+    targets = {}
+    for endpoint in reachable:
+        text = address_port(endpoint)
+        targets[text] = chain = f"KUBE-SEP-{chain_hash(info.name, info.protocol, text)}"
+        table.chains[chain] = _translation(settings, info, endpoint.address, text, chain)
     if info.cluster:
         _choice(table, settings, info, cluster, _of(info.cluster, reachable, targets))
     if info.local:
         _choice(table, settings, info, local, _of(info.local, reachable, targets))
-    for endpoint, (text, chain) in zip(reachable, targets.items(), strict=True):
-        _translation(table, settings, info, endpoint.address, text, chain)
 
 
-def _masquerade_cluster_ip(
-    table: Table, settings: Settings, info: ServicePortInfo, chain: str
-) -> None:
-    """Mark what comes to the ClusterIP from elsewhere than a pod: its reply must come back here."""
+def _cluster_ip(table: Table, settings: Settings, info: ServicePortInfo, chain: str) -> None:
+    """The ClusterIP.  What comes there from elsewhere than a pod has to get its reply here."""
+    what = f"{info.name} cluster IP"
+    to_cluster_ip = _to(info, info.cluster_ip, what)
+    table.rules("KUBE-SERVICES").append(f"-A KUBE-SERVICES {to_cluster_ip} -j {chain}\n")
+    detector = settings.detector
     if settings.masquerade_all:
-        source, interface = "", ""
-    elif settings.detector:
-        source, interface = _from_pods(settings.detector, "! ")
-    else:
+        source = ""
+    elif detector is None:
         return
-    to_cluster_ip = _to(info, info.cluster_ip, f"{info.name} cluster IP", interface)
-    table.add(chain, source, to_cluster_ip, "-j KUBE-MARK-MASQ")
+    elif detector.cidr:
+        source = f"! -s {detector.cidr} "
+    else:
+        source, (_, interface) = "", _from_pods(detector, "! ")
+        to_cluster_ip = _to(info, info.cluster_ip, what, interface)
+    table.rules(chain).append(f"-A {chain} {source}{to_cluster_ip} -j KUBE-MARK-MASQ\n")
 
 
 def _external_local(
@@ -177,35 +180,33 @@ def _choice(
 ) -> None:
     """KUBE-SVC and KUBE-SVL: one endpoint of a set, the one remembered or one at random."""
     targets = [
-        ("" if settings.large_cluster else comment(f"{info.name} -> {text}"), target)
+        ("" if settings.large_cluster else f' -m comment --comment "{info.name} -> {text}"', target)
         for text, target in chains.items()
     ]
+    rules = table.rules(chain)
     if info.affinity_s is not None:
         within = f"--rcheck --seconds {info.affinity_s} --reap"
         for what, target in targets:
-            table.add(chain, what, recent(within, target, settings.family), f"-j {target}")
-    rules = table.rules(chain)
-    for ways, (what, target) in zip(range(len(targets), 0, -1), targets, strict=True):
-        chance = f" -m statistic --mode random --probability {probability(ways)}"
-        of_what = what and f" {what}"
-        rules.append(f"-A {chain}{of_what}{chance if ways > 1 else ''} -j {target}\n")
+            remembered = recent(within, target, settings.family)
+            rules.append(f"-A {chain}{what} {remembered} -j {target}\n")
+    ways = len(targets)
+    for what, target in targets:
+        rules.append(f"-A {chain}{what}{chance(ways)} -j {target}\n")
+        ways -= 1
 
 
 def _translation(
-    table: Table, settings: Settings, info: ServicePortInfo, address: str, text: str, chain: str
-) -> None:
+    settings: Settings, info: ServicePortInfo, address: str, text: str, chain: str
+) -> list[str]:
     """KUBE-SEP: the translation to one endpoint."""
-    what = "" if settings.large_cluster else f" {comment(info.name)}"
+    what = "" if settings.large_cluster else f' -m comment --comment "{info.name}"'
     remember = "" if info.affinity_s is None else f" {recent('--set', chain, settings.family)}"
     protocol = info.protocol
-    table.rules(chain).extend(
-        (
-            # An endpoint that reaches itself would answer itself, past the translation back.
-            f"-A {chain} -s {host(address)}{what} -j KUBE-MARK-MASQ\n",
-            f"-A {chain} -p {protocol}{what}{remember} -m {protocol} -j DNAT"
-            f" --to-destination {text}\n",
-        )
-    )
+    return [
+        # An endpoint that reaches itself would answer itself, past the translation back.
+        f"-A {chain} -s {host(address)}{what} -j KUBE-MARK-MASQ\n",
+        f"-A {chain} -p {protocol}{what}{remember} -m {protocol} -j DNAT --to-destination {text}\n",
+    ]
 
 
 def _has_firewall(info: ServicePortInfo) -> bool:
@@ -235,10 +236,6 @@ def _to(info: ServicePortInfo, address: str, what: str, interface: str = "") -> 
     between = f" {interface} " if interface else " "
     protocol = info.protocol
     return (
-        f"-d {host(address)}{between}-p {protocol} {comment(what)} "
+        f'-d {host(address)}{between}-p {protocol} -m comment --comment "{what}" '
         f"-m {protocol} --dport {info.port}"
     )
-
-
-def _endpoint_chain(info: ServicePortInfo, text: str) -> str:
-    return f"KUBE-SEP-{chain_hash(info.name, info.protocol, text)}"
