@@ -206,6 +206,7 @@ def by_tool(namespace: int, rules: Tables, directory: Path) -> str:
 def test_many_services_are_printed_as_after_the_tool(
     namespace: int, rules: Tables, tmp_path: Path
 ) -> None:
+    assert not nft.names(namespace)
     start = transactions(namespace)
     nft.load(namespace, rules)
     in_parts = transactions(namespace) - start
