@@ -112,6 +112,26 @@ def is_sound(name: str) -> None:
     assert answering(name) == names_of([pod for pod in lab.pods if pod.owner and pod.ready])
 
 
+def test_what_somebody_did_by_hand_stays_until_up(build: Callable[[], str]) -> None:
+    name = build()
+    by_hand = {
+        f"{name}:n1": "route add 192.0.2.0/24 via 172.21.32.12",
+        f"{name}:_switch": "route add 198.51.100.0/24 via 172.21.32.11",
+        f"{name}:n2": "route del 10.244.1.0/24",
+    }
+    for namespace, what in by_hand.items():
+        subprocess.run(["ip", "-n", namespace, *what.split()], check=True)
+    before = lifecycle.differences(record.read(name))  # type: ignore[arg-type]
+    assert len(before) == len(by_hand)
+    changed(name, lambda lab: scale(lab, ["deploy/web"], 4))
+    changed(name, lambda lab: label(lab, ["svc/web"], {"x": "y"}))
+    lab = record.read(name)
+    assert lab
+    assert lifecycle.differences(lab) == before
+    lifecycle.up(lab)
+    is_sound(name)
+
+
 def test_endpoints_follow_scale_readiness_and_labels(build: Callable[[], str]) -> None:
     name = build()
     first = names_of(pods(name))

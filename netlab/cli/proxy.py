@@ -33,7 +33,7 @@ def proxy(mode: str | None, lab_name: str | None, dry_run: bool, output: str | N
     """Show mode and settings of the service proxy, or switch a running lab to another mode.
 
     The rules of the new mode are loaded on every node, then those of the old one are removed.  The
-    other settings stay; connections through Services live on.
+    other settings stay; connections through Services live on, but not in mode none.
     """
     if mode is not None:
         from netlab.lab import change

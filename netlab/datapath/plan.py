@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from netlab.datapath.state import Change, Found, Item, LabState, Link, Namespace
+from netlab.datapath.state import Change, Found, Item, LabState, Link, Namespace, Sysctl
 
 
 def plan(desired: LabState, found: Mapping[str, Found]) -> list[Change]:
@@ -35,6 +35,35 @@ def plan(desired: LabState, found: Mapping[str, Found]) -> list[Change]:
         if name not in names:
             changes.append(Change(verb="delete", namespace=name, item=there.namespace))
     return changes
+
+
+def caused(changes: Iterable[Change], before: LabState, after: LabState) -> list[Change]:
+    """Those of changes that lead from one state to another.
+
+    The others would take back what somebody did by hand, whom a change of something else does not
+    concern.  Links are known by their names: what is found of one may not be what it should be.
+    """
+    old, new = (
+        {
+            (ns.name, *_identity(item)): item
+            for ns in state.namespaces()
+            for item in (ns, *_items(ns))
+        }
+        for state in (before, after)
+    )
+    keys = ((change, (change.namespace, *_identity(change.item))) for change in changes)
+    return [change for change, key in keys if old.get(key) != new.get(key)]
+
+
+def _identity(item: Item) -> tuple[object, ...]:
+    match item:
+        case Namespace():
+            return (Namespace,)
+        case Link(name=name):
+            return Link, name
+        case Sysctl(path=path):
+            return Sysctl, path
+    return (item,)
 
 
 def _items(namespace: Namespace) -> Iterable[Item]:

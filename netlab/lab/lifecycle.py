@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import msgspec
 
 from netlab.datapath import faults
 from netlab.datapath.build import build
-from netlab.datapath.plan import plan
+from netlab.datapath.plan import caused, plan
 from netlab.datapath.state import Change, Found, LabState
 from netlab.kernel import converge, namespaces, observe
 from netlab.lab import connections, control, record, rules
@@ -60,7 +60,8 @@ def up(lab: Lab, dry_run: bool = False) -> Outcome:
             restarted = bool(found) and not _has_processes(lab.name)
             try:
                 known = before if record.is_settled(lab.name) else None
-                changes, unserved = _converge(lab, state, found, known)
+                changes = _changes(lab, state, found)
+                unserved = _converge(lab, state, found, known, changes)
             except BaseException:
                 if not found:
                     _remove(lab.name)
@@ -84,9 +85,10 @@ def change(
     before = _declared(name)
     if dry_run:
         changed = _decided(decide, before)
-        base = _base(before, changed.lab)
+        known = before if record.is_settled(name) else None
+        base = _base(known, changed.lab)
         state = faults.without_faults(build(changed.lab, rules=base is None), before)
-        changes = _changes(changed.lab, state, _found(state), base)
+        changes = _changes(changed.lab, state, _found(state), known, base)
         elapsed_s = time.perf_counter() - start
         return changed, Outcome(state, tuple(changes), (), False, False, elapsed_s, before)
     with namespaces.run_dir(), record.locked(name):
@@ -97,16 +99,18 @@ def change(
             raise
         changed = _decided(decide, before)
         known = before if record.is_settled(name) else None
-        base = _base(before, changed.lab)
+        base = _base(known, changed.lab)
         state = faults.without_faults(build(changed.lab, rules=base is None), before)
         found = _found(state)
         restarted = not _has_processes(name)
         try:
-            changes, unserved = _converge(changed.lab, state, found, known, base)
+            changes = _changes(changed.lab, state, found, known, base)
+            unserved = _converge(changed.lab, state, found, known, changes)
         except BaseException:
             was = faults.without_faults(build(before), changed.lab)
             with contextlib.suppress(NetlabError, OSError):
-                _converge(before, was, _found(was), None)
+                now = _found(was)
+                _converge(before, was, now, None, _changes(before, was, now))
             raise
     elapsed_s = time.perf_counter() - start
     return changed, Outcome(state, tuple(changes), unserved, False, restarted, elapsed_s, before)
@@ -140,13 +144,12 @@ def _converge(
     state: LabState,
     found: Mapping[str, Found],
     known: Lab | None,
-    base: Lab | None = None,
-) -> tuple[list[Change], tuple[control.Unserved, ...]]:
-    """Make the kernel hold a lab; `known` is what it is known to hold, `base` as in `_changes`."""
+    changes: Sequence[Change],
+) -> tuple[control.Unserved, ...]:
+    """Make the kernel hold a lab, by these changes; `known` is what it is known to hold."""
     data = record.encode(lab)
     record.write(lab.name, data)
     init = control.start(lab.name)
-    changes = _changes(lab, state, found, base)
     faulty = faults.faulty(lab)
     loads = rules.Loads(changes, faulty)
     try:
@@ -164,7 +167,7 @@ def _converge(
         converge.forget_learned(ns.name for ns in state.namespaces() if ns.name in found)
     init.declare(data)
     record.settle(lab.name)
-    return changes, init.serve(state.servers)
+    return init.serve(state.servers)
 
 
 def _declared(name: str) -> Lab:
@@ -208,20 +211,33 @@ def _with_faults(changed: Changed, lasting: tuple[Fault, ...]) -> Changed:
     return dataclasses.replace(changed, lab=msgspec.structs.replace(changed.lab, faults=lasting))
 
 
-def _base(before: Lab, after: Lab) -> Lab | None:
+def _base(known: Lab | None, after: Lab) -> Lab | None:
     """What the rules in the kernel are those of, if that is known and may be changed in place."""
-    same_mode = before.service_proxy.mode == after.service_proxy.mode
-    same = same_mode and before.faults == after.faults
-    return before if same and record.is_settled(before.name) else None
+    if known is None or known.faults != after.faults:
+        return None
+    return known if known.service_proxy.mode == after.service_proxy.mode else None
 
 
 def _changes(
-    lab: Lab, state: LabState, found: Mapping[str, Found], base: Lab | None = None
+    lab: Lab,
+    state: LabState,
+    found: Mapping[str, Found],
+    known: Lab | None = None,
+    base: Lab | None = None,
 ) -> list[Change]:
-    """What leads from what is found to the state; rules from those of `base`, if it is known."""
+    """What leads from what is found to the state; rules from those of `base`, if given.
+
+    Where all of `known` was there, only what `lab` has otherwise: what somebody did by hand since
+    is the business of `up`, unless whole namespaces are gone.
+    """
+    changes = plan(state, found)
+    if known is not None:
+        was = faults.without_faults(build(known, rules=False), known)
+        if all(namespace.name in found for namespace in was.namespaces()):
+            changes = caused(changes, was, state)
     if base is None:
-        return [*plan(state, found), *rules.changes(state, found)]
-    return [*plan(state, found), *rules.updates(faults.faulty(base), faults.faulty(lab), found)]
+        return [*changes, *rules.changes(state, found)]
+    return [*changes, *rules.updates(faults.faulty(base), faults.faulty(lab), found)]
 
 
 def _has_processes(name: str) -> bool:
