@@ -336,6 +336,24 @@ def test_readiness_and_deletion(tmp_path: Path) -> None:
     assert [each.ready for each in endpoints(of, "web")] == [True, True, True]
 
 
+def test_slices_of_a_headless_service_are_not_those_of_another(tmp_path: Path) -> None:
+    """kube-proxy does not watch slices with that label, whatever Service they name."""
+    text = (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n"
+        "spec: {clusterIP: %s, ports: [{name: a, port: 80}]}\n---\n"
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: web-1\n"
+        "  labels: {kubernetes.io/service-name: web, service.kubernetes.io/headless: ''}\n"
+        "addressType: IPv4\nports: [{name: a, port: 7000}]\n"
+        "endpoints: [{addresses: [172.21.32.11], nodeName: n1}]\n---\n"
+        "{apiVersion: v1, kind: Node, metadata: {name: n1}}\n"
+    )
+    result = loaded(tmp_path, text % "10.96.0.9")
+    (warning,) = result.warnings
+    assert "service.kubernetes.io/headless" in warning.message
+    assert endpoints(result.lab, "web") == ()
+    assert len(endpoints(loaded(tmp_path, text % "None").lab, "web")) == 1
+
+
 def test_slices_in_the_file_win_over_the_selector(tmp_path: Path) -> None:
     text = SERVICE + POD % ("x", 8001)
     slices = (

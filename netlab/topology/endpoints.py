@@ -28,6 +28,7 @@ from netlab.topology.pods import DraftPod
 from netlab.topology.services import target_number
 
 _SERVICE_NAME = "kubernetes.io/service-name"
+_HEADLESS = "service.kubernetes.io/headless"
 _TOPOLOGY_MODE = (  # the first that is there counts
     "service.kubernetes.io/topology-aware-hints",
     "service.kubernetes.io/topology-mode",
@@ -237,7 +238,7 @@ class _Given:
         self._nodes = {node.name for node in networks.nodes}
         self._slices: dict[str, list[Stated[k8s.EndpointSlice]]] = {}
         self._endpoints: dict[str, Stated[k8s.Endpoints]] = {}
-        known = {service.key for service in services}
+        known = {service.key: service for service in services}
         for each in objects.slices:
             self._add(each, known)
         for endpoints in objects.endpoints:
@@ -247,9 +248,10 @@ class _Given:
                 message = f"{endpoints.title}: there is no Service of that name in the file"
                 found.warning("no-service", message, endpoints.origin)
 
-    def _add(self, each: Stated[k8s.EndpointSlice], known: set[str]) -> None:
+    def _add(self, each: Stated[k8s.EndpointSlice], known: Mapping[str, model.Service]) -> None:
         """Sort in a slice of a Service that there is, of a family that there is."""
-        name = (each.item.metadata.labels or {}).get(_SERVICE_NAME)
+        labels = each.item.metadata.labels or {}
+        name = labels.get(_SERVICE_NAME)
         kind = each.item.addressType
         if name is None:
             message = f"{each.title} has no label {_SERVICE_NAME}"
@@ -257,6 +259,9 @@ class _Given:
         elif f"{each.namespace}/{name}" not in known:
             message = f"{each.title} belongs to Service {name}, which is not in the file"
             self._found.warning("no-service", message, each.origin)
+        elif _HEADLESS in labels and known[f"{each.namespace}/{name}"].cluster_ip != "None":
+            message = f"{each.title}: kube-proxy heeds no endpoints with the label {_HEADLESS}"
+            self._found.warning("no-part", message, each.origin, "metadata", "labels", _HEADLESS)
         elif kind == "FQDN":
             message = f"{each.title}: kube-proxy heeds no endpoints of addressType FQDN"
             self._found.warning("no-part", message, each.origin, "addressType")
