@@ -124,6 +124,16 @@ def test_endpoints_of_the_other_family_and_those_that_stand_twice() -> None:
     assert any(reason.startswith("it is IPv4, and [") for reason in reasons)
 
 
+def test_a_node_port_of_both_families_is_one_way_for_each() -> None:
+    lab, here = golden_lab("dual-stack")
+    (described,) = (each for each in lab.services if len(each.cluster_ips) > 1)
+    ways = {at: c for c in choices(lab, described, described.ports[0], here) for at in c.to}
+    for at, other in (("NodePort 30580 over IPv4", 6), ("NodePort 30580 over IPv6", 4)):
+        left = [each for each in ways[at].left_out if each.why.startswith(f"it is IPv{other}, ")]
+        assert left
+        assert all((":" in each.endpoint.address) == (other == 6) for each in left)
+
+
 def test_pods_that_are_selected_and_are_no_endpoint() -> None:
     named = {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]}
     port = {"name": "http", "containerPort": 8080}

@@ -282,6 +282,24 @@ def test_nodes_services_and_what_differs(running: Lab) -> None:
 
 
 @pytest.mark.kernel
+def test_what_another_service_needs_is_not_too_much(running: Lab) -> None:
+    """An endpoint that names no node here, and this one in another Service."""
+    web = next(each for each in running.endpoints if each.protocol == "TCP")
+    local = next(each for each in web.endpoints if each.node == "n1")
+    port = ServicePort(port=80, target_port=local.port)
+    same = Service(namespace="demo", name="same", cluster_ip="10.99.0.77", ports=(port,))
+    behind = replace(
+        web, service="same", port_name="", endpoints=(replace(local, node=None, pod=None),)
+    )
+    lab = replace(
+        running, services=(*running.services, same), endpoints=(*running.endpoints, behind)
+    )
+    lifecycle.up(lab)
+    assert netlab(lab, "rules", "svc/same", "--node", "n1")[0] == 0
+    lifecycle.up(running)
+
+
+@pytest.mark.kernel
 def test_what_somebody_took_away_is_said(running: Lab) -> None:
     commands = {
         "iptables": "iptables -t nat -F KUBE-SERVICES",

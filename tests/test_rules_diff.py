@@ -102,6 +102,7 @@ SPELLINGS = [
     (r"priority dstnat - 10", "priority -110"),
     (r"size 65535", "size 65535\t# count 3"),
     (r" \. tcp \. ", " . 6 . "),
+    (r"timeout 3h", "timeout 10800s"),
     (r"(?s)\A", "# Warning: table ip nat is managed by iptables-nft, do not touch!\n"),
 ]
 

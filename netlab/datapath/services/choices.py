@@ -58,7 +58,8 @@ def choices(lab: Lab, service: Service, port: ServicePort, node: Node) -> list[C
         for info in ports_of([objects], lab.service_proxy, node, family):
             if (info.name, info.protocol) == name:
                 stated = lab.endpoints_of(service, port)
-                found += _Ways(lab, node, family, info, stated).all()
+                both = len(service.cluster_ips) > 1
+                found += _Ways(lab, node, family, info, stated, both).all()
     return found
 
 
@@ -66,9 +67,16 @@ class _Ways:
     """The ways to one port by the addresses of one family."""
 
     def __init__(
-        self, lab: Lab, node: Node, family: int, info: ServicePortInfo, stated: Endpoints
+        self,
+        lab: Lab,
+        node: Node,
+        family: int,
+        info: ServicePortInfo,
+        stated: Endpoints,
+        both: bool,
     ) -> None:
         self._node, self._info, self._stated = node, info, stated
+        self._family, self._both = family, both  # whether the Service is of both families
         self._mode = lab.service_proxy.mode
         self._knows_pods = local_detector(lab.service_proxy, node, family) is not None
 
@@ -79,7 +87,8 @@ class _Ways:
         yield self._way(self._at(info.cluster_ip), "anybody", wanted, info.internal, policy)
         others, balanced = self._at(*info.external_ips), self._at(*info.load_balancer_ips)
         if info.node_port:
-            others += (f"NodePort {info.node_port}",)
+            of = f" over IPv{self._family}" if self._both else ""
+            others += (f"NodePort {info.node_port}{of}",)
         if info.source_ranges:
             yield from self._from_outside(balanced)
         else:
@@ -154,14 +163,11 @@ class _Ways:
 
     def _unknown(self, to: str) -> Iterator[LeftOut]:
         """Endpoints that the proxy of this family does not see, or that stand twice."""
-        six = to.startswith("[")
         known = {id(endpoint) for endpoint in self._info.known}
         for endpoint in self._stated:
-            if (":" in endpoint.address) is not six:
-                if to.startswith("NodePort"):
-                    continue  # (it serves the same port of the other family)
-                own, this = (4, 6) if six else (6, 4)
-                yield LeftOut(endpoint, f"it is IPv{own}, and {to} is IPv{this}")
+            own = 6 if ":" in endpoint.address else 4
+            if own != self._family:
+                yield LeftOut(endpoint, f"it is IPv{own}, and {to} is IPv{self._family}")
             elif id(endpoint) not in known:
                 yield LeftOut(endpoint, "the same endpoint stands in another EndpointSlice")
 

@@ -22,6 +22,9 @@ _CHOSEN = re.compile(r"(\d+) : goto (endpoint-[^\s,}]+)")
 
 _ANNOTATION = re.compile(r"[ \t]+# (?:handle|count) \d+.*$", re.M)
 
+_DURATION = re.compile(r"(?<=timeout )(?:\d+[dhms])+\b")
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
 # How versions of nft, and its options for numbers, spell the same otherwise; ours to the right.
 _SPELLINGS = tuple(
     (re.compile(pattern), ours)
@@ -81,6 +84,7 @@ class NftablesReading:
 
     def __init__(self, lab: Lab, node: Node, *, whole: bool = True) -> None:
         self.known = Known(lab, node, settled_ports)
+        self._whole = whole
         self._names: dict[str, Owner] = {}
         for infos in self.known.infos.values():
             for info in infos:
@@ -181,7 +185,10 @@ class NftablesReading:
         if key.name == "cluster-ips":
             return tuple(self.known.by_address[key.family].get(text, ()))
         if key.name == "hairpin-connections":
-            return tuple(self.known.by_endpoint[key.family].get(hairpin(text), ()))
+            # on another node's listing it is told whose it is; here it may be a Service's that is
+            # not looked at, which has the same endpoint
+            known = self.known.by_endpoint if self._whole else self.known.by_local_endpoint
+            return tuple(known[key.family].get(hairpin(text), ()))
         owner = self.known.by_port[key.family].get(text)
         if owner is None and (named := _COMMENT.search(element)) and "/" in named[1]:
             owner = Owner(named[1])
@@ -371,7 +378,14 @@ class NftablesReading:
 def _spelled(text: str) -> str:
     for pattern, ours in _SPELLINGS:
         text = pattern.sub(ours, text)
+    text = _DURATION.sub(_seconds, text)
     return _HEXADECIMAL.sub(lambda number: str(int(number[0], 16)), text)
+
+
+def _seconds(duration: re.Match[str]) -> str:
+    """`3h` as `10800s`, as `nft -n` prints it."""
+    parts = re.findall(r"(\d+)([dhms])", duration[0])
+    return f"{sum(int(count) * _UNITS[unit] for count, unit in parts)}s"
 
 
 def is_element(key: Key, line: str) -> bool:

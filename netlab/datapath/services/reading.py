@@ -157,6 +157,8 @@ class Known:
         self.by_port: dict[str, dict[str, Owner]] = {}
         self.by_address: dict[str, dict[str, list[Owner]]] = {}
         self.by_endpoint: dict[str, dict[str, list[Owner]]] = {}
+        self.by_local_endpoint: dict[str, dict[str, list[Owner]]] = {}  # of this node alone
+        self._node = node.name
         for family, infos in self.infos.items():
             self._index(family, infos)
 
@@ -164,6 +166,7 @@ class Known:
         ports = self.by_port.setdefault(family, {})
         addresses = self.by_address.setdefault(family, {})
         endpoints = self.by_endpoint.setdefault(family, {})
+        here = self.by_local_endpoint.setdefault(family, {})
         for info in infos:
             owner = Owner(info.name)
             own = (info.cluster_ip,) if info.has_cluster_ip else ()
@@ -176,7 +179,10 @@ class Known:
                 of_service.append(Owner(owner.service))
             for endpoint in info.reachable:
                 text = address_port(endpoint)
-                endpoints.setdefault(f"{text}/{info.protocol}", []).append(Owner(info.name, text))
+                serving = Owner(info.name, text)
+                endpoints.setdefault(f"{text}/{info.protocol}", []).append(serving)
+                if endpoint.node == self._node:
+                    here.setdefault(f"{text}/{info.protocol}", []).append(serving)
                 who = f", pod {endpoint.pod}" if endpoint.pod else ""
                 self._where[text] = f"{who} on {endpoint.node}" if endpoint.node else who
 
