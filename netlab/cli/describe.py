@@ -93,7 +93,9 @@ def _tell_service(facts: Mapping[str, Any]) -> None:
             "Type": spec["type"],
             "IPs": _list(spec.get("clusterIPs")),
             "External IPs": _list(spec.get("externalIPs"), ""),
-            "LoadBalancer Ingress": _list((entry.get("ip", "") for entry in ingress), ""),
+            "LoadBalancer Ingress": _list(
+                (entry.get("ip") or entry.get("hostname", "?") for entry in ingress), ""
+            ),
             "LoadBalancer Source Ranges": _list(spec.get("loadBalancerSourceRanges"), ""),
             "External Name": spec.get("externalName", ""),
             "Session Affinity": affinity,

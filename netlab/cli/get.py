@@ -253,7 +253,10 @@ def _pod_row(item: Object) -> list[str]:
 def _service_row(item: Object) -> list[str]:
     spec = item["spec"]
     ingress = item["status"]["loadBalancer"].get("ingress") or []
-    external = [*(spec.get("externalIPs") or []), *(entry.get("ip", "") for entry in ingress)]
+    external = [
+        *(spec.get("externalIPs") or []),
+        *(entry.get("ip") or entry.get("hostname", "?") for entry in ingress),
+    ]
     ports = (
         f"{port['port']}:{port['nodePort']}/{port['protocol']}"
         if "nodePort" in port

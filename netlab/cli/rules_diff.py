@@ -112,7 +112,7 @@ def _unrecognised(file: str, text: str) -> NetlabError:
     elif text.lstrip().startswith("{"):
         hint = "JSON of nft is not read: `nft list ruleset` without -j"
     return NetlabError(
-        Problem("not-rules", f"{file} holds no rules of kube-proxy, of no mode", hint=hint)
+        Problem("not-rules", f"{file} holds no rules of any mode of kube-proxy", hint=hint)
     )
 
 
