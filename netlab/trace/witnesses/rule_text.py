@@ -70,11 +70,12 @@ class RuleTexts:
         chains = {
             (run.place, run.family, run.table, match.chain) for run in runs for match in run.matches
         }
-        self._texts: dict[Chain, dict[int, str]] = {}
-        self._elements: dict[tuple[Place, str, Lookup], str | None] = {}
-        self._hooks: dict[Chain, str] = {}
-        self._generations: dict[Place, bytes] = {}
-        self._earlier = earlier
+        self._texts: dict[Chain, dict[int, str]] = dict(earlier._texts) if earlier else {}
+        self._elements: dict[tuple[Place, str, Lookup], str | None] = (
+            dict(earlier._elements) if earlier else {}
+        )
+        self._hooks: dict[Chain, str] = dict(earlier._hooks) if earlier else {}
+        self._generations: dict[Place, bytes] = dict(earlier._generations) if earlier else {}
         self._printing: list[tuple[Chain, list[int], Popen[str]]] = []
         self.failed: list[str] = []
         for place in dict.fromkeys(chain[0] for chain in chains):
@@ -84,7 +85,6 @@ class RuleTexts:
             except OSError as error:
                 self.failed.append(f"rule texts of {place.name}: {error.strerror or error}")
         self._collect()
-        self._earlier = None
 
     def __call__(self, run: Run, match: Match) -> Rule:
         """What is known of a rule."""
@@ -127,8 +127,7 @@ class RuleTexts:
     def _read(self, place: Place, chains: list[Chain], runs: list[Run]) -> None:
         native: Listing | None = None
         with entered(place.namespace), Netlink(_NETLINK_NETFILTER) as netlink:
-            self._generations[place] = _generation(netlink)
-            self._take_over(place)
+            self._forget_if_changed(place, _generation(netlink))
             for family, table, chain in {(run.family, run.table, run.chain) for run in runs}:
                 if (place, family, table, chain) not in self._hooks:
                     self._hooks[place, family, table, chain] = _hook(netlink, family, table, chain)
@@ -145,14 +144,14 @@ class RuleTexts:
                     self._texts[each] = native.rules(_FAMILIES[family], table, chain)
             self._look_up(place, runs, native)
 
-    def _take_over(self, place: Place) -> None:
-        """What was read earlier of a place whose rules are still the same."""
-        earlier = self._earlier
-        if earlier is None or earlier._generations.get(place) != self._generations[place]:
+    def _forget_if_changed(self, place: Place, generation: bytes) -> None:
+        """Forget what was read earlier of a place whose rules are not the same any more."""
+        if self._generations.get(place) == generation:
             return
-        self._texts |= {key: each for key, each in earlier._texts.items() if key[0] == place}
-        self._hooks |= {key: each for key, each in earlier._hooks.items() if key[0] == place}
-        self._elements |= {key: each for key, each in earlier._elements.items() if key[0] == place}
+        self._generations[place] = generation
+        self._texts = {key: each for key, each in self._texts.items() if key[0] != place}
+        self._hooks = {key: each for key, each in self._hooks.items() if key[0] != place}
+        self._elements = {key: each for key, each in self._elements.items() if key[0] != place}
 
     def _look_up(self, place: Place, runs: list[Run], native: Listing | None) -> None:
         """Elements of verdict maps whose verdict does not name its Service by a chain's name."""
