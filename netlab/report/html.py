@@ -7,7 +7,7 @@ import io
 from netlab.report.terminal import print_trace
 from netlab.trace.model import Trace
 
-_WIDTH = 110
+WIDTH = 110
 # No foreground or background of its own: those of the page hold.
 _FORMAT = (
     '<pre style="white-space:pre;overflow-x:auto;line-height:1.25;'
@@ -19,6 +19,6 @@ def trace_html(trace: Trace) -> str:
     """The tree of a trace; its styles are inline, and it asks for nothing."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), record=True, width=_WIDTH, highlight=False)
+    console = Console(file=io.StringIO(), record=True, width=WIDTH, highlight=False)
     print_trace(trace, console)
     return console.export_html(inline_styles=True, code_format=_FORMAT)
