@@ -80,6 +80,7 @@ def test_probes_of_a_series(figures: Figures, lab: Lab) -> None:
 def test_a_thousand_traces_leave_nothing(figures: Figures, lab: Lab) -> None:
     """Half of them single ones, half of them in series."""
     request = Request(lab.pods[0].key, "svc/web", namespace="demo")
+    gc.enable()  # as in a process that lives so long
 
     def some(count: int) -> None:
         for _ in range(count):

@@ -137,14 +137,12 @@ def test_what_is_not_as_expected(
 def test_expectations_are_references() -> None:
     lab = small_lab("lab")
     assert expectation(lab, None) is None
-    assert expectation(lab, "dropped", ["node/n2", "172.21.32.11"]) == Expectation(
-        "dropped", ("n2", "n1")
-    )
+    assert expectation(lab, "dropped", ["node/n2", "n1"]) == Expectation("dropped", ("n2", "n1"))
     assert expectation(lab, None, to="p1") == Expectation(to="demo/p1")
     assert expectation(lab, None, to="10.244.2.2", namespace="demo") == Expectation(to="demo/p1")
     assert expectation(lab, None, to="node/n2") == Expectation(to="n2")
     for via, to, said in (
-        (["n22"], None, 'unknown-node]: "n22" is no node of lab lab\n  hint: did you mean "n2"?'),
+        (["n22"], None, 'unknown-node]: node "n22" is not in lab lab\n  hint: did you mean "n2"?'),
         ([], "p11", 'unknown-name]: "p11" is not in lab lab\n  hint: did you mean "p1"?'),
         ([], "svc/web", "bad-receiver"),
         ([], "192.0.2.1", "bad-receiver"),

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from netlab.problems import NetlabError, Problem, suggest
+from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Lab
 from netlab.topology.references import resolve
 from netlab.trace.model import Trace
@@ -64,22 +64,9 @@ def expectation(
 
 
 def _node(lab: Lab, text: str) -> str:
-    """By its name, `node/NAME`, or an address of it."""
-    name = text.removeprefix("node/")
-    known = [node.name for node in lab.nodes]
-    if name in known:
-        return name
-    for node in lab.nodes:
-        if text in node.addresses:
-            return node.name
-    near = suggest(name, known)
-    raise NetlabError(
-        Problem(
-            "unknown-node",
-            f'"{text}" is no node of lab {lab.name}',
-            hint=f'did you mean "{near}"?' if near else "`netlab get nodes` lists them",
-        )
-    )
+    node = resolve(lab, f"node/{text.removeprefix('node/')}").node
+    assert node is not None
+    return node.name
 
 
 def _receiver(lab: Lab, text: str, namespace: str | None) -> str:
