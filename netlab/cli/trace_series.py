@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -37,14 +38,19 @@ def run_series(
 
     tally = Tally(lab, aim(lab, request), count, expectation)
     interrupted = False
+    shows_progress = sys.stderr.isatty() and output != "ndjson"
     try:
         with closing(traces(lab, request, count)) as found:
-            for trace in found:
+            for number, trace in enumerate(found, 1):
                 tally.add(trace)
                 if output == "ndjson":
                     click.echo(encode_line(trace).decode())
+                elif shows_progress:
+                    click.echo(f"\r{number} of {count}", nl=False, err=True)
     except KeyboardInterrupt:
         interrupted = True
+    if shows_progress:
+        click.echo("\r\x1b[K", nl=False, err=True)
     series = tally.series()
     _print(series, output, console)
     if interrupted:
