@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
+import re
 import socket
 import statistics
 import struct
@@ -10,11 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import labs, settle
 from benchmarks.conftest import Figures, Times
+from netlab.datapath.state import namespace_name
+from netlab.kernel import nft
 from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle
 from netlab.topology.load import load
@@ -24,6 +31,7 @@ from netlab.trace.aim import Request, aim
 from netlab.trace.family import IPV4
 from netlab.trace.mark import Mark
 from netlab.trace.run import trace
+from netlab.trace.series import traces
 from netlab.trace.witnesses import Witness
 from netlab.trace.witnesses.conntrack import Connections
 from netlab.trace.witnesses.kernel import Kernel
@@ -31,6 +39,7 @@ from netlab.trace.witnesses.packets import Packets, watched_words
 from netlab.trace.witnesses.rules import Rules
 
 TRACES = 30
+WARM_UP = 50
 ROUNDS, PINGS = 20, 1000
 
 
@@ -51,6 +60,80 @@ def test_a_second_trace(benchmark: BenchmarkFixture, figures: Figures, lab: Lab)
     benchmark.pedantic(trace, args=(lab, request), rounds=TRACES, warmup_rounds=2)
     times = Times(list(benchmark.stats.stats.data))
     figures.limit("a further trace in one process", times.ms(), 60, "ms")
+
+
+def test_probes_of_a_series(figures: Figures, lab: Lab) -> None:
+    """In turns with single traces."""
+    request = Request(lab.pods[0].key, "svc/web", namespace="demo")
+    single, probe = Times(), Times()
+    for _ in range(3):
+        single.of(lambda: trace(lab, request))
+        with contextlib.closing(traces(lab, request, TRACES)) as series:
+            next(series)
+            for _ in range(TRACES - 1):
+                probe.of(lambda: next(series))
+        for _ in range(TRACES // 3):
+            single.of(lambda: trace(lab, request))
+    figures.faster("a probe of a series, against a trace", probe.ms(), single.ms(), 2.5)
+
+
+def test_a_thousand_traces_leave_nothing(figures: Figures, lab: Lab) -> None:
+    """Half of them single ones, half of them in series."""
+    request = Request(lab.pods[0].key, "svc/web", namespace="demo")
+    gc.enable()  # as in a process that lives so long
+
+    def some(count: int) -> None:
+        for _ in range(count):
+            assert trace(lab, request).delivered
+        for each in traces(lab, request, count):
+            assert each.delivered
+        gc.collect()
+
+    some(WARM_UP)
+    before = _Held.now(lab)
+    some(1000 // 2)
+    after = _Held.now(lab)
+    figures.limit("memory of 1,000 traces", after.memory_mib - before.memory_mib, 2, "MiB")
+    for name, most in (("descriptors", 0), ("tables", 0), ("programs", 0), ("instances", 0)):
+        more = len(getattr(after, name)) - len(getattr(before, name))
+        figures.limit(f"{name} left by 1,000 traces", more, most, "")
+
+
+class _Held(msgspec.Struct):
+    """What this process has of the kernel, and its resident memory."""
+
+    memory_mib: float
+    descriptors: list[str]
+    tables: list[str]
+    programs: list[str]  # of BPF
+    instances: list[str]  # of tracefs
+
+    @classmethod
+    def now(cls, lab: Lab) -> _Held:
+        status = Path("/proc/self/status").read_text()
+        (resident,) = re.findall(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+        instances = Path("/sys/kernel/tracing/instances")
+        return cls(
+            memory_mib=int(resident) / 1024,
+            descriptors=os.listdir("/proc/self/fd"),
+            tables=[
+                table
+                for node in lab.nodes
+                for table in nft.names(namespace_name(lab.name, node.name))
+            ],
+            programs=_programs(),
+            instances=os.listdir(instances) if instances.is_dir() else [],
+        )
+
+
+def _programs() -> list[str]:
+    """Numbers of the BPF programs that descriptors of this process keep at work."""
+    found = []
+    for entry in os.listdir("/proc/self/fdinfo"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing
+            text = Path(f"/proc/self/fdinfo/{entry}").read_text()
+            found += re.findall(r"^prog_id:\s*(\d+)", text, re.MULTILINE)
+    return found
 
 
 def test_pings_of_others(figures: Figures, lab: Lab) -> None:

@@ -14,12 +14,12 @@ from netlab.cli.common import (
     complete_reference,
     lab_option,
     namespace_option,
-    only_lab,
     output_option,
     print_json,
     require_root,
     running_lab,
 )
+from netlab.lab.named import only_lab
 from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from netlab.cli.common import (
     complete_lab,
     iptables_backend_option,
     lab_option,
-    only_lab,
     output_option,
     print_json,
     print_table,
@@ -20,6 +19,7 @@ from netlab.cli.common import (
     running_lab,
     selection_options,
 )
+from netlab.lab.named import only_lab
 from netlab.problems import Exit, NetlabError
 
 if TYPE_CHECKING:

@@ -8,16 +8,30 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from netlab.cli.common import (
+    complete_node,
     complete_reference,
     lab_option,
     namespace_option,
     output_option,
+    print_json,
     running_lab,
 )
 from netlab.problems import Exit
 
 if TYPE_CHECKING:
-    from netlab.trace.model import ProbeProtocol
+    from rich.console import Console
+
+    from netlab.trace.expectation import Expectation, Expected
+    from netlab.trace.model import ProbeProtocol, Trace
+
+
+def _print_schema(context: click.Context, parameter: click.Parameter, what: str | None) -> None:
+    if what is None:
+        return
+    from netlab.trace.schema import series_schema, trace_schema
+
+    print_json(trace_schema() if what == "trace" else series_schema())
+    context.exit()
 
 
 @click.command()
@@ -54,9 +68,46 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="How long to wait for an answer; over TCP at most 0.95.  [default: 0.8]",
 )
+@click.option(
+    "--expect",
+    type=click.Choice(("delivered", "rejected", "dropped")),
+    help="Exit 0 if this happens, and 1 if anything else does.",
+)
+@click.option(
+    "--via",
+    metavar="NODE",
+    multiple=True,
+    shell_complete=complete_node,
+    help="Expect it to pass this node on its way there; repeatable.",
+)
+@click.option(
+    "--to", metavar="POD", shell_complete=complete_reference, help="Expect this pod to receive it."
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Send N probes from new source ports, and count who receives them.",
+)
+@click.option(
+    "--endpoint",
+    metavar="POD",
+    shell_complete=complete_reference,
+    help="Try source ports until the Service chooses this endpoint.",
+)
+@click.option(
+    "--schema",
+    type=click.Choice(("trace", "series")),
+    is_flag=False,
+    flag_value="trace",
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help="Print the JSON Schema of -o json (series: with --count), and do nothing else.",
+)
 @namespace_option
 @lab_option
-@output_option("json")
+@output_option("json", "ndjson")
 def trace(
     source: str,
     destination: str,
@@ -66,6 +117,11 @@ def trace(
     source_port: int | None,
     size: int | None,
     timeout_s: float | None,
+    expect: Expected | None,
+    via: tuple[str, ...],
+    to: str | None,
+    count: int | None,
+    endpoint: str | None,
     namespace: str | None,
     lab_name: str | None,
     output: str | None,
@@ -76,10 +132,13 @@ def trace(
     with or without :PORT, or node/NAME:PORT.
 
     The exit code is 0 if it was delivered there and back, 1 if it was rejected or dropped, 4 if it
-    could not be observed.
+    could not be observed.  With --expect, --via or --to it is 0 if all was as expected, 1 if not.
     """
-    # Nothing that one command makes is garbage before it ends.
-    gc.disable()
+    if count and endpoint:
+        raise click.UsageError("--count leaves the choice to the Service, --endpoint does not.")
+    if not count:
+        # Nothing that one trace makes is garbage before it ends.
+        gc.disable()
     lab = running_lab(lab_name)
     from netlab.trace.aim import DEFAULT_TIMEOUT_S, Request
     from netlab.trace.run import trace as run
@@ -95,22 +154,54 @@ def trace(
         size=size,
         source_port=source_port,
     )
-    found = run(lab, request)
-    if output == "json":
-        from netlab.trace.model import encode
+    expected = None
+    if expect or via or to:
+        from netlab.trace.expectation import expectation
 
-        click.echo(encode(found).decode())
+        expected = expectation(lab, expect, via, to, namespace)
+    if count:
+        from netlab.cli.trace_series import run_series
+
+        return run_series(lab, request, count, expected, output, None if output else _console())
+    if endpoint:
+        from netlab.trace.series import trace_to_endpoint
+
+        found = trace_to_endpoint(lab, request, endpoint)
     else:
-        from rich.console import Console
+        found = run(lab, request)
+    _print(found, output)
+    return _exit_code(found, expected)
 
-        from netlab.report.terminal import print_trace
 
-        console = Console(highlight=False)
-        # rich would end with 1, which says that the packet was dropped.
-        console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]
-        print_trace(found, console)
-    exits = {"delivered": Exit.YES, "unobserved": Exit.UNOBSERVED}
-    return exits.get(found.disposition, Exit.NO)
+def _print(found: Trace, output: str | None) -> None:
+    if output:
+        from netlab.trace.model import encode, encode_line
+
+        click.echo((encode(found) if output == "json" else encode_line(found)).decode())
+        return
+    from netlab.report.terminal import print_trace
+
+    print_trace(found, _console())
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    # rich would end with 1, which says that the packet was dropped.
+    console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]
+    return console
+
+
+def _exit_code(found: Trace, expected: Expectation | None) -> int:
+    if found.disposition == "unobserved":
+        return Exit.UNOBSERVED
+    if expected is None:
+        return Exit.YES if found.delivered else Exit.NO
+    differences = expected.differences(found)
+    if differences:
+        click.echo(f"not as expected: it {'; it '.join(differences)}", err=True)
+    return Exit.NO if differences else Exit.YES
 
 
 def _raise_broken_pipe() -> None:

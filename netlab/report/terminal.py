@@ -261,6 +261,9 @@ def _ending(trace: Trace) -> Iterable[Text]:
     told = summary(trace)
     if told:
         yield Text(told)
+    if trace.tries:
+        ports = "source port" if trace.tries == 1 else "source ports"
+        yield Text(f"{trace.tries} {ports} tried until that endpoint was chosen.")
     reports = {
         "packets": trace.witnesses.packets,
         "rules": trace.witnesses.rules,

@@ -16,6 +16,8 @@ from typing import Literal
 
 import msgspec
 
+from netlab.datapath.state import namespace_name
+
 SCHEMA = "netlab.trace/v1"
 
 ProbeProtocol = Literal["tcp", "udp", "icmp"]
@@ -386,8 +388,66 @@ class Trace(Data, frozen=True, kw_only=True):
     witnesses: Witnesses
     prediction: None = None
     elapsed_us: int  # from sending until the answer, or until giving up
+    tries: int | None = None  # source ports until the endpoint that was asked for was chosen
+
+    @property
+    def delivered(self) -> bool:
+        """Whether it arrived and the answer came back."""
+        return self.disposition == "delivered"
+
+    @property
+    def rejected(self) -> bool:
+        """Whether a reset or an ICMP error came back."""
+        return self.disposition == "rejected"
+
+    @property
+    def dropped(self) -> bool:
+        """Whether nothing came back."""
+        return self.disposition == "dropped"
+
+    @property
+    def endpoint(self) -> str | None:
+        """Who received the probe: `namespace/name` of a pod, or a node's name."""
+        return self.delivered_to.name if self.delivered_to else None
+
+    @property
+    def via(self) -> list[str]:
+        """The nodes whose namespace it was seen in on its way there, in order, each once."""
+        passed = (
+            hop.node
+            for hop in self.forward
+            if hop.node and hop.namespace == namespace_name(self.lab, hop.node)
+        )
+        return list(dict.fromkeys(passed))
+
+    @property
+    def reason(self) -> str | None:
+        """Why it was lost, as a code: "no-endpoints"."""
+        return self.drop.reason if self.drop else None
+
+    @property
+    def lost_on(self) -> str | None:
+        """The node that it was lost on, or whose pod it was lost in; None on the switch, too."""
+        return self.drop.node if self.drop else None
+
+    @property
+    def rules(self) -> list[str]:
+        """The texts of the rules that it met on its way there, in order."""
+        steps = (step for hop in self.forward for step in hop.steps)
+        return [step.rule for step in steps if isinstance(step, Rule) and step.rule]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from netlab.report.html import trace_html
+
+        return trace_html(self)
 
 
-def encode(trace: Trace) -> bytes:
-    """A trace as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(trace), indent=2)
+def encode(told: Data) -> bytes:
+    """A trace, or what is told of several, as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(told), indent=2)
+
+
+def encode_line(told: Data) -> bytes:
+    """The same in one line, for a stream of them."""
+    return msgspec.json.encode(told)

@@ -151,7 +151,8 @@ def _datagram(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
 def _build(aim: Aim, mark: Mark, address: str, port: int) -> bytes:
     layers = dissect.load()
     inet, inet6 = layers.inet, layers.inet6
-    identity = os.getpid() & 0xFFFF
+    # What connection tracking tells one ping from another by, as it does TCP by ports.
+    identity = int.from_bytes(os.urandom(2), "big")
     if aim.family is IPV4:
         ip = inet.IP(src=address, dst=aim.destination, ttl=64, flags="DF")
         echo = inet.ICMP(type="echo-request", id=identity, seq=1)

@@ -13,10 +13,11 @@ from netlab.trace import probe
 from netlab.trace.aim import Aim, Request, aim
 from netlab.trace.canary import Blind
 from netlab.trace.case import Case
-from netlab.trace.correlate import correlate, hops
+from netlab.trace.correlate import Observed, Story, correlate, hops
 from netlab.trace.explain import Explained, explain
 from netlab.trace.mark import Mark
 from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
+from netlab.trace.probe import Answer
 from netlab.trace.watch import Watch
 
 
@@ -27,12 +28,35 @@ def trace(lab: Lab, request: Request) -> Trace:
     the way is missing.  What could not be observed is no error but the disposition `unobserved`.
     """
     decided = aim(lab, request)
-    _require_namespaces(lab, decided)
+    require_namespaces(lab, decided)
     with Watch(lab, decided, mark := Mark.random(decided.protocol, decided.family)) as watch:
         answer = probe.send(decided, mark, request.timeout_s, watch)
-        observed = watch.observed(answer)
-        story = correlate(observed)
-        explained = explain(Case(lab, decided, answer, story, watch.decisions, observed.moments))
+        followed = follow(lab, decided, answer, watch)
+    return tell(lab, followed, watch)
+
+
+class Followed(msgspec.Struct, frozen=True):
+    """A probe that was sent, and what became of it."""
+
+    aim: Aim
+    answer: Answer
+    observed: Observed
+    story: Story
+    explained: Explained
+
+
+def follow(lab: Lab, decided: Aim, answer: Answer, watch: Watch, is_last: bool = True) -> Followed:
+    """Put together what was seen of a probe that has had its answer or its time."""
+    observed = watch.observed(answer, is_last)
+    story = correlate(observed)
+    case = Case(lab, decided, answer, story, watch.decisions, observed.moments)
+    return Followed(decided, answer, observed, story, explain(case))
+
+
+def tell(lab: Lab, followed: Followed, watch: Watch) -> Trace:
+    """The trace of a probe, with what the witnesses say of themselves until now."""
+    decided, observed, story = followed.aim, followed.observed, followed.story
+    explained = followed.explained
     origin = observed.sightings[0].t_ns if observed.sightings else 0
     blind = watch.blind
     return Trace(
@@ -52,11 +76,12 @@ def trace(lab: Lab, request: Request) -> Trace:
         forward=_ended("forward", hops(story.forward, origin), explained, decided),
         reply=_ended("reply", hops(story.reply, origin), explained, decided),
         witnesses=watch.reports(),
-        elapsed_us=answer.elapsed_us,
+        elapsed_us=followed.answer.elapsed_us,
     )
 
 
-def _require_namespaces(lab: Lab, decided: Aim) -> None:
+def require_namespaces(lab: Lab, decided: Aim) -> None:
+    """NetlabError (exit code 3) if a place on the way is not there."""
     missing = [place for place in decided.places if not namespaces.is_mounted(place.namespace)]
     if missing:
         raise NetlabError(

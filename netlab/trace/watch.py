@@ -54,7 +54,7 @@ class Watch:
         ]
         self._missed: dict[str, list[str]] = {}
         self._threads: list[threading.Thread] = []
-        self._text_problems: list[str] = []
+        self._texts: RuleTexts | None = None
         self.blind: list[Blind] = []
 
     def __enter__(self) -> Watch:
@@ -88,8 +88,27 @@ class Watch:
         """Whether, for all that is known now, the probe or its answer was lost."""
         return self._rules.dropped() or self._kernel.dropped()
 
-    def observed(self, answer: Answer) -> Observed:
-        """Read all witnesses; called once, when the probe has had its answer or its time."""
+    def translated(self, source: Socket) -> Socket | None:
+        """Where a node has turned the probe from `source` to; None if none is known to have."""
+        sent = Socket(ip=self._aim.destination, port=self._aim.port)
+        for entry in self._connections.events():
+            turned = entry.reply.source
+            if entry.original == Tuple(source=source, destination=sent) and turned != sent:
+                return turned
+        return None
+
+    def renew(self) -> None:
+        """Forget the probe that was observed: the next one has the same mark."""
+        for witness in self._witnesses:
+            witness.forget()
+        self._missed.clear()
+        self.blind = []
+
+    def observed(self, answer: Answer, is_last: bool = True) -> Observed:
+        """Read all witnesses, when the probe has had its answer or its time.
+
+        Once for each probe; after the last one nothing can be observed any more.
+        """
         self.blind += self._fly(_LAST_CANARY)
         self._join()
         now = time.monotonic_ns()
@@ -97,11 +116,13 @@ class Watch:
         runs = self._rules.events()
         moments = self._kernel.events(sightings)
         self._compare(now)
-        self._beside(self._packets.disarm)
-        self._beside(self._rules.disarm)
-        self._beside(self._kernel.disarm)
-        texts = RuleTexts(runs)
-        self._text_problems = texts.failed
+        if is_last:
+            self._beside(self._packets.disarm)
+            self._beside(self._rules.disarm)
+            self._beside(self._kernel.disarm)
+        else:
+            self._packets.count_lost()
+        texts = self._texts = RuleTexts(runs, self._texts)
         seen = {(each.place, each.packet.flow) for each in sightings}
         seen |= {(run.place, run.flow) for run in runs}
         return Observed(
@@ -130,8 +151,8 @@ class Watch:
             packets = f"partial: {'; '.join(self._missed['packets'])}"
         if kernel == "ok" and "kernel" in self._missed:
             kernel = f"partial: {'; '.join(self._missed['kernel'])}"
-        if rules == "ok" and self._text_problems:
-            rules = f"partial: {'; '.join(self._text_problems)}"
+        if rules == "ok" and self._texts and self._texts.failed:
+            rules = f"partial: {'; '.join(self._texts.failed)}"
         return Witnesses(
             packets=packets,
             rules=rules,

@@ -38,6 +38,9 @@ class Witness(Protocol):
     def events(self) -> Sequence[Any]:
         """What was seen of the probe, in order within each namespace."""
 
+    def forget(self) -> None:
+        """Forget what was seen until now, and go on watching: the next probe has the same mark."""
+
     def disarm(self) -> None:
         """Give everything back.  Can be called more than once."""
 

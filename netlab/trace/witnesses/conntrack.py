@@ -89,6 +89,13 @@ class Connections:
             if entry:
                 self._entries[place, entry.id] = entry
 
+    def forget(self) -> None:
+        for place, listener in self._listeners.items():
+            self._read(place, listener)
+            listener.overrun = False
+        # Those of canaries are still to be deleted.
+        self._entries = {key: self._entries[key] for key in self._canaries}
+
     def disarm(self) -> None:
         self._forget_canaries()
         for listener in self._listeners.values():

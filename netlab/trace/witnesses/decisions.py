@@ -116,6 +116,9 @@ class Decisions:
     def saw(self, canary: Canary) -> bool:
         return True
 
+    def forget(self) -> None:
+        self._links.clear()
+
     def events(self) -> list[Link]:
         """The devices that were asked about; decisions are answers to questions."""
         return [link for link in self._links.values() if link]

@@ -184,6 +184,13 @@ class Kernel:
         last, _ = self._kept[-1]
         return last.kind == "drop" and last.reason not in _HARMLESS
 
+    def forget(self) -> None:
+        self._read()
+        for each in (self._kept, self._canaries, self._lines):
+            each.clear()
+        self._owners.clear()
+        self._lost = -self._events.lost if self._events else 0
+
     def disarm(self) -> None:
         if self._events:
             self._lost += self._events.lost

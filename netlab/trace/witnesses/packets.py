@@ -171,11 +171,24 @@ class Packets:
                 device, _, kind = address[:3]
                 kept.append(_Frame(data, device, kind, _stamp(ancillary)))
 
-    def disarm(self) -> None:
+    def forget(self) -> None:
+        for place in self._sockets:
+            self._read(place)
+            self._frames[place] = []
+        self._canaries.clear()
+        self.count_lost()
+        self._lost = 0
+
+    def count_lost(self) -> None:
+        """Have :attr:`report` know what did not fit the buffers until now."""
         for tap in self._sockets.values():
             with contextlib.suppress(OSError):
+                # Asking sets the kernel's count to zero.
                 _, drops = struct.unpack("=II", tap.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
                 self._lost += drops
+
+    def disarm(self) -> None:
+        self.count_lost()
         # The kernel waits for a grace period in each close, 8 to 16 ms: all at once.
         closing = [threading.Thread(target=tap.close) for tap in self._sockets.values()]
         for thread in closing:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _NETLINK_NETFILTER = 12
 _GET_CHAIN = SUBSYSTEM_NFTABLES << 8 | 4
 _GET_RULE = SUBSYSTEM_NFTABLES << 8 | 7
+_GET_GENERATION = SUBSYSTEM_NFTABLES << 8 | 16
+_GENERATION = 1
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK = 1, 3, 4
 _HOOK_NUMBER = 1
@@ -57,16 +59,23 @@ Chain = tuple[Place, int, str, str]  # place, family, table, chain
 
 
 class RuleTexts:
-    """The texts of rules that runs matched, read when made."""
+    """The texts of rules that runs matched, read when made.
 
-    def __init__(self, runs: Iterable[Run]) -> None:
+    What was read `earlier` holds in a namespace while nobody has changed a rule there, which the
+    number of its generation of rules tells.
+    """
+
+    def __init__(self, runs: Iterable[Run], earlier: RuleTexts | None = None) -> None:
         runs = [run for run in runs if run.matches]
         chains = {
             (run.place, run.family, run.table, match.chain) for run in runs for match in run.matches
         }
-        self._texts: dict[Chain, dict[int, str]] = {}
-        self._elements: dict[tuple[Place, str, Lookup], str | None] = {}
-        self._hooks: dict[Chain, str] = {}
+        self._texts: dict[Chain, dict[int, str]] = dict(earlier._texts) if earlier else {}
+        self._elements: dict[tuple[Place, str, Lookup], str | None] = (
+            dict(earlier._elements) if earlier else {}
+        )
+        self._hooks: dict[Chain, str] = dict(earlier._hooks) if earlier else {}
+        self._generations: dict[Place, bytes] = dict(earlier._generations) if earlier else {}
         self._printing: list[tuple[Chain, list[int], Popen[str]]] = []
         self.failed: list[str] = []
         for place in dict.fromkeys(chain[0] for chain in chains):
@@ -118,9 +127,13 @@ class RuleTexts:
     def _read(self, place: Place, chains: list[Chain], runs: list[Run]) -> None:
         native: Listing | None = None
         with entered(place.namespace), Netlink(_NETLINK_NETFILTER) as netlink:
+            self._forget_if_changed(place, _generation(netlink))
             for family, table, chain in {(run.family, run.table, run.chain) for run in runs}:
-                self._hooks[place, family, table, chain] = _hook(netlink, family, table, chain)
+                if (place, family, table, chain) not in self._hooks:
+                    self._hooks[place, family, table, chain] = _hook(netlink, family, table, chain)
             for each in chains:
+                if each in self._texts:
+                    continue
                 _, family, table, chain = each
                 iptables = _iptables(family) if table in _IPTABLES_TABLES else None
                 if iptables:
@@ -129,16 +142,26 @@ class RuleTexts:
                 else:
                     native = native or Listing()
                     self._texts[each] = native.rules(_FAMILIES[family], table, chain)
-            if native:
-                self._look_up(place, runs, native)
+            self._look_up(place, runs, native)
 
-    def _look_up(self, place: Place, runs: list[Run], native: Listing) -> None:
+    def _forget_if_changed(self, place: Place, generation: bytes) -> None:
+        """Forget what was read earlier of a place whose rules are not the same any more."""
+        if self._generations.get(place) == generation:
+            return
+        self._generations[place] = generation
+        self._texts = {key: each for key, each in self._texts.items() if key[0] != place}
+        self._hooks = {key: each for key, each in self._hooks.items() if key[0] != place}
+        self._elements = {key: each for key, each in self._elements.items() if key[0] != place}
+
+    def _look_up(self, place: Place, runs: list[Run], native: Listing | None) -> None:
         """Elements of verdict maps whose verdict does not name its Service by a chain's name."""
         for run in runs:
             for match in run.matches:
                 text = self._text(run, match)
                 lookup = lookup_of(text, run) if text else None
-                if lookup and not served_by_chain(match.target or ""):
+                known = (place, run.table, lookup) in self._elements
+                if lookup and not known and not served_by_chain(match.target or ""):
+                    native = native or Listing()
                     found = native.element(_FAMILIES[run.family], run.table, lookup)
                     self._elements[place, run.table, lookup] = found
 
@@ -163,6 +186,12 @@ def served_object(comment: str) -> str | None:
     """`svc/NAMESPACE/NAME[:PORT]` if the comment is kube-proxy's of a Service port, else None."""
     found = _SERVED.fullmatch(comment)
     return f"svc/{found.group(1)}{found.group(2) or ''}" if found else None
+
+
+def _generation(netlink: Netlink) -> bytes:
+    """The number that every change of a namespace's nf_tables rules makes another one."""
+    found = netlink.get(_GET_GENERATION, request_body(b"", 0))
+    return attributes(found, 4)[_GENERATION]
 
 
 def _hook(netlink: Netlink, family: int, table: str, chain: str) -> str:

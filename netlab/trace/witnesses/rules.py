@@ -257,6 +257,14 @@ class Rules:
                 self._devices[key] = socket.if_indextoname(key[1])
         return self._devices[key]
 
+    def forget(self) -> None:
+        for place, listener in self._listeners.items():
+            self._read(place)
+            self._runs[place] = []
+            listener.overrun = False
+        self._open.clear()
+        self._canaries.clear()
+
     def disarm(self) -> None:
         for listener in self._listeners.values():
             self._overrun |= listener.overrun
