@@ -54,6 +54,12 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="How long to wait for an answer; over TCP at most 0.95.  [default: 0.8]",
 )
+@click.option(
+    "--pcapng",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write the packets to FILE for Wireshark, from all devices, with what was done to them.",
+)
 @namespace_option
 @lab_option
 @output_option("json")
@@ -66,6 +72,7 @@ def trace(
     source_port: int | None,
     size: int | None,
     timeout_s: float | None,
+    pcapng: str | None,
     namespace: str | None,
     lab_name: str | None,
     output: str | None,
@@ -82,6 +89,7 @@ def trace(
     gc.disable()
     lab = running_lab(lab_name)
     from netlab.trace.aim import DEFAULT_TIMEOUT_S, Request
+    from netlab.trace.run import Recorded
     from netlab.trace.run import trace as run
 
     request = Request(
@@ -95,8 +103,15 @@ def trace(
         size=size,
         source_port=source_port,
     )
-    found = run(lab, request)
-    if output == "json":
+    if pcapng == "-" and output:
+        raise click.UsageError(f"-o {output} and --pcapng - both write to stdout")
+    recorded: list[Recorded] = []
+    found = run(lab, request, recorded)
+    if pcapng == "-":
+        from netlab.report.terminal import headline
+
+        click.echo(headline(found), err=True)
+    elif output == "json":
         from netlab.trace.model import encode
 
         click.echo(encode(found).decode())
@@ -109,6 +124,12 @@ def trace(
         # rich would end with 1, which says that the packet was dropped.
         console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]
         print_trace(found, console)
+    if pcapng:
+        from netlab.cli.pcapng import pcapng_stream
+        from netlab.report import trace_pcapng
+
+        with pcapng_stream(pcapng) as stream:
+            trace_pcapng.write(found, recorded, stream)
     exits = {"delivered": Exit.YES, "unobserved": Exit.UNOBSERVED}
     return exits.get(found.disposition, Exit.NO)
 

@@ -18,10 +18,20 @@ from netlab.trace.explain import Explained, explain
 from netlab.trace.mark import Mark
 from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
 from netlab.trace.watch import Watch
+from netlab.trace.witnesses.packets import Sighting
 
 
-def trace(lab: Lab, request: Request) -> Trace:
+class Recorded(msgspec.Struct, frozen=True):
+    """One sighting's frame, whole."""
+
+    sighting: Sighting
+    data: bytes
+
+
+def trace(lab: Lab, request: Request, recorded: list[Recorded] | None = None) -> Trace:
     """Send one probe through a running lab and tell what happened to it, there and back.
+
+    To `recorded` the frames of the probe are appended, and those of what came back, in time order.
 
     Needs root.  Raises NetlabError: exit code 2 if the request cannot be meant, 3 if a namespace on
     the way is missing.  What could not be observed is no error but the disposition `unobserved`.
@@ -34,6 +44,8 @@ def trace(lab: Lab, request: Request) -> Trace:
         story = correlate(observed)
         explained = explain(Case(lab, decided, answer, story, watch.decisions, observed.moments))
     origin = observed.sightings[0].t_ns if observed.sightings else 0
+    if recorded is not None:
+        recorded += map(Recorded, observed.sightings, watch.frames)
     blind = watch.blind
     return Trace(
         lab=lab.name,
