@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import socket
 import struct
 import threading
@@ -93,17 +94,20 @@ class Tap:
         return self._socket.fileno()
 
     def read(self) -> Frame | None:
-        """The next frame, or None if none waits.  OSError ENETDOWN once its device went down."""
+        """The next frame, or None if none waits."""
         try:
             data, ancillary, _, address = self._socket.recvmsg(WHOLE, _ANCILLARY)
         except BlockingIOError:
             return None
+        except OSError as error:
+            if error.errno == errno.ENETDOWN:  # told once, of a device that was bound to
+                return None
+            raise
         device, _, kind = address[:3]
         t_ns, length = 0, len(data)
         for level, what, told in ancillary:
             if level == socket.SOL_SOCKET and what == _SO_TIMESTAMPNS:
-                seconds, nanoseconds = _TIMESPEC.unpack_from(told)
-                t_ns = seconds * 1_000_000_000 + nanoseconds
+                t_ns = _stamp(told)
             elif level == _SOL_PACKET and what == _PACKET_AUXDATA:
                 length = _AUXDATA.unpack_from(told)[1]
         return Frame(data, length, device, kind, t_ns)
@@ -135,7 +139,7 @@ def close_all(taps: Iterable[Tap]) -> None:
 
 
 def await_stamps() -> bool:
-    """Wait until the kernel stamps arrivals, in a namespace whose `lo` is up.
+    """Wait until the kernel stamps arrivals; False if that could not be seen on `lo` here.
 
     Until then a frame gets the time at which it is read.  It goes on for as long as there is a
     socket that asks for it, as each tap does.
@@ -144,16 +148,22 @@ def await_stamps() -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bird:
         bird.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         bird.settimeout(_PATIENCE_S)
-        bird.bind(("127.0.0.1", 0))
-        while time.monotonic() < deadline:
-            bird.sendto(b"", bird.getsockname())
-            before = time.clock_gettime_ns(time.CLOCK_REALTIME)
-            _, ancillary, _, _ = bird.recvmsg(1, _ANCILLARY)
-            for _, _, data in ancillary:
-                seconds, nanoseconds = _TIMESPEC.unpack_from(data)
-                if seconds * 1_000_000_000 + nanoseconds < before:
+        try:
+            bird.bind(("127.0.0.1", 0))
+            while time.monotonic() < deadline:
+                bird.sendto(b"", bird.getsockname())
+                before = time.clock_gettime_ns(time.CLOCK_REALTIME)
+                _, ancillary, _, _ = bird.recvmsg(1, _ANCILLARY)
+                if any(_stamp(data) < before for _, _, data in ancillary):
                     return True
+        except OSError:  # lo is down, or a rule drops it
+            return False
     return False
+
+
+def _stamp(data: bytes) -> int:
+    seconds, nanoseconds = _TIMESPEC.unpack_from(data)
+    return int(seconds * 1_000_000_000 + nanoseconds)
 
 
 def keep_all(snaplen: int) -> bytes:
