@@ -28,10 +28,12 @@ use    program ip                iproute2                   iproute            i
 use    program iptables-restore  iptables                   iptables-nft       iptables-nft  iptables      iptables
 use    program curl              curl                       curl               curl          curl          curl
 use    library libnftables.so.1  libnftables1               nftables           nftables      nftables      libnftables1
+use    library libpcap.so.0.8,libpcap.so.1 libpcap0.8       libpcap            libpcap       libpcap       libpcap1
 test   program nft               nftables                   nftables           nftables      nftables      nftables
 test   program nfacct            nfacct                     -                  -             -             -
 test   program sysctl            procps                     procps-ng          procps-ng     procps        procps
 test   program make              make                       make               make          make          make
+test   program tshark            tshark                     wireshark-cli      wireshark-cli tshark        wireshark
 bench  program mn                mininet                    -                  -             -             -
 bench  program brctl             bridge-utils               bridge-utils       bridge-utils  bridge-utils  bridge-utils
 bench  cni     host-local        containernetworking-plugins containernetworking-plugins cni-plugins cni-plugins cni-plugins
@@ -42,7 +44,12 @@ there() { # KIND NAME
     case $1 in
     program) command -v "$2" >/dev/null ;;
     # The dynamic loader knows where libraries are; only a program can ask it.
-    library) "${python:-false}" -c "import ctypes; ctypes.CDLL('$2')" 2>/dev/null ;;
+    library)
+        for file in $(echo "$2" | tr , ' '); do # names of one library, by distribution
+            "${python:-false}" -c "import ctypes; ctypes.CDLL('$file')" 2>/dev/null && return
+        done
+        return 1
+        ;;
     cni) [ -x "/usr/lib/cni/$2" ] || [ -x "/opt/cni/bin/$2" ] || [ -x "/usr/libexec/cni/$2" ] ;;
     esac
 }

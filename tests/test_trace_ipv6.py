@@ -20,6 +20,7 @@ from labs import dual_stack_lab, ipv6_lab, six
 from netlab.datapath.overlay import vtep_mac
 from netlab.datapath.podnet import outer_link
 from netlab.kernel.namespaces import entered
+from netlab.kernel.packet_sockets import attach
 from netlab.lab import lifecycle
 from netlab.problems import Exit, NetlabError
 from netlab.topology.model import Lab
@@ -32,7 +33,7 @@ from netlab.trace.family import IPV6, family_of
 from netlab.trace.mark import Mark
 from netlab.trace.model import Bridge, Encapsulate, Neighbour, ProbeProtocol, Rule, Trace
 from netlab.trace.run import trace
-from netlab.trace.witnesses.packets import attach, program, watched_words
+from netlab.trace.witnesses.packets import program, watched_words
 from test_trace_kernel import all_ok, in_node, places, run
 from test_trace_losses import in_pod, lines
 from trace_labs import namespace, trace_lab

@@ -19,10 +19,13 @@ from netlab.cli.common import (
 from netlab.problems import Exit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from netlab.trace.expectation import Expectation, Expected
     from netlab.trace.model import ProbeProtocol, Trace
+    from netlab.trace.run import Recorded
 
 
 def _print_schema(context: click.Context, parameter: click.Parameter, what: str | None) -> None:
@@ -67,6 +70,12 @@ def _print_schema(context: click.Context, parameter: click.Parameter, what: str 
     type=click.FloatRange(0.01, 60),
     metavar="SECONDS",
     help="How long to wait for an answer; over TCP at most 0.95.  [default: 0.8]",
+)
+@click.option(
+    "--pcapng",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Write the packets to FILE for Wireshark, from all devices, with what was done to them.",
 )
 @click.option(
     "--expect",
@@ -122,6 +131,7 @@ def trace(
     to: str | None,
     count: int | None,
     endpoint: str | None,
+    pcapng: str | None,
     namespace: str | None,
     lab_name: str | None,
     output: str | None,
@@ -154,6 +164,10 @@ def trace(
         size=size,
         source_port=source_port,
     )
+    if pcapng == "-" and output:
+        raise click.UsageError(f"-o {output} and --pcapng - both write to stdout")
+    if pcapng and (count or endpoint):
+        raise click.UsageError("--pcapng is of one probe, without --count or --endpoint.")
     expected = None
     if expect or via or to:
         from netlab.trace.expectation import expectation
@@ -163,13 +177,21 @@ def trace(
         from netlab.cli.trace_series import run_series
 
         return run_series(lab, request, count, expected, output, None if output else _console())
+    recorded: list[Recorded] = []
     if endpoint:
         from netlab.trace.series import trace_to_endpoint
 
         found = trace_to_endpoint(lab, request, endpoint)
     else:
-        found = run(lab, request)
-    _print(found, output)
+        found = run(lab, request, recorded)
+    if pcapng == "-":
+        from netlab.report.terminal import headline
+
+        click.echo(headline(found), err=True)
+    else:
+        _print(found, output)
+    if pcapng:
+        _write_pcapng(found, recorded, pcapng)
     return _exit_code(found, expected)
 
 
@@ -182,6 +204,14 @@ def _print(found: Trace, output: str | None) -> None:
     from netlab.report.terminal import print_trace
 
     print_trace(found, _console())
+
+
+def _write_pcapng(found: Trace, recorded: Sequence[Recorded], path: str) -> None:
+    from netlab.cli.pcapng import pcapng_stream
+    from netlab.report import trace_pcapng
+
+    with pcapng_stream(path) as stream:
+        trace_pcapng.write(found, recorded, stream)
 
 
 def _console() -> Console:

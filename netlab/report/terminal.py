@@ -84,6 +84,11 @@ def summary(trace: Trace) -> str:
     return f"{who} received it{answer}; it saw {seen}."
 
 
+def told(hop: Hop) -> list[str]:
+    """What happened between this sight of the packet and the next, a line for each thing."""
+    return [words for words, _ in _told(hop.steps, hop)]
+
+
 # The flags of a handshake as people say them.
 _FLAGS = {"S": "SYN", "SA": "SYN-ACK", "R": "RST", "RA": "RST"}
 

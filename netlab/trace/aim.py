@@ -157,6 +157,12 @@ def place_of_pod(lab: Lab, pod: Pod) -> Place:
     return Place(name, "pod", pod.key, pod.node, pod.addresses)
 
 
+def place_of_switch(lab: Lab) -> Place:
+    """The namespace of the underlay's switch."""
+    name = namespace_name(lab.name, "_switch")
+    return Place(name, "switch", "_switch", None, lab.underlay.gateways)
+
+
 def _sender(lab: Lab, request: Request, source: Reference) -> Place:
     if source.pod:
         return place_of_pod(lab, source.pod)
@@ -359,9 +365,7 @@ def _places(lab: Lab, ends: list[Place]) -> tuple[Place, ...]:
     nodes = {
         name: place_of_node(lab, lab.node(name)) for name in (end.node for end in ends) if name
     }
-    switch = Place(
-        namespace_name(lab.name, "_switch"), "switch", "_switch", None, lab.underlay.gateways
-    )
+    switch = place_of_switch(lab)
     return tuple(dict.fromkeys((ends[0], *nodes.values(), switch, *ends[1:])))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from netlab.trace.family import IPV4, IPV6
+from netlab.trace.family import IPV4, IPV6, Family
 from netlab.trace.mark import Mark
 from netlab.trace.model import Outer, Packet
 
@@ -48,7 +48,12 @@ _ICMP_6 = {
     3: "time-exceeded",
     128: "echo-request",
     129: "echo-reply",
+    133: "router-solicitation",
+    134: "router-advertisement",
+    135: "neighbor-solicitation",
+    136: "neighbor-advertisement",
     137: "redirect",
+    143: "multicast-listener-report",
 }
 _ECHOES: dict[int, Role] = {8: "probe", 0: "answer", 128: "probe", 129: "answer"}
 _VXLAN_VALID = 0x08
@@ -166,22 +171,19 @@ def _packet(ether: Any, ip: Any, body: Any, outer: Outer | None, layers: Any) ->
         ttl=_ttl(ip),
         length=_length(ip),
         flags=str(body.flags) if isinstance(body, inet.TCP) else None,
-        icmp=(_icmp(body) if family is IPV4 else _icmp6(body)) if is_icmp else None,
+        icmp=icmp_name(family, body.type, body.code) if is_icmp else None,
         src_mac=ether.src,
         dst_mac=ether.dst,
         outer=outer,
     )
 
 
-def _icmp(body: Any) -> str:
-    if body.type == 3:
-        return _UNREACHABLE.get(body.code, f"unreachable code {body.code}")
-    return _ICMP.get(body.type, f"type {body.type} code {body.code}")
-
-
-def _icmp6(body: Any) -> str:
-    if body.type == 1:
-        return _UNREACHABLE_6.get(body.code, f"unreachable code {body.code}")
-    if body.type == 4:
-        return _PARAMETER_6.get(body.code, f"parameter-problem code {body.code}")
-    return _ICMP_6.get(body.type, f"type {body.type} code {body.code}")
+def icmp_name(family: Family, kind: int, code: int) -> str:
+    """Type and code of an ICMP message in words."""
+    unreachable = 3 if family is IPV4 else 1
+    if kind == unreachable:
+        names = _UNREACHABLE if family is IPV4 else _UNREACHABLE_6
+        return names.get(code, f"unreachable code {code}")
+    if family is IPV6 and kind == 4:
+        return _PARAMETER_6.get(code, f"parameter-problem code {code}")
+    return (_ICMP if family is IPV4 else _ICMP_6).get(kind, f"type {kind} code {code}")

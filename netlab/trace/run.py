@@ -19,10 +19,20 @@ from netlab.trace.mark import Mark
 from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
 from netlab.trace.probe import Answer
 from netlab.trace.watch import Watch
+from netlab.trace.witnesses.packets import Sighting
 
 
-def trace(lab: Lab, request: Request) -> Trace:
+class Recorded(msgspec.Struct, frozen=True):
+    """One sighting's frame, whole."""
+
+    sighting: Sighting
+    data: bytes
+
+
+def trace(lab: Lab, request: Request, recorded: list[Recorded] | None = None) -> Trace:
     """Send one probe through a running lab and tell what happened to it, there and back.
+
+    To `recorded` the frames of the probe are appended, and those of what came back, in time order.
 
     Needs root.  Raises NetlabError: exit code 2 if the request cannot be meant, 3 if a namespace on
     the way is missing.  What could not be observed is no error but the disposition `unobserved`.
@@ -32,6 +42,8 @@ def trace(lab: Lab, request: Request) -> Trace:
     with Watch(lab, decided, mark := Mark.random(decided.protocol, decided.family)) as watch:
         answer = probe.send(decided, mark, request.timeout_s, watch)
         followed = follow(lab, decided, answer, watch)
+    if recorded is not None:
+        recorded += map(Recorded, followed.observed.sightings, watch.frames)
     return tell(lab, followed, watch)
 
 

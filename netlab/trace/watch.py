@@ -140,6 +140,11 @@ class Watch:
             moments=moments,
         )
 
+    @property
+    def frames(self) -> list[bytes]:
+        """The frames of the sightings that :meth:`observed` told, whole and in the same order."""
+        return self._packets.seen
+
     def reports(self) -> Witnesses:
         """What the witnesses say of themselves, at the end."""
         packets = self._packets.report

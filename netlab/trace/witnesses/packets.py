@@ -8,10 +8,6 @@ others neither fills the buffer nor is slowed down.  Promiscuous mode is not nee
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import struct
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from netlab.kernel.namespaces import entered
+from netlab.kernel.packet_sockets import INSTRUCTION, RETURN, WHOLE, Frame, Tap, close_all
 from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
 from netlab.trace.family import IPV4, IPV6
@@ -26,27 +23,15 @@ from netlab.trace.mark import Mark
 from netlab.trace.model import Direction, Packet
 from netlab.trace.witnesses import Canary
 
-_ETH_P_ALL = 3
-_SO_RCVBUFFORCE = 33
-_SO_TIMESTAMPNS = 35
-_SO_ATTACH_FILTER = 26
-_SOL_PACKET = 263
-_PACKET_STATISTICS = 6
-_PACKET_OTHERHOST = 3
-_PACKET_OUTGOING = 4
-_TIMESPEC = struct.Struct("@qq")
-_ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size)
 _MAC_HEADER = 14
 _UDP_HEADER = 8
 _EXTENSION = 8  # the shortest extension header of IPv6, such as that of fragments
 
 # linux/filter.h
-_INSTRUCTION = struct.Struct("=HBBI")
-_LOAD_WORD, _SKIP_UNLESS_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_LOAD_WORD, _SKIP_UNLESS_EQUAL = 0x20, 0x15
 
 # A flood on a bridge of a thousand ports is a thousand copies; memory is used only as they come.
 _BUFFER = 4 << 20
-_LONGEST = 2048  # headers and cookies stand in front
 
 
 class Sighting(msgspec.Struct, frozen=True):
@@ -61,13 +46,6 @@ class Sighting(msgspec.Struct, frozen=True):
     stranger: bool = False
 
 
-class _Frame(msgspec.Struct, frozen=True):
-    data: bytes
-    device: str
-    type: int
-    t_ns: int
-
-
 class Packets:
     """The packets witness."""
 
@@ -77,8 +55,9 @@ class Packets:
         self._mark = mark
         self._vxlan_port = vxlan_port
         self._filter = program(watched_words(mark, canary))
-        self._sockets: dict[Place, socket.socket] = {}
-        self._frames: dict[Place, list[_Frame]] = {}
+        self._taps: dict[Place, Tap] = {}
+        self._frames: dict[Place, list[Frame]] = {}
+        self._seen: list[bytes] = []
         self._needles = mark.needles
         self._canaries: set[bytes] = set()
         self._stamped = False
@@ -89,20 +68,10 @@ class Packets:
         for place in places:
             try:
                 with entered(place.namespace):
-                    tap = socket.socket(
-                        socket.AF_PACKET,
-                        socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-                        socket.htons(_ETH_P_ALL),
-                    )
+                    self._taps[place] = Tap(self._filter, _BUFFER)
             except OSError as error:
                 self._failed.append(f"{place}: {error.strerror}")
                 continue
-            attach(tap, self._filter)
-            tap.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-            # Without CAP_NET_ADMIN outside the namespace the default size has to do.
-            with contextlib.suppress(PermissionError):
-                tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-            self._sockets[place] = tap
             self._frames[place] = []
 
     @property
@@ -115,7 +84,7 @@ class Packets:
         return self._stamped
 
     def saw(self, canary: Canary) -> bool:
-        if canary.place not in self._sockets:
+        if canary.place not in self._taps:
             return False  # without packets nothing can be said
         if canary.cookie not in self._canaries:
             self._read(canary.place, canary.cookie)
@@ -123,8 +92,8 @@ class Packets:
 
     def events(self) -> list[Sighting]:
         """Every sighting of the probe, in time order; that of one namespace is never broken."""
-        found: list[tuple[int, Sighting]] = []
-        for place in self._sockets:
+        found: list[tuple[Sighting, bytes]] = []
+        for place in self._taps:
             self._read(place)
             latest = 0
             for frame in self._frames[place]:
@@ -132,19 +101,24 @@ class Packets:
                 if seen is None:
                     continue
                 latest = max(latest, frame.t_ns)
-                direction: Direction = "out" if frame.type == _PACKET_OUTGOING else "in"
                 sighting = Sighting(
                     place,
                     frame.device,
-                    direction,
+                    frame.direction,
                     latest,
                     seen.packet,
                     seen.role,
-                    frame.type == _PACKET_OTHERHOST,
+                    frame.stranger,
                 )
-                found.append((latest, sighting))
-        found.sort(key=lambda pair: pair[0])
-        return _directed([sighting for _, sighting in found])
+                found.append((sighting, frame.data))
+        found.sort(key=lambda pair: pair[0].t_ns)
+        self._seen = [data for _, data in found]
+        return _directed([sighting for sighting, _ in found])
+
+    @property
+    def seen(self) -> list[bytes]:
+        """The frames of the sightings that :meth:`events` told, whole and in the same order."""
+        return self._seen
 
     def arrivals(self) -> Counter[tuple[Place, str]]:
         """How often a frame that may be the probe's came in on each device."""
@@ -152,50 +126,38 @@ class Packets:
             (place, frame.device)
             for place, frames in self._frames.items()
             for frame in frames
-            if frame.type != _PACKET_OUTGOING
+            if frame.direction == "in"
         )
 
     def _read(self, place: Place, canary: bytes | None = None) -> None:
-        tap = self._sockets[place]
+        tap = self._taps[place]
         kept = self._frames[place]
-        while True:
-            before = time.clock_gettime_ns(time.CLOCK_REALTIME)
-            try:
-                data, ancillary, _, address = tap.recvmsg(_LONGEST, _ANCILLARY)
-            except BlockingIOError:
-                return
-            if canary and canary in data:
+        before = time.clock_gettime_ns(time.CLOCK_REALTIME)
+        while frame := tap.read():
+            if canary and canary in frame.data:
                 self._canaries.add(canary)
-                self._stamped = _stamp(ancillary) < before
-            elif any(needle in data for needle in self._needles):
-                device, _, kind = address[:3]
-                kept.append(_Frame(data, device, kind, _stamp(ancillary)))
+                self._stamped = frame.t_ns < before
+            elif any(needle in frame.data for needle in self._needles):
+                kept.append(frame)
+            before = time.clock_gettime_ns(time.CLOCK_REALTIME)
 
     def forget(self) -> None:
-        for place in self._sockets:
+        for place, tap in self._taps.items():
             self._read(place)
             self._frames[place] = []
+            tap.forget_lost()
         self._canaries.clear()
-        self.count_lost()
         self._lost = 0
 
     def count_lost(self) -> None:
         """Have :attr:`report` know what did not fit the buffers until now."""
-        for tap in self._sockets.values():
-            with contextlib.suppress(OSError):
-                # Asking sets the kernel's count to zero.
-                _, drops = struct.unpack("=II", tap.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
-                self._lost += drops
+        if self._taps:
+            self._lost = sum(tap.lost for tap in self._taps.values())
 
     def disarm(self) -> None:
         self.count_lost()
-        # The kernel waits for a grace period in each close, 8 to 16 ms: all at once.
-        closing = [threading.Thread(target=tap.close) for tap in self._sockets.values()]
-        for thread in closing:
-            thread.start()
-        for thread in closing:
-            thread.join()
-        self._sockets.clear()
+        close_all(self._taps.values())
+        self._taps.clear()
 
     @property
     def report(self) -> str:
@@ -225,31 +187,10 @@ def program(words: list[tuple[int, bytes]]) -> bytes:
     """
     code = b""
     for offset, word in sorted(words):
-        code += _INSTRUCTION.pack(_LOAD_WORD, 0, 0, _MAC_HEADER + offset)
-        code += _INSTRUCTION.pack(_SKIP_UNLESS_EQUAL, 0, 1, int.from_bytes(word, "big"))
-        code += _INSTRUCTION.pack(_RETURN, 0, 0, _LONGEST)
-    return code + _INSTRUCTION.pack(_RETURN, 0, 0, 0)
-
-
-def attach(tap: socket.socket, program: bytes) -> None:
-    """Have the kernel drop what the program does not keep, before it costs anybody time."""
-    import ctypes
-
-    code = ctypes.create_string_buffer(program, len(program))
-    count = len(program) // _INSTRUCTION.size
-    tap.setsockopt(
-        socket.SOL_SOCKET,
-        _SO_ATTACH_FILTER,
-        struct.pack("@HP", count, ctypes.addressof(code)),
-    )
-
-
-def _stamp(ancillary: list[tuple[int, int, bytes]]) -> int:
-    for _, kind, data in ancillary:
-        if kind == _SO_TIMESTAMPNS:
-            seconds, nanoseconds = _TIMESPEC.unpack_from(data)
-            return int(seconds * 1_000_000_000 + nanoseconds)
-    return 0
+        code += INSTRUCTION.pack(_LOAD_WORD, 0, 0, _MAC_HEADER + offset)
+        code += INSTRUCTION.pack(_SKIP_UNLESS_EQUAL, 0, 1, int.from_bytes(word, "big"))
+        code += INSTRUCTION.pack(RETURN, 0, 0, WHOLE)
+    return code + INSTRUCTION.pack(RETURN, 0, 0, 0)
 
 
 def _directed(sightings: list[Sighting]) -> list[Sighting]:
