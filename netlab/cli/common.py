@@ -121,12 +121,7 @@ def running_lab(name: str | None) -> Lab:
 
     NetlabError (exit 2) otherwise.
     """
-    from netlab.lab import record
-
-    require_root()
-    found = record.read(name or only_lab())
-    if found is None:
-        raise unknown_lab(name or "")
+    found = declared_lab(name)
     if not found.faults:
         return found
     from netlab.datapath.faults import faulty
@@ -134,11 +129,24 @@ def running_lab(name: str | None) -> Lab:
     return faulty(found)
 
 
+def declared_lab(name: str | None) -> Lab:
+    """The same, as it was declared."""
+    from netlab.lab import record
+
+    require_root()
+    found = record.read(name or only_lab())
+    if found is None:
+        raise unknown_lab(name or "")
+    return found
+
+
 def only_lab() -> str:
-    """The name of the only lab that is up."""
-    from netlab.lab import lifecycle
+    """The name of the only lab that is up; twins of a comparison do not count beside others."""
+    from netlab.lab import lifecycle, record
 
     labs = lifecycle.running()
+    if len(labs) > 1:
+        labs = [name for name in labs if not record.twin_of(name)] or labs
     if len(labs) == 1:
         return labs[0]
     if not labs:

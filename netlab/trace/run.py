@@ -13,7 +13,7 @@ from netlab.trace import probe
 from netlab.trace.aim import Aim, Request, aim
 from netlab.trace.canary import Blind
 from netlab.trace.case import Case
-from netlab.trace.correlate import correlate, hops
+from netlab.trace.correlate import Observed, correlate, hops
 from netlab.trace.explain import Explained, explain
 from netlab.trace.mark import Mark
 from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
@@ -26,6 +26,11 @@ def trace(lab: Lab, request: Request) -> Trace:
     Needs root.  Raises NetlabError: exit code 2 if the request cannot be meant, 3 if a namespace on
     the way is missing.  What could not be observed is no error but the disposition `unobserved`.
     """
+    return traced(lab, request)[0]
+
+
+def traced(lab: Lab, request: Request) -> tuple[Trace, Observed]:
+    """A trace, and what the witnesses saw."""
     decided = aim(lab, request)
     _require_namespaces(lab, decided)
     with Watch(lab, decided, mark := Mark.random(decided.protocol, decided.family)) as watch:
@@ -35,7 +40,7 @@ def trace(lab: Lab, request: Request) -> Trace:
         explained = explain(Case(lab, decided, answer, story, watch.decisions, observed.moments))
     origin = observed.sightings[0].t_ns if observed.sightings else 0
     blind = watch.blind
-    return Trace(
+    found = Trace(
         lab=lab.name,
         probe=Probe(
             from_=decided.source.name,
@@ -54,6 +59,7 @@ def trace(lab: Lab, request: Request) -> Trace:
         witnesses=watch.reports(),
         elapsed_us=answer.elapsed_us,
     )
+    return found, observed
 
 
 def _require_namespaces(lab: Lab, decided: Aim) -> None:
