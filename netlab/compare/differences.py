@@ -7,6 +7,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from netlab.compare.model import Column, Cost
 from netlab.trace.model import Trace, Translation
 
+# From where a ratio of medians may mean something, of so many probes each.
+_NOTABLE = 1.1
+_ENOUGH = 10
+
 Told = tuple[str, Trace]  # the name of a mode, and the trace in its twin
 
 
@@ -48,10 +52,10 @@ def _of_outcome(told: Sequence[Told]) -> Iterator[str]:
     groups = _groups(told, lambda t: (t.disposition, t.drop and (t.drop.reason, t.drop.node)))
     if len(groups) > 1:
         for names, trace in groups:
-            yield f"{names}: {outcome(trace)}."
+            yield f"With {names} it is {_outcome(trace)}."
 
 
-def outcome(trace: Trace) -> str:
+def _outcome(trace: Trace) -> str:
     """`rejected on n1: svc/demo/myblog has no port 81`."""
     drop = trace.drop
     if drop is None:
@@ -74,7 +78,7 @@ def _of_translations(told: Sequence[Told]) -> Iterator[str]:
     if len(groups) > 1:
         for names, trace in groups:
             done = [_translation(step) for step in trace.translations]
-            yield f"{names}: {_listed(done) if done else 'nothing is translated'}."
+            yield f"With {names}: {_listed(done) if done else 'nothing is translated'}."
 
 
 def _translation(step: Translation) -> str:
@@ -92,7 +96,7 @@ def _of_endpoints(columns: Sequence[Column]) -> Iterator[str]:
         if first and to and to.ip != first.ip:
             tries = f"{each.tries} tries" if each.tries > 1 else "one try"
             yield (
-                f"{name}: it went to {to.name}, not to {first.name}, in {tries}; endpoints are "
+                f"With {name} it went to {to.name}, not to {first.name}, in {tries}: endpoints are "
                 "chosen at random, and the ways may differ for that."
             )
 
@@ -106,15 +110,18 @@ def _of_cost(columns: Sequence[Column]) -> Iterator[str]:
     if len(costs) < 2:
         return
     (least, low), (most, high) = costs[0], costs[-1]
-    if _within_spread(low, high):
-        yield "The times differ by less than they scatter: they say nothing for or against a mode."
-    else:
-        ratio = high.median_us / low.median_us
+    ratio = high.median_us / low.median_us
+    if low.high_us >= high.low_us or ratio < _NOTABLE or _few(low, high):
         yield (
-            f"{most} takes {ratio:.1f} times as long as {least} from the client's device to the "
-            "endpoint's, for the first packet of a connection."
+            "The times say nothing for or against a mode: they are small, scatter, and differ by "
+            "no more than that."
+        )
+    else:
+        yield (
+            f"With {most} the first packet of a connection takes {ratio:.1f} times as long as with "
+            f"{least} from the client's device to the endpoint's."
         )
 
 
-def _within_spread(low: Cost, high: Cost) -> bool:
-    return low.high_us >= high.low_us
+def _few(*costs: Cost) -> bool:
+    return any(len(cost.samples_ns) < _ENOUGH for cost in costs)

@@ -147,8 +147,9 @@ def _time(found: Sequence[_Twin], count: int) -> None:
         ]
         for _ in range(_MOST_BATCHES):
             unfinished = [watch for twin, watch in watches if len(twin.samples) < count]
-            for _ in range(count if unfinished else 0):
-                for watch in unfinished:
+            for turn in range(count if unfinished else 0):
+                first = turn % len(unfinished)  # who comes after the pause may find caches cold
+                for watch in (*unfinished[first:], *unfinished[:first]):
                     watch.send()
             for twin, watch in watches:
                 if watch in unfinished:

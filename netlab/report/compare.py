@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _LEAST_COLUMN = 30  # characters, for a chain's name and what leads to it
-_LABELS = 16
+_LEAST_LABEL, _LABELS = 14, 16
 
 
 class _Row(NamedTuple):
@@ -66,7 +66,7 @@ def _table(rows: Iterable[_Row], columns: Sequence[Column]) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold cyan")
-    table.add_column("", style="bold", max_width=_LABELS, overflow="fold")
+    table.add_column("", style="bold", min_width=_LEAST_LABEL, max_width=_LABELS, overflow="fold")
     for column in columns:
         table.add_column(Text(column.name), overflow="fold", ratio=1)
     if any(each.lacking for each in columns):
@@ -99,7 +99,7 @@ def _cell(lines: Iterable[tuple[str, str]]) -> Text:
 
 def _rows(comparison: Comparison) -> Iterator[_Row]:
     traces = [each.measured.trace for each in comparison.columns if each.measured]
-    yield _Row("", _outcome)
+    yield _Row("result", _outcome)
     yield _Row("why", lambda each: _plain(each.trace.drop.explanation if each.trace.drop else None))
     yield _Row("endpoint", _endpoint)
     yield _Row("it saw", _seen)
@@ -113,7 +113,7 @@ def _rows(comparison: Comparison) -> Iterator[_Row]:
     yield _Row("that matched", lambda each: _effort(each, "matched"))
     yield _Row(f"on {node}", _ruleset)
     yield _Row("to load them", lambda each: _plain(f"{each.load_ms:g} ms"))
-    yield _Row("on the way", _cost)
+    yield _Row("first packet", _cost)
 
 
 def _plain(words: str | None) -> list[tuple[str, str]]:
@@ -192,7 +192,14 @@ def _decides(rule: Rule) -> bool:
 def _effort(each: Measured, field: str) -> list[tuple[str, str]]:
     legs: list[tuple[str, Effort | None]] = [("there", each.there), ("back", each.back)]
     told = [f"{getattr(effort, field)} {leg}" for leg, effort in legs if effort]
-    return _plain(", ".join(told) or "not told by this kernel's trace of rules")
+    if not told and field == "compared":
+        return [(_untold(each.trace.witnesses.rules), "dim")]
+    return _plain(", ".join(told))
+
+
+def _untold(report: str) -> str:
+    """Why nobody knows which rules the packet met."""
+    return "not told" if report == "ok" else f"not told: {report.partition(': ')[2]}"
 
 
 def _ruleset(each: Measured) -> list[tuple[str, str]]:

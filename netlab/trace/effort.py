@@ -31,28 +31,28 @@ def compared(run: Run, rules: Mapping[Chain, Sequence[int]]) -> int | None:
     """
     count = 0
     # Chains that are under way, innermost last, each with the position of its next rule.
-    way: list[tuple[Sequence[int], int, str]] = []
+    way: list[tuple[str, int]] = [(run.chain, 0)]
 
-    def enter(chain: str) -> None:
-        way.append((rules.get((run.family, run.table, chain), ()), 0, chain))
+    def handles(chain: str) -> Sequence[int]:
+        return rules[run.family, run.table, chain]
 
-    enter(run.chain)
-    for match in run.matches:
-        while way and way[-1][2] != match.chain:
-            handles, position, _ = way.pop()
-            count += len(handles) - position
-        if not way or match.handle not in way[-1][0][way[-1][1] :]:
-            return None
-        handles, position, chain = way.pop()
-        at = handles.index(match.handle, position)
-        count += at + 1 - position
-        if match.verdict in _ENDS:
-            return count
-        if match.verdict not in ("goto", "return"):
-            way.append((handles, at + 1, chain))
-        if match.target:
-            enter(match.target)
-    return count + sum(len(handles) - position for handles, position, _ in way)
+    try:
+        for match in run.matches:
+            while way[-1][0] != match.chain:
+                chain, position = way.pop()
+                count += len(handles(chain)) - position
+            chain, position = way.pop()
+            after = handles(chain).index(match.handle, position) + 1
+            count += after - position
+            if match.verdict in _ENDS:
+                return count
+            if match.verdict not in ("goto", "return"):
+                way.append((chain, after))
+            if match.target:
+                way.append((match.target, 0))
+        return count + sum(len(handles(chain)) - position for chain, position in way)
+    except (KeyError, ValueError, IndexError):  # no such chain, no such rule there, no way to it
+        return None
 
 
 def efforts(
