@@ -476,3 +476,11 @@ def test_an_overlay_port_of_ones_own_is_followed(lab: Lab) -> None:
     assert found.disposition == "delivered"
     outers = [hop.packet.outer for hop in found.forward if hop.packet.outer]
     assert {(outer.dport, outer.vni) for outer in outers} == {(9999, 77)}
+
+
+def test_a_source_port_can_be_used_again_at_once(lab: Lab) -> None:
+    for _ in range(3):
+        found = trace(lab, Request("p0", "svc/remote", source_port=40123))
+        assert found.disposition == "delivered"
+        assert found.probe.source.port == 40123
+        assert places(found.forward) == ["demo:p0", "n1", "_switch", "n2", "demo:p1"]
