@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import labs, settle
 from benchmarks.conftest import Figures, Times
+from benchmarks.traffic import Traffic
 from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle
 from netlab.topology.load import load
@@ -23,6 +25,7 @@ from netlab.trace import canary
 from netlab.trace.aim import Request, aim
 from netlab.trace.family import IPV4
 from netlab.trace.mark import Mark
+from netlab.trace.model import Trace
 from netlab.trace.run import trace
 from netlab.trace.witnesses import Witness
 from netlab.trace.witnesses.conntrack import Connections
@@ -32,6 +35,9 @@ from netlab.trace.witnesses.rules import Rules
 
 TRACES = 30
 ROUNDS, PINGS = 20, 1000
+UNDER_LOAD, OTHERS_A_SECOND, MOST_SECONDS = 500, 10_000, 600
+# Among four endpoints one is seen less than twice by so many once in 100,000 times.
+QUIET = 60
 
 
 @pytest.fixture
@@ -82,6 +88,52 @@ def test_pings_of_others(figures: Figures, lab: Lab) -> None:
     ):
         what = f"a ping of others, armed: {words}"
         figures.ratio(what, trips[name], trips["none"], most, "us")
+
+
+def test_traces_under_load(figures: Figures, lab: Lab) -> None:
+    """Each trace is what it is on idle nodes while others send through the same ones."""
+    client = lab.pods[0]
+    request = Request(client.key, "svc/web", namespace="demo")
+    others = [pod for pod in lab.pods if pod != client]
+    there = next(pod for pod in others if pod.node != client.node)
+    here = next(pod for pod in others if pod.node == client.node)
+    quiet: dict[str, _Shape] = {}
+    for _ in range(QUIET):
+        shape = _shape(trace(lab, request))
+        quiet[shape.endpoint] = shape  # bridges know all of them by then
+    assert len(quiet) == len(lab.pods)
+    wrong: list[_Shape] = []
+    names = [place.namespace for place in aim(lab, Request(here.key, there.key)).places]
+    with Traffic(names[0], names[-1], there.address, OTHERS_A_SECOND, MOST_SECONDS) as traffic:
+        for _ in range(UNDER_LOAD):
+            shape = _shape(trace(lab, request))
+            if shape != quiet.get(shape.endpoint):
+                wrong.append(shape)
+    what = f"traces that are wrong or incomplete, of {UNDER_LOAD} under load"
+    figures.limit(what, len(wrong), 0, "")
+    figures.note("packets of others meanwhile", f"{traffic.rate:.0f} a second")
+    assert not wrong, f"{wrong[0]} instead of {quiet.get(wrong[0].endpoint)}"
+
+
+class _Shape(NamedTuple):
+    """What is the same for each trace to one endpoint."""
+
+    endpoint: str
+    disposition: str
+    witnesses: tuple[str | None, ...]
+    translations: tuple[tuple[str, str | None], ...]
+    hops: tuple[tuple[str, str, str], ...]
+
+
+def _shape(found: Trace) -> _Shape:
+    seen = found.witnesses
+    return _Shape(
+        str(found.delivered_to),
+        found.disposition,
+        (seen.packets, seen.rules, seen.conntrack, seen.kernel, seen.decisions),
+        tuple((step.kind, step.node) for step in found.translations),
+        tuple((hop.namespace, hop.device, hop.direction) for hop in (*found.forward, *found.reply)),
+    )
 
 
 def _witnesses(lab: Lab, with_kernel: bool) -> Sequence[Witness]:

@@ -22,7 +22,6 @@ from netlab.trace.mark import Mark
 from netlab.trace.model import Receiver
 from netlab.trace.witnesses.packets import Packets, Sighting
 
-_FIRST_CANARIES = 50  # as in netlab.trace.watch
 _TIMEOUT_S = 0.5
 
 
@@ -50,10 +49,13 @@ class Stopwatch:
         watched = list(dict.fromkeys((self._aim.source, *self._ends)))
         try:
             self._packets.arm(watched)
-            for number in range(_FIRST_CANARIES):
-                canary.fly(watched, [self._packets], self._aim.family, self._cookie, number)
-                if self._packets.stamping:
-                    break
+            canary.fly_until_stamped(
+                watched,
+                [self._packets],
+                lambda: self._packets.stamping,
+                self._aim.family,
+                self._cookie,
+            )
         except BaseException:
             self._packets.disarm()
             raise
@@ -83,7 +85,7 @@ class Stopwatch:
     def samples_ns(self) -> list[int]:
         """The time of each probe so far that reached the receiver, or another on its node.
 
-        None if the kernel does not stamp.
+        None of them if the kernel does not stamp.
         """
         if not self._packets.stamping:
             return []

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import msgspec
 
 from netlab.kernel.namespaces import entered
+from netlab.kernel.syscalls import bind
 from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
 from netlab.trace.family import IPV4, IPV6
@@ -34,6 +35,8 @@ _SOL_PACKET = 263
 _PACKET_STATISTICS = 6
 _PACKET_OTHERHOST = 3
 _PACKET_OUTGOING = 4
+# struct sockaddr_ll of no device: packet(7)
+_EVERY_DEVICE = struct.pack("=HHiHBB8x", socket.AF_PACKET, socket.htons(_ETH_P_ALL), 0, 0, 0, 0)
 _TIMESPEC = struct.Struct("@qq")
 _ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size)
 _MAC_HEADER = 14
@@ -92,7 +95,6 @@ class Packets:
                     tap = socket.socket(
                         socket.AF_PACKET,
                         socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-                        socket.htons(_ETH_P_ALL),
                     )
             except OSError as error:
                 self._failed.append(f"{place}: {error.strerror}")
@@ -102,6 +104,8 @@ class Packets:
             # Without CAP_NET_ADMIN outside the namespace the default size has to do.
             with contextlib.suppress(PermissionError):
                 tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            # Not before the filter is there: it would take in everybody's frames.
+            bind(tap.fileno(), _EVERY_DEVICE)
             self._sockets[place] = tap
             self._frames[place] = []
 
