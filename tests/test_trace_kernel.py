@@ -22,6 +22,7 @@ from netlab.trace import canary
 from netlab.trace.aim import Request
 from netlab.trace.model import Bridge, Encapsulate, Hop, Rule, Trace
 from netlab.trace.run import trace
+from netlab.trace.witnesses import packets
 from netlab.trace.witnesses.rules import Rules
 from trace_labs import lab, namespace
 
@@ -484,3 +485,18 @@ def test_a_source_port_can_be_used_again_at_once(lab: Lab) -> None:
         assert found.disposition == "delivered"
         assert found.probe.source.port == 40123
         assert places(found.forward) == ["demo:p0", "n1", "_switch", "n2", "demo:p1"]
+
+
+def test_frames_of_others_do_not_fill_the_buffer_before_the_filter_is_there(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach = packets.attach
+
+    def late(tap: socket.socket, program: bytes) -> None:
+        with entered(namespace(lab, "n1")), socket.socket(type=socket.SOCK_DGRAM) as other:
+            for _ in range(500):  # three times what a buffer of the usual size holds
+                other.sendto(bytes(1000), ("127.0.0.1", 9))
+        attach(tap, program)
+
+    monkeypatch.setattr(packets, "attach", late)
+    assert trace(lab, Request("p0", "svc/remote")).witnesses.packets == "ok"

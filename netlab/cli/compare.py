@@ -31,7 +31,6 @@ _DEFAULT = "iptables,nftables,nftables-flat"
 @click.argument("destination", metavar="DST", shell_complete=complete_reference)
 @click.option(
     "--proxy",
-    "modes",
     metavar="MODES",
     default=_DEFAULT,
     show_default=True,
@@ -49,7 +48,7 @@ _DEFAULT = "iptables,nftables,nftables-flat"
 def compare(
     source: str,
     destination: str,
-    modes: str,
+    proxy: str,
     count: int | None,
     namespace: str | None,
     lab_name: str | None,
@@ -73,7 +72,7 @@ def compare(
     from netlab.trace.aim import DEFAULT_TIMEOUT_S, Request
 
     require_root()
-    wanted = variants(modes)
+    wanted = variants(proxy)
     timeout_s = of_trace.pop("timeout_s")
     request = Request(
         source=source,
