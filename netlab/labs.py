@@ -10,7 +10,7 @@ from typing import Any
 
 from netlab.doctor import preflight
 from netlab.lab import change, lifecycle
-from netlab.lab.named import declared_lab
+from netlab.lab.named import running_lab
 from netlab.topology import model
 from netlab.topology.load import load
 from netlab.trace import run, series
@@ -26,7 +26,7 @@ class Running:
     """
 
     def __init__(self, name: str | None = None) -> None:
-        self.name = declared_lab(name).name
+        self.name = running_lab(name).name
 
     def down(self) -> None:
         """Remove it and everything in it."""
@@ -35,7 +35,7 @@ class Running:
     @property
     def declared(self) -> model.Lab:
         """What is declared for it now: nodes, pods, Services, endpoints."""
-        return declared_lab(self.name)
+        return running_lab(self.name)
 
     def trace(
         self, source: str, destination: str, *, endpoint: str | None = None, **options: Any

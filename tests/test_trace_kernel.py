@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from netlab.kernel import packet_sockets
 from netlab.kernel.namespaces import entered
 from netlab.problems import Exit, NetlabError
 from netlab.topology.model import Lab
@@ -476,3 +477,26 @@ def test_an_overlay_port_of_ones_own_is_followed(lab: Lab) -> None:
     assert found.disposition == "delivered"
     outers = [hop.packet.outer for hop in found.forward if hop.packet.outer]
     assert {(outer.dport, outer.vni) for outer in outers} == {(9999, 77)}
+
+
+def test_a_source_port_can_be_used_again_at_once(lab: Lab) -> None:
+    for _ in range(3):
+        found = trace(lab, Request("p0", "svc/remote", source_port=40123))
+        assert found.disposition == "delivered"
+        assert found.probe.source.port == 40123
+        assert places(found.forward) == ["demo:p0", "n1", "_switch", "n2", "demo:p1"]
+
+
+def test_frames_of_others_do_not_fill_the_buffer_before_the_filter_is_there(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach = packet_sockets.attach
+
+    def late(tap: socket.socket, program: bytes) -> None:
+        with entered(namespace(lab, "n1")), socket.socket(type=socket.SOCK_DGRAM) as other:
+            for _ in range(500):  # three times what a buffer of the usual size holds
+                other.sendto(bytes(1000), ("127.0.0.1", 9))
+        attach(tap, program)
+
+    monkeypatch.setattr(packet_sockets, "attach", late)
+    assert trace(lab, Request("p0", "svc/remote")).witnesses.packets == "ok"

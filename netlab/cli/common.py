@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from netlab.lab.named import declared_lab
 from netlab.problems import Exit, NetlabError, Problem, suggest
 
 if TYPE_CHECKING:
@@ -123,7 +122,9 @@ def running_lab(name: str | None) -> Lab:
     NetlabError (exit 2) otherwise.
     """
     require_root()
-    return declared_lab(name)
+    from netlab.lab import named
+
+    return named.running_lab(name)
 
 
 def print_json(value: Any) -> None:

@@ -31,6 +31,7 @@ _VERBS = {
     "shell": ("netlab.cli.exec:shell", "Open a shell in a pod or on a node."),
     "trace": ("netlab.cli.trace:trace", "Follow a packet there and back, and say why."),
     "capture": ("netlab.cli.capture:capture", "Show packets on many devices at once."),
+    "compare": ("netlab.cli.compare:compare", "Follow a packet in each mode, side by side."),
     "fault": ("netlab.cli.fault:fault", "Put faults into a lab, to practise finding them."),
     "rules": ("netlab.cli.rules:rules", "Show the rules that serve Services, and explain them."),
     "conntrack": ("netlab.cli.conntrack:conntrack", "List the connections on the nodes."),

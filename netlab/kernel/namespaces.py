@@ -86,6 +86,22 @@ def entered(namespace: str | int) -> Iterator[None]:
         os.close(home)
 
 
+@contextlib.contextmanager
+def scratch() -> Iterator[int]:
+    """A descriptor of a fresh namespace without a name, which ends with the body."""
+    home = open_current()
+    try:
+        unshare(CLONE_NEWNET)
+        fresh = open_current()
+        setns(home, CLONE_NEWNET)
+    finally:
+        os.close(home)
+    try:
+        yield fresh
+    finally:
+        os.close(fresh)
+
+
 def make(name: str, lab: str, sysctls: Iterable[Sysctl]) -> int:
     """Make a marked namespace with `lo` up, and leave the calling thread in it.
 

@@ -22,9 +22,8 @@ import msgspec
 
 from netlab.datapath.state import Tables
 from netlab.kernel import nft_batch
-from netlab.kernel.namespaces import entered, open_current
+from netlab.kernel.namespaces import entered, scratch
 from netlab.kernel.netlink import NetlinkError, Socket, attributes
-from netlab.kernel.syscalls import CLONE_NEWNET, unshare
 from netlab.problems import Exit, NetlabError, Problem
 
 _NETLINK_NETFILTER = 12
@@ -207,20 +206,8 @@ def relisted(tables: Tables) -> str:
     Versions of nft spell the same rule differently: this is how the one on this machine does.
     """
     lists = [f"list table {table.family} {table.name}\n" for table in tables.tables]
-    with _scratch():
+    with scratch() as namespace, entered(namespace):
         return _run([tables.transaction, *lists])
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[None]:
-    """Run the body in a namespace that ends with it."""
-    home = open_current()
-    try:
-        with entered(home):
-            unshare(CLONE_NEWNET)
-            yield
-    finally:
-        os.close(home)
 
 
 def _run(commands: Sequence[str], in_parts: bool | None = None) -> str:

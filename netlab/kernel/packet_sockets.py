@@ -20,6 +20,8 @@ from typing import Literal
 
 import msgspec
 
+from netlab.kernel.syscalls import bind
+
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33
 _SO_TIMESTAMPNS = 35
@@ -29,6 +31,8 @@ _PACKET_STATISTICS = 6
 _PACKET_AUXDATA = 8
 _PACKET_OTHERHOST = 3
 _PACKET_OUTGOING = 4
+# struct sockaddr_ll of no device: packet(7)
+_EVERY_DEVICE = struct.pack("=HHiHBB8x", socket.AF_PACKET, socket.htons(_ETH_P_ALL), 0, 0, 0, 0)
 _TIMESPEC = struct.Struct("@qq")
 # struct tpacket_auxdata: status, length on the wire, length that was kept, offsets, VLAN
 _AUXDATA = struct.Struct("@IIIHHHH")
@@ -74,17 +78,19 @@ class Tap:
         self._socket = socket.socket(
             socket.AF_PACKET,
             socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-            socket.htons(_ETH_P_ALL),
         )
         try:
             attach(self._socket, program)
-            if device:
-                self._socket.bind((device, _ETH_P_ALL))
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
             # Without CAP_NET_ADMIN outside the namespace the default size has to do.
             with contextlib.suppress(PermissionError):
                 self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
+            # Not before the filter is there: it would take in everybody's frames.
+            if device:
+                self._socket.bind((device, _ETH_P_ALL))
+            else:
+                bind(self._socket.fileno(), _EVERY_DEVICE)
         except BaseException:
             self._socket.close()
             raise

@@ -72,6 +72,11 @@ def getsockopt(fd: int, level: int, option: int, question: bytes) -> bytes:
     return buffer.raw
 
 
+def bind(fd: int, address: bytes) -> None:
+    """Bind a socket to an address that Python has no words for, bind(2)."""
+    _check(_libc.bind(fd, address, len(address)), "bind")
+
+
 def die_with_parent(signal: int) -> None:
     """Have the kernel send `signal` to this process when the thread that forked it ends."""
     _check(_libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0), "prctl")

@@ -147,7 +147,7 @@ def proxy(running: Lab, mode: str) -> Changed:
     The Lab object says so then, and there is one if there was none.
     """
     if mode not in PROXY_MODES:
-        raise _no_such_mode(mode)
+        raise no_such_mode(mode)
     declared = list(running.declared)
     index = next((i for i, value in enumerate(declared) if value["kind"] == "Lab"), None)
     if index is None:
@@ -171,7 +171,8 @@ def proxy(running: Lab, mode: str) -> Changed:
     return Changed(lab, (Result(*key, f"switched to {mode}"),))
 
 
-def _no_such_mode(mode: str) -> NetlabError:
+def no_such_mode(mode: str) -> NetlabError:
+    """What to say of a mode that nobody builds."""
     known: tuple[str, ...] = get_args(ProxyMode)
     built = f"it builds {', '.join(PROXY_MODES)}"
     if mode in known:

@@ -11,8 +11,21 @@ if TYPE_CHECKING:
     from netlab.topology.model import Lab
 
 
-def declared_lab(name: str | None) -> Lab:
+def running_lab(name: str | None) -> Lab:
     """The lab that is up under that name, or the only one, as its faults make it appear.
+
+    NetlabError as from :func:`declared_lab`.
+    """
+    found = declared_lab(name)
+    if not found.faults:
+        return found
+    from netlab.datapath.faults import faulty
+
+    return faulty(found)
+
+
+def declared_lab(name: str | None) -> Lab:
+    """The lab that is up under that name, or the only one, as it was declared.
 
     NetlabError (exit code 2) if there is none, or more than one; 3 if nobody knows any more what
     was declared, and without root.
@@ -27,18 +40,16 @@ def declared_lab(name: str | None) -> Lab:
     found = record.read(name or only_lab())
     if found is None:
         raise unknown_lab(name or "")
-    if not found.faults:
-        return found
-    from netlab.datapath.faults import faulty
-
-    return faulty(found)
+    return found
 
 
 def only_lab() -> str:
-    """The name of the only lab that is up."""
-    from netlab.lab import lifecycle
+    """The name of the only lab that is up; twins of a comparison do not count beside others."""
+    from netlab.lab import lifecycle, record
 
     labs = lifecycle.running()
+    if len(labs) > 1:
+        labs = [name for name in labs if not record.twin_of(name)] or labs
     if len(labs) == 1:
         return labs[0]
     if not labs:

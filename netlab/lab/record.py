@@ -53,15 +53,31 @@ def is_settled(name: str) -> bool:
 
 def read(name: str) -> Lab | None:
     """The recorded lab, from the file or else from init; None if neither has it."""
+    data = _data(name)
+    return msgspec.json.decode(data, type=Lab) if data else None
+
+
+def twin_of(name: str) -> str:
+    """The lab that one is a twin of, "" if of none; quick, however large it is."""
+    data = _data(name)
+    return msgspec.json.decode(data, type=_Twin).twin_of if data else ""
+
+
+class _Twin(msgspec.Struct):
+    """That much of a lab."""
+
+    twin_of: str = ""
+
+
+def _data(name: str) -> bytes | None:
     try:
         with open(f"{directory(name)}/{_FILE}", "rb") as file:
-            data: bytes | None = file.read()
+            return file.read()
     except FileNotFoundError:
         from netlab.lab import control
 
         init = control.connect(name)
-        data = init.declared() if init else None
-    return msgspec.json.decode(data, type=Lab) if data else None
+        return init.declared() if init else None
 
 
 def remove(name: str) -> None:

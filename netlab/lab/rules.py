@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -32,7 +33,7 @@ from netlab.datapath.state import (
     Update,
     namespace_name,
 )
-from netlab.kernel import nft, xtables
+from netlab.kernel import namespaces, nft, xtables
 from netlab.lab import control
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Lab, Node
@@ -233,12 +234,32 @@ class Loads:
             _make(change)
 
 
+def load_time(lab: Lab, node: Node) -> float:
+    """Seconds that loading a node's rules takes, into an empty namespace of its own.
+
+    To render them is not counted.  NetlabError (exit 3) if they are refused.
+    """
+    rules = mode_of(lab).render(lab, node)
+    if rules is None:
+        return 0.0
+    rules = _possible(rules)
+    with namespaces.scratch() as namespace:
+        start = time.perf_counter()
+        _load(namespace, rules)
+        return time.perf_counter() - start
+
+
+def _load(namespace: str | int, rules: Rules) -> None:
+    if isinstance(rules, Ruleset):
+        xtables.restore(namespace, rules)
+    else:
+        nft.load(namespace, rules)
+
+
 def _make(change: Change) -> None:
     match change.item:
-        case Ruleset():
-            xtables.restore(change.namespace, change.item)
-        case Tables():
-            nft.load(change.namespace, change.item)
+        case Ruleset() | Tables():
+            _load(change.namespace, change.item)
         case Update(ipv4=ipv4, ipv6=ipv6, tables=tables, forget=forget, backend=backend):
             ruleset = Ruleset(ipv4=ipv4, ipv6=ipv6, backend=backend)
             xtables.restore(change.namespace, ruleset, flush=False)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
-_SIGNS = {
+SIGNS = {
     "delivered": ("✓", "green"),
     "rejected": ("✗", "red"),
     "dropped": ("✗", "red"),
@@ -39,7 +39,8 @@ _SIGNS = {
 }
 # A mark that is set, and not one that is taken back.
 _MARKS = re.compile(r"(?:-j MARK --set-xmark (?!\S+/0x0\b)|meta mark set meta mark \| )(\S+)")
-_DECIDING = ("accept", "drop", "queue", "stolen")
+# Verdicts that end a packet's way through a hook.
+DECIDING = ("accept", "drop", "queue", "stolen")
 
 
 def print_trace(trace: Trace, console: Console) -> None:
@@ -96,7 +97,7 @@ _FLAGS = {"S": "SYN", "SA": "SYN-ACK", "R": "RST", "RA": "RST"}
 def _headline(trace: Trace, width: int) -> Text:
     from rich.text import Text
 
-    sign, colour = _SIGNS[trace.disposition]
+    sign, colour = SIGNS[trace.disposition]
     line = headline(trace)
     if len(sign) + 1 + len(line) > width:
         # What was asked on the first line, what became of it on the second.
@@ -177,7 +178,7 @@ def _told(steps: Iterable[AnyStep], hop: Hop) -> Iterable[tuple[str, str]]:
     """What is worth telling of the steps of one hop, each with its style."""
     for are_rules, group in groupby(steps, key=lambda step: isinstance(step, Rule)):
         if are_rules:
-            yield from _rules([step for step in group if isinstance(step, Rule)])
+            yield from rule_lines([step for step in group if isinstance(step, Rule)])
         else:
             yield from filter(None, (_words(step, hop) for step in group))
 
@@ -206,7 +207,7 @@ def _words(step: AnyStep, hop: Hop) -> tuple[str, str] | None:
     return str(step), ""
 
 
-def _rules(rules: Sequence[Rule]) -> Iterable[tuple[str, str]]:
+def rule_lines(rules: Sequence[Rule]) -> Iterable[tuple[str, str]]:
     """A line for each run that decided something, and one for those in a row that did not."""
     quiet: list[str] = []
     for (table, hook, outer), group in groupby(rules, key=lambda r: (r.table, r.hook, r.outer)):
@@ -232,7 +233,7 @@ def _run(run: Sequence[Rule], hook: str, table: str) -> Iterable[tuple[str, str]
         if mark:
             yield f"{_chains(run[: index + 1], hook, table)}: sets mark {mark[1]}", ""
     last = run[-1]
-    if last.verdict in _DECIDING:
+    if last.verdict in DECIDING:
         served = f" ({last.object})" if last.object else ""
         style = "bold red" if last.verdict == "drop" else ""
         yield f"{_chains(run, hook, table)}: {last.action}{served}", style

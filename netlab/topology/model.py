@@ -288,6 +288,7 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     # Kind, namespace, name of those in which commands changed something since `up`.
     changed: tuple[tuple[str, str, str], ...] = ()
     faults: tuple[Fault, ...] = ()
+    twin_of: str = ""  # the running lab that `netlab compare` made this one after, for its own time
 
     @property
     def pod_cidrs(self) -> tuple[str, ...]:

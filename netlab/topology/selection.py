@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from netlab.problems import NetlabError, Problem, suggest
 from netlab.topology import kubernetes as k8s
 from netlab.topology.earlier import Key, key_of
-from netlab.topology.model import Lab, Pod, ServiceEndpoints
+from netlab.topology.model import Lab, Pod, Service, ServiceEndpoints
 from netlab.topology.references import resolve
 from netlab.topology.status import endpoint_slices
 
@@ -42,16 +42,36 @@ def select(lab: Lab, only: Sequence[str], nodes: Sequence[str]) -> tuple[Lab, tu
     wanted = set(nodes) or {pod.node for pod in kept} or {lab.nodes[0].name}
     if not nodes:
         wanted |= {end.node for each in endpoints for end in each.endpoints if end.node}
-    there = {pod.key for pod in kept}
-    part = replace(
-        lab,
-        nodes=tuple(node for node in lab.nodes if node.name in wanted),
-        pods=tuple(kept),
-        services=tuple(each for each in lab.services if not only or each.key in services),
-        endpoints=tuple(_without_others(each, there) for each in endpoints),
-    )
+    kept_services = [each for each in lab.services if not only or each.key in services]
+    part = _with_only(lab, wanted, kept, kept_services, endpoints)
     declared = (*_declared(lab, part), *_slices(lab, part))
     return replace(part, declared=declared), tuple(_warnings(lab, part))
+
+
+def for_path(lab: Lab, nodes: Collection[str], pods: Collection[str]) -> Lab:
+    """These nodes and pods ("namespace/name") of a lab, and all its Services.
+
+    It is no lab to change: what it declares is the whole lab's.
+    """
+    kept = [pod for pod in lab.pods if pod.key in pods]
+    return _with_only(lab, nodes, kept, lab.services, lab.endpoints)
+
+
+def _with_only(
+    lab: Lab,
+    nodes: Collection[str],
+    pods: Sequence[Pod],
+    services: Sequence[Service],
+    endpoints: Sequence[ServiceEndpoints],
+) -> Lab:
+    there = {pod.key for pod in pods}
+    return replace(
+        lab,
+        nodes=tuple(node for node in lab.nodes if node.name in nodes),
+        pods=tuple(pods),
+        services=tuple(services),
+        endpoints=tuple(_without_others(each, there) for each in endpoints),
+    )
 
 
 def _check_nodes(lab: Lab, nodes: Sequence[str]) -> None:

@@ -2,8 +2,9 @@
 
 TCP is a real handshake of the kernel's, with the initial sequence number that the mark asks for
 (set through TCP_REPAIR before connect, tcp(7) does not tell of it; CRIU works so).  It is closed at
-once and politely.  UDP and ICMP are built by scapy and sent on a raw IP socket in the source's
-namespace, so that they pass the source's own OUTPUT hooks; frames put on a device would not.
+once, and politely unless its port was asked for and may be wanted again.  UDP and ICMP are built by
+scapy and sent on a raw IP socket in the source's namespace, so that they pass the source's own
+OUTPUT hooks; frames put on a device would not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import sys
 import time
 from typing import Literal
@@ -32,6 +34,7 @@ _TCP_SEND_QUEUE = 2
 # Level, option to have errors queued, which is also their kind: ip(7), ipv6(7)
 _ERROR_QUEUE = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
 _DISCARD = 9  # a port that is only named, never sent to
+_RESET = struct.pack("=ii", 1, 0)  # struct linger: end with a reset, and forget at once
 # What an answer may take after the probe was dropped, which should mean that none comes.
 _GRACE_S = 0.05
 _ECHO_REPLY = {4: 0, 6: 129}
@@ -90,6 +93,8 @@ def _tcp(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
         connection.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 0)
         if aim.source_port:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # From TIME_WAIT the next connection of that port would take its sequence number.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         if aim.source_address or aim.source_port:
             connection.bind((aim.source_address or "", aim.source_port))
         # An ICMP error that comes back while connect() still holds the socket, as it does over

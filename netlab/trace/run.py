@@ -37,6 +37,13 @@ def trace(lab: Lab, request: Request, recorded: list[Recorded] | None = None) ->
     Needs root.  Raises NetlabError: exit code 2 if the request cannot be meant, 3 if a namespace on
     the way is missing.  What could not be observed is no error but the disposition `unobserved`.
     """
+    return traced(lab, request, recorded)[0]
+
+
+def traced(
+    lab: Lab, request: Request, recorded: list[Recorded] | None = None
+) -> tuple[Trace, Observed]:
+    """A trace, and what the witnesses saw."""
     decided = aim(lab, request)
     require_namespaces(lab, decided)
     with Watch(lab, decided, mark := Mark.random(decided.protocol, decided.family)) as watch:
@@ -44,7 +51,7 @@ def trace(lab: Lab, request: Request, recorded: list[Recorded] | None = None) ->
         followed = follow(lab, decided, answer, watch)
     if recorded is not None:
         recorded += map(Recorded, followed.observed.sightings, watch.frames)
-    return tell(lab, followed, watch)
+    return tell(lab, followed, watch), followed.observed
 
 
 class Followed(msgspec.Struct, frozen=True):

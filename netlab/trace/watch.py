@@ -28,10 +28,6 @@ from netlab.trace.witnesses.packets import Packets, watched_words
 from netlab.trace.witnesses.rule_text import RuleTexts
 from netlab.trace.witnesses.rules import Rules
 
-# Until the kernel stamps packets, which begins some milliseconds after it is asked to.
-_FIRST_CANARIES = 50
-_LAST_CANARY = 255
-
 
 class Watch:
     """Witnesses on the way of a probe, from `with` to the end of its body."""
@@ -62,10 +58,13 @@ class Watch:
         try:
             for witness in self._witnesses:
                 witness.arm(self._aim.places)
-            for number in range(_FIRST_CANARIES):
-                self.blind = self._fly(number)
-                if self.blind or self._packets.stamping:
-                    break
+            self.blind = canary.fly_until_stamped(
+                self._aim.places,
+                self._witnesses,
+                lambda: self._packets.stamping,
+                self._family,
+                self._cookie,
+            )
         except BaseException:
             self._disarm()
             raise
@@ -109,7 +108,9 @@ class Watch:
 
         Once for each probe; after the last one nothing can be observed any more.
         """
-        self.blind += self._fly(_LAST_CANARY)
+        self.blind += canary.fly(
+            self._aim.places, self._witnesses, self._family, self._cookie, canary.LAST
+        )
         self._join()
         now = time.monotonic_ns()
         sightings = self._packets.events()
@@ -178,9 +179,6 @@ class Watch:
             for (place, device), count in missed.items():
                 words = f"the {other} witness saw {count} more come in on {device} of {place}"
                 self._missed.setdefault(who, []).append(words)
-
-    def _fly(self, number: int) -> list[Blind]:
-        return canary.fly(self._aim.places, self._witnesses, self._family, self._cookie, number)
 
     def _beside(self, work: Callable[[], object]) -> None:
         thread = threading.Thread(target=work)
