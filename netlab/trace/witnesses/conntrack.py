@@ -20,7 +20,7 @@ from netlab.trace.family import Family
 from netlab.trace.model import Socket, Tuple
 from netlab.trace.witnesses import Canary
 
-_GROUPS = (1, 2, 3)  # new, update, destroy
+_GROUPS = (1, 2)  # new, update
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -43,6 +43,8 @@ class Connections:
         self._family = family
         self._listeners: dict[Place, Listener] = {}
         self._entries: dict[tuple[Place, int], conntrack.Entry] = {}
+        # Who sent to itself, and of those the canaries.
+        self._on_loopback: dict[tuple[Place, int | None], tuple[Place, int]] = {}
         self._canaries: set[tuple[Place, int]] = set()
         self._untracked: list[str] = []
         self._failed: list[str] = []
@@ -63,12 +65,10 @@ class Connections:
         if listener is None or canary.end.ip != self._family.loopback:
             return True
         self._read(canary.place, listener)
-        end = (canary.end.ip, canary.end.port)
-        for key, entry in self._entries.items():
-            source = (entry.original.source, entry.original.source_port)
-            if key[0] == canary.place and source == end:
-                self._canaries.add(key)
-                return True
+        key = self._on_loopback.get((canary.place, canary.end.port))
+        if key is not None:
+            self._canaries.add(key)
+            return True
         if _tracks(canary.place, self._family):
             return False
         if canary.place.name not in self._untracked:
@@ -88,6 +88,9 @@ class Connections:
             entry = conntrack.decode(family, payload)
             if entry:
                 self._entries[place, entry.id] = entry
+                if entry.original.source == self._family.loopback:
+                    key = place, entry.original.source_port
+                    self._on_loopback[key] = place, entry.id
 
     def forget(self) -> None:
         for place, listener in self._listeners.items():
