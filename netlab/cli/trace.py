@@ -17,7 +17,7 @@ from netlab.cli.common import (
 from netlab.problems import Exit
 
 if TYPE_CHECKING:
-    from netlab.trace.model import ProbeProtocol
+    from netlab.trace.form import AskedProtocol
 
 
 @click.command()
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("destination", metavar="DST", shell_complete=complete_reference)
 @click.option(
     "--protocol",
-    type=click.Choice(("tcp", "udp", "icmp")),
+    type=click.Choice(("tcp", "udp", "icmp", "http", "dns")),
     help="What to send.  [default: what the Service port says, else tcp; icmp without a port]",
 )
 @click.option(
@@ -47,6 +47,24 @@ if TYPE_CHECKING:
     metavar="BYTES",
     help="Length of the IP packet, over UDP and ICMP; it may not be fragmented.",
 )
+@click.option("--fragment", is_flag=True, help="Let it be fragmented, with --size.")
+@click.option(
+    "--ttl",
+    type=click.IntRange(1, 255),
+    metavar="HOPS",
+    help="TTL of the probe, over IPv6 its hop limit.",
+)
+@click.option(
+    "--from-address",
+    metavar="ADDRESS",
+    help="Send from this address, whether SRC has it or not.",
+)
+@click.option("--path", metavar="PATH", help="What to ask for over HTTP.  [default: /]")
+@click.option(
+    "--query",
+    metavar="NAME",
+    help="Name to ask for over DNS.  [default: kubernetes.default.svc.cluster.local]",
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -60,11 +78,16 @@ if TYPE_CHECKING:
 def trace(
     source: str,
     destination: str,
-    protocol: ProbeProtocol | None,
+    protocol: AskedProtocol | None,
     port: int | None,
     family: Literal[4, 6] | None,
     source_port: int | None,
     size: int | None,
+    fragment: bool,
+    ttl: int | None,
+    from_address: str | None,
+    path: str | None,
+    query: str | None,
     timeout_s: float | None,
     namespace: str | None,
     lab_name: str | None,
@@ -72,7 +95,8 @@ def trace(
 ) -> int:
     """Send one probe from SRC to DST and tell what happened to it, there and back.
 
-    SRC is a pod, a node, or an address of one.  DST is a pod, svc/NAME, svc/NAME:PORT, an address
+    SRC is a pod, a node, an address of one, or an address outside the lab, from where one comes by
+    the underlay's gateway.  DST is a pod, svc/NAME, svc/NAME:PORT, an address
     with or without :PORT, or node/NAME:PORT.
 
     The exit code is 0 if it was delivered there and back, 1 if it was rejected or dropped, 4 if it
@@ -94,6 +118,11 @@ def trace(
         timeout_s=DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
         size=size,
         source_port=source_port,
+        fragment=fragment,
+        ttl=ttl,
+        from_address=from_address,
+        path=path,
+        query=query,
     )
     found = run(lab, request)
     if output == "json":

@@ -271,6 +271,8 @@ def _out_of_time(case: Case, fact: str) -> tuple[str, str]:
     """Sent with too little, or in a circle."""
     source, first = case.aim.source, case.story.forward[0].passage.after
     assert first is not None
+    if case.aim.ttl:
+        return f"{fact}, which was {case.aim.ttl} as asked for", "trace with a larger --ttl"
     if first.packet.ttl >= _ENOUGH_TTL:
         return (
             f"{fact}, which was {first.packet.ttl} at first: it went in a circle",
@@ -308,6 +310,13 @@ def _never_sent(case: Case) -> Loss | None:
             "takes, or than it was told that the path does",
             "trace with a smaller --size",
         )
+    elif case.aim.outside and route and route.refuses:
+        doubt = Doubt(
+            "no-route",
+            f"the underlay's gateway has no route to {case.aim.destination}: from outside only the "
+            "nodes can be reached",
+            "trace to a node, such as a node port: `node/NAME:PORT`",
+        )
     elif case.answer.outcome == "no-route" or (route and route.refuses):
         doubt = Doubt(
             "no-route",
@@ -339,6 +348,8 @@ def _by_missing_service(case: Case) -> Loss | None:
     ours = any(ip_address(address) in ip_network(cidr) for cidr in case.lab.service_cidrs)
     if not ours or case.story.nats("forward") or answered(case):
         return None
+    if any(rule.action.lower() == "dnat" for _, rule in rules(case, "forward")):
+        return None  # translated, and seen no more
     return _loss(case, "forward", last_seen(case, "forward"), missing_service(case))
 
 

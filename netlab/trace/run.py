@@ -15,9 +15,10 @@ from netlab.trace.canary import Blind
 from netlab.trace.case import Case
 from netlab.trace.correlate import correlate, hops
 from netlab.trace.explain import Explained, explain
-from netlab.trace.mark import Mark
 from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
+from netlab.trace.probe import Answer
 from netlab.trace.watch import Watch
+from netlab.trace.witnesses.packets import Sighting
 
 
 def trace(lab: Lab, request: Request) -> Trace:
@@ -28,7 +29,7 @@ def trace(lab: Lab, request: Request) -> Trace:
     """
     decided = aim(lab, request)
     _require_namespaces(lab, decided)
-    with Watch(lab, decided, mark := Mark.random(decided.protocol, decided.family)) as watch:
+    with Watch(lab, decided, mark := probe.new_mark(decided)) as watch:
         answer = probe.send(decided, mark, request.timeout_s, watch)
         observed = watch.observed(answer)
         story = correlate(observed)
@@ -38,11 +39,12 @@ def trace(lab: Lab, request: Request) -> Trace:
     return Trace(
         lab=lab.name,
         probe=Probe(
-            from_=decided.source.name,
+            from_=decided.sender,
             to=decided.to,
             protocol=decided.protocol,
             source=observed.sent.source,
             destination=Socket(ip=decided.destination, port=decided.port),
+            spoofed=decided.spoofed,
         ),
         disposition="unobserved" if blind else explained.disposition,
         delivered_to=explained.delivered_to,
@@ -52,8 +54,17 @@ def trace(lab: Lab, request: Request) -> Trace:
         forward=_ended("forward", hops(story.forward, origin), explained, decided),
         reply=_ended("reply", hops(story.reply, origin), explained, decided),
         witnesses=watch.reports(),
-        elapsed_us=answer.elapsed_us,
+        elapsed_us=_elapsed_us(answer, observed.sightings, explained),
+        application=answer.application,
     )
+
+
+def _elapsed_us(answer: Answer, sightings: Sequence[Sighting], explained: Explained) -> int:
+    """Until the answer; where that went elsewhere, until it was there."""
+    answers = [each.t_ns for each in sightings if each.role == "answer"]
+    if explained.answer_to and answers:
+        return (answers[-1] - sightings[0].t_ns) // 1000
+    return answer.elapsed_us
 
 
 def _require_namespaces(lab: Lab, decided: Aim) -> None:
@@ -84,7 +95,7 @@ def _ended(leg: Leg, found: list[Hop], explained: Explained, decided: Aim) -> li
     elif leg == "forward":
         step = Deliver(to=str(explained.delivered_to))
     else:
-        step = Deliver(to=str(decided.source))
+        step = Deliver(to=explained.answer_to or str(decided.source))
     last = msgspec.structs.replace(found[-1], steps=[*found[-1].steps, step])
     return [*found[:-1], last]
 

@@ -117,6 +117,7 @@ class Watch:
             tables=self.decisions,
             texts=texts,
             moments=moments,
+            answer_ends=self._aim.answer_ends,
         )
 
     def reports(self) -> Witnesses:

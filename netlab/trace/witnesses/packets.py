@@ -79,7 +79,6 @@ class Packets:
         self._filter = program(watched_words(mark, canary))
         self._sockets: dict[Place, socket.socket] = {}
         self._frames: dict[Place, list[_Frame]] = {}
-        self._needles = mark.needles
         self._canaries: set[bytes] = set()
         self._stamped = False
         self._lost = 0
@@ -167,7 +166,7 @@ class Packets:
             if canary and canary in data:
                 self._canaries.add(canary)
                 self._stamped = _stamp(ancillary) < before
-            elif any(needle in data for needle in self._needles):
+            elif self._mark.is_in(data):
                 device, _, kind = address[:3]
                 kept.append(_Frame(data, device, kind, _stamp(ancillary)))
 
