@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from netlab.trace.mark import Mark
 from netlab.trace.model import Deliver, Trace
 from netlab.trace.run import trace
 from netlab.trace.witnesses.packets import attach, program, watched_words
-from test_trace_kernel import all_ok, in_node, places
+from test_trace_kernel import all_ok, in_node, places, run
 from trace_labs import lab, namespace, trace_lab
 
 __all__ = ["lab"]
@@ -430,7 +431,7 @@ def test_a_query_is_known_by_its_number_and_question(name: str, ip: Family, rest
     found = dissect(frame, mark, 8472)
     assert found is not None
     assert (found.role, found.packet.dport) == ("either", 53)
-    assert _passes(frame, mark)
+    assert _kept(frame, program(watched_words(mark, b"canary..")))
     # Another number, another question
     number = bytes([sent[0] ^ 1]) + sent[1:]
     other = query(Dns(f"x{name}"[-60:]), mark, ip.version)
@@ -442,17 +443,149 @@ def test_a_query_is_known_by_its_number_and_question(name: str, ip: Family, rest
     assert told.status is None or 0 <= told.status < 16
 
 
-def _passes(frame: bytes, mark: Mark) -> bool:
-    """Whether the packets witness's filter keeps a frame."""
+def _kept(frame: bytes, code: bytes) -> bool:
+    """Whether a socket filter keeps a frame."""
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with near, far:
-        attach(far, program(watched_words(mark, b"canary.."[:8])))
+        attach(far, code)
         near.send(frame)
         far.setblocking(False)
         try:
             return bool(far.recv(4096))
         except BlockingIOError:
             return False
+
+
+# --- fragments -----------------------------------------------------------------------------------
+
+
+def fragments(found: Trace, leg: str = "forward") -> list[tuple[str, int | None]]:
+    """Node and device of each hop, and in how many pieces the packet was seen there."""
+    hops = found.forward if leg == "forward" else found.reply
+    assert all(hop.packet.fragments is None or hop.packet.fragments.complete for hop in hops)
+    return [
+        (f"{hop.node} {hop.device}", hop.packet.fragments.count if hop.packet.fragments else None)
+        for hop in hops
+    ]
+
+
+@kernel
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("protocol", ["udp", "icmp"])
+def test_fragments_are_followed_there_and_back(both: Lab, protocol: Any, family: Any) -> None:
+    """In three pieces through veth and VXLAN, put together by the connection tracking of nodes."""
+    to = "p1" if protocol == "icmp" else "svc/datagrams"
+    request = Request("p0", to, protocol=protocol, family=family, size=4000, fragment=True)
+    found = trace(both, request)
+    assert found.disposition == "delivered", found.drop
+    assert all_ok(found)
+    assert found.witnesses.kernel == "ok"
+    for leg, hops in (("forward", found.forward), ("reply", found.reply)):
+        counts = fragments(found, leg)
+        # The bridge device sees the whole packet, as PREROUTING on the bridge left it.
+        assert counts[2][0].endswith("cbr0")
+        assert hops[2].packet.length == 4000
+        assert [count for _, count in counts] == [3, 3, None, *[3] * 9]
+    assert found.forward[0].packet.length < 1500
+    assert places(found.forward) == ["demo:p0", "n1", "_switch", "n2", "demo:p1"]
+
+
+@kernel
+def test_what_is_small_or_whole_has_no_fragments(lab: Lab) -> None:
+    small = trace(lab, Request("p0", "p1:8002", protocol="udp", size=400, fragment=True))
+    usual = trace(lab, Request("p0", "p1:8002", protocol="udp", size=1400))
+    for found in (small, usual):
+        assert found.disposition == "delivered"
+        assert {count for _, count in fragments(found)} == {None}
+
+
+@kernel
+def test_a_size_that_may_not_be_fragmented_is_not(lab: Lab) -> None:
+    found = trace(lab, Request("p0", "p1:8002", protocol="udp", size=4000, timeout_s=0.3))
+    assert found.drop is not None
+    assert found.drop.reason == "mtu"
+
+
+@kernel
+def test_a_lost_fragment_is_told(lab: Lab) -> None:
+    """The network between the nodes loses what has no ports."""
+    switch = namespace(lab, "_switch")
+    chain = "{ type filter hook forward priority 0; }"
+    # Inside VXLAN: the inner packet's offset of fragments
+    later = "udp dport 8472 @th,288,16 & 0x1fff != 0 drop"
+    commands = f"add table bridge t; add chain bridge t c {chain}; add rule bridge t c {later}"
+    run("ip", "netns", "exec", switch, "nft", commands)
+    request = Request("p0", "p1:8002", protocol="udp", size=4000, fragment=True, timeout_s=0.3)
+    found = trace(lab, request)
+    assert found.disposition == "dropped"
+    assert found.drop is not None
+    assert (found.drop.reason, found.drop.direction) == ("fragment-lost", "forward")
+    assert found.drop.where == "n1 of the underlay switch"
+    last = found.forward[-1].packet.fragments
+    assert last is not None
+    assert (last.count, last.complete) == (1, False)
+
+
+@kernel
+def test_fragments_that_are_kept_from_their_reassembly_get_no_wrong_reason(lab: Lab) -> None:
+    in_node(lab, "n2", "nft", "add table ip early")
+    in_node(lab, "n2", "nft", "add chain ip early c { type filter hook prerouting priority -450; }")
+    in_node(lab, "n2", "nft", "add rule ip early c ip frag-off & 0x1fff != 0 drop")
+    request = Request("p0", "p1:8002", protocol="udp", size=4000, fragment=True, timeout_s=0.3)
+    found = trace(lab, request)
+    assert found.disposition == "dropped"
+    assert found.drop is not None
+    assert (found.drop.reason, found.drop.node, found.drop.device) == ("unknown", "n2", "flannel.1")
+
+
+_cuts = st.lists(st.integers(1, 400), max_size=6, unique=True).map(sorted)
+
+
+@given(_cuts, st.sampled_from([IPV4, IPV6]), st.booleans(), st.randoms())
+def test_pieces_of_a_packet_are_counted(
+    cuts: list[int], ip: Family, tunnelled: bool, random: Any
+) -> None:
+    layers = load()
+    from netlab.trace.witnesses.fragments import counted, later_pieces, piece_of
+
+    length, number = 8 * 401, random.randrange(1 << 16)
+    bounds = [0, *(8 * cut for cut in cuts), length]
+    frames = []
+    for begin, end in pairwise(bounds):
+        more = end < length
+        if ip is IPV4:
+            header = layers.inet.IP(id=number, flags="MF" if more else 0, frag=begin // 8, proto=17)
+        else:
+            header = layers.inet6.IPv6(nh=44) / layers.inet6.IPv6ExtHdrFragment(
+                nh=17, id=number, offset=begin // 8, m=more
+            )
+        frame = layers.l2.Ether() / header / bytes(end - begin)
+        if tunnelled:
+            outer = layers.inet.IP() if ip is IPV4 else layers.inet6.IPv6()
+            frame = (
+                layers.l2.Ether()
+                / outer
+                / layers.inet.UDP(dport=8472)
+                / layers.vxlan.VXLAN()
+                / frame
+            )
+        frames.append(bytes(frame))
+    pieces = [piece_of(frame, 8472) for frame in frames]
+    if not cuts:
+        # IPv6 may carry a fragment header on a whole packet.
+        assert pieces[0] is None or counted({pieces[0]}).complete
+        return
+    assert len({piece.key for piece in pieces if piece}) == 1
+    found = counted({piece for piece in pieces if piece})
+    assert (found.count, found.complete) == (len(cuts) + 1, True)
+    missing = random.randrange(len(pieces))
+    left = counted({piece for i, piece in enumerate(pieces) if piece and i != missing})
+    assert (left.count, left.complete) == (len(cuts), False)
+    mark = Mark("udp", b"8 bytes.", ip, fragmented=True)
+    kept = program(watched_words(mark, b"canary.."), later_pieces(ip))
+    assert [_kept(frame, kept) for frame in frames] == [False] + [True] * len(cuts)
+    for at in range(len(frames[0])):
+        piece_of(frames[0][:at], 8472)  # cut short, and no error
 
 
 # --- what cannot be meant ------------------------------------------------------------------------

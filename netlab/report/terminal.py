@@ -144,6 +144,9 @@ def _place(tree: Tree, numbered: list[tuple[int, Hop]], before: Hop | None) -> N
             hop.packet.outer,
         ):
             text.append(f"  {_packet(hop)}", style="dim" if before is None else "yellow")
+        pieces = before.packet.fragments if before else None
+        if hop.packet.fragments != pieces:
+            text.append(f"  ({hop.packet.fragments or 'one piece'})", style="yellow")
         told = list(_told(steps, hop))
         for words, style in told:
             line.add(Text(words, style=style))

@@ -55,6 +55,7 @@ def loss_of(case: Case) -> Loss:
         _by_tunnel,
         _by_error,
         _never_sent,
+        _by_fragments,
         _by_missing_service,
         _by_default_route,
         _by_tables,
@@ -340,6 +341,31 @@ def _never_sent(case: Case) -> Loss | None:
         explanation=doubt.words,
         fix=doubt.fix,
     )
+
+
+def _by_fragments(case: Case) -> Loss | None:
+    """Pieces of the packet that were not seen any more: nobody puts the others together."""
+    leg: Leg = "reply" if answered(case) else "forward"
+    last = last_seen(case, leg)
+    left = last.packet.fragments
+    if left is None or left.complete:
+        return None
+    whole = [
+        sighting
+        for sighting in (each.passage.before for each in case.story.leg(leg))
+        if sighting and sighting.packet.fragments and sighting.packet.fragments.complete
+    ]
+    if not whole:
+        return None
+    before, all_of_it = whole[-1], whole[-1].packet.fragments
+    doubt = Doubt(
+        "fragment-lost",
+        f"of {all_of_it} that were seen on {before.device} of {before.place} {left.count} came to "
+        f"{last.device} of {last.place}: what is there waits for the others",
+        "look for a rule on the way that matches ports, which only the first fragment has, or "
+        f"fragments as such: `ip netns exec {before.place.namespace} nft list ruleset`",
+    )
+    return _loss(case, leg, before, doubt)
 
 
 def _by_missing_service(case: Case) -> Loss | None:

@@ -78,7 +78,8 @@ class Fragments(Data, frozen=True, kw_only=True):
     complete: bool
 
     def __str__(self) -> str:
-        return f"{self.count} fragments{'' if self.complete else ', not all'}"
+        word = "fragment" if self.count == 1 else "fragments"
+        return f"{self.count} {word}{'' if self.complete else ', not all'}"
 
 
 class Packet(Data, frozen=True, kw_only=True):

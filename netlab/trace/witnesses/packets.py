@@ -24,7 +24,9 @@ from netlab.trace.dissect import Role, dissect
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.mark import Mark
 from netlab.trace.model import Direction, Packet
-from netlab.trace.witnesses import Canary
+from netlab.trace.witnesses import Canary, socket_filter
+from netlab.trace.witnesses.fragments import Key, counted, later_pieces, piece_of
+from netlab.trace.witnesses.socket_filter import Test, equal
 
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33
@@ -39,10 +41,7 @@ _ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size)
 _MAC_HEADER = 14
 _UDP_HEADER = 8
 _EXTENSION = 8  # the shortest extension header of IPv6, such as that of fragments
-
-# linux/filter.h
-_INSTRUCTION = struct.Struct("=HBBI")
-_LOAD_WORD, _SKIP_UNLESS_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_INSTRUCTION = 8  # linux/filter.h
 
 # A flood on a bridge of a thousand ports is a thousand copies; memory is used only as they come.
 _BUFFER = 4 << 20
@@ -76,7 +75,10 @@ class Packets:
     def __init__(self, mark: Mark, vxlan_port: int, canary: bytes) -> None:
         self._mark = mark
         self._vxlan_port = vxlan_port
-        self._filter = program(watched_words(mark, canary))
+        self._filter = program(
+            watched_words(mark, canary), later_pieces(mark.family) if mark.fragmented else ()
+        )
+        self._pieces: dict[Place, list[_Frame]] = {}
         self._sockets: dict[Place, socket.socket] = {}
         self._frames: dict[Place, list[_Frame]] = {}
         self._canaries: set[bytes] = set()
@@ -103,6 +105,7 @@ class Packets:
                 tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
             self._sockets[place] = tap
             self._frames[place] = []
+            self._pieces[place] = []
 
     @property
     def stamping(self) -> bool:
@@ -122,7 +125,7 @@ class Packets:
 
     def events(self) -> list[Sighting]:
         """Every sighting of the probe, in time order; that of one namespace is never broken."""
-        found: list[tuple[int, Sighting]] = []
+        found: list[tuple[int, Sighting, _Frame]] = []
         for place in self._sockets:
             self._read(place)
             latest = 0
@@ -141,9 +144,47 @@ class Packets:
                     seen.role,
                     frame.type == _PACKET_OTHERHOST,
                 )
-                found.append((latest, sighting))
-        found.sort(key=lambda pair: pair[0])
-        return _directed([sighting for _, sighting in found])
+                found.append((latest, sighting, frame))
+        found.sort(key=lambda each: each[0])
+        directed = _directed([sighting for _, sighting, _ in found])
+        if not self._mark.fragmented:
+            return directed
+        return self._with_fragments(directed, [frame for _, _, frame in found])
+
+    def _with_fragments(
+        self, sightings: Sequence[Sighting], frames: Sequence[_Frame]
+    ) -> list[Sighting]:
+        """Sightings with the number of pieces that the packet of each was in.
+
+        By the time that a frame is read, a node further on may have written new headers into those
+        pieces that are not the first.  So a piece belongs to a sighting if it is of the same leg.
+        """
+        firsts = [piece_of(frame.data, self._vxlan_port) for frame in frames]
+        keys: dict[bool, set[Key]] = {True: set(), False: set()}
+        for sighting, first in zip(sightings, firsts, strict=True):
+            if first:
+                keys[sighting.role == "probe"].add(first.key)
+        others = {
+            place: [
+                (frame.device, frame.type, piece_of(frame.data, self._vxlan_port)) for frame in seen
+            ]
+            for place, seen in self._pieces.items()
+        }
+        told = []
+        for sighting, frame, first in zip(sightings, frames, firsts, strict=True):
+            if first:
+                of_leg = keys[sighting.role == "probe"]
+                pieces = {first} | {
+                    piece
+                    for device, kind, piece in others[sighting.place]
+                    if piece
+                    and (device, kind) == (frame.device, frame.type)
+                    and piece.key in of_leg
+                }
+                packet = msgspec.structs.replace(sighting.packet, fragments=counted(pieces))
+                sighting = msgspec.structs.replace(sighting, packet=packet)
+            told.append(sighting)
+        return told
 
     def arrivals(self) -> Counter[tuple[Place, str]]:
         """How often a frame that may be the probe's came in on each device."""
@@ -169,6 +210,9 @@ class Packets:
             elif self._mark.is_in(data):
                 device, _, kind = address[:3]
                 kept.append(_Frame(data, device, kind, _stamp(ancillary)))
+            elif self._mark.fragmented:
+                device, _, kind = address[:3]
+                self._pieces[place].append(_Frame(data, device, kind, _stamp(ancillary)))
 
     def disarm(self) -> None:
         for tap in self._sockets.values():
@@ -204,17 +248,13 @@ def watched_words(mark: Mark, canary: bytes) -> list[tuple[int, bytes]]:
     return words + [(offset, canary[:4]) for offset in sorted(canaries)]
 
 
-def program(words: list[tuple[int, bytes]]) -> bytes:
+def program(words: list[tuple[int, bytes]], others: Sequence[Sequence[Test]] = ()) -> bytes:
     """A classic BPF program that keeps frames with one of these words behind their MAC header.
 
-    A load from behind the end of a frame ends the program, so the offsets ascend.
+    It keeps `others` too, frames that pass all tests of a list.
     """
-    code = b""
-    for offset, word in sorted(words):
-        code += _INSTRUCTION.pack(_LOAD_WORD, 0, 0, _MAC_HEADER + offset)
-        code += _INSTRUCTION.pack(_SKIP_UNLESS_EQUAL, 0, 1, int.from_bytes(word, "big"))
-        code += _INSTRUCTION.pack(_RETURN, 0, 0, _LONGEST)
-    return code + _INSTRUCTION.pack(_RETURN, 0, 0, 0)
+    marked = [[equal(_MAC_HEADER + at, 4, int.from_bytes(word, "big"))] for at, word in words]
+    return socket_filter.program([*marked, *others], _LONGEST)
 
 
 def attach(tap: socket.socket, program: bytes) -> None:
@@ -222,7 +262,7 @@ def attach(tap: socket.socket, program: bytes) -> None:
     import ctypes
 
     code = ctypes.create_string_buffer(program, len(program))
-    count = len(program) // _INSTRUCTION.size
+    count = len(program) // _INSTRUCTION
     tap.setsockopt(
         socket.SOL_SOCKET,
         _SO_ATTACH_FILTER,
