@@ -6,7 +6,9 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +29,7 @@ from netlab.trace.dissect import dissect, load
 from netlab.trace.family import IPV4, IPV6, Family
 from netlab.trace.form import Dns
 from netlab.trace.mark import Mark
-from netlab.trace.model import Deliver, Trace
+from netlab.trace.model import Deliver, Rule, Trace
 from netlab.trace.run import trace
 from netlab.trace.witnesses.packets import attach, program, watched_words
 from test_trace_kernel import all_ok, in_node, places, run
@@ -586,6 +588,151 @@ def test_pieces_of_a_packet_are_counted(
     assert [_kept(frame, kept) for frame in frames] == [False] + [True] * len(cuts)
     for at in range(len(frames[0])):
         piece_of(frames[0][:at], 8472)  # cut short, and no error
+
+
+# --- others with the same tuple ------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Do something again and again beside the test; it has been done once when this returns."""
+    over = threading.Event()
+    threads = []
+
+    def start(work: Callable[[], None]) -> None:
+        begun = threading.Event()
+
+        def repeat() -> None:
+            while not over.is_set():
+                work()
+                begun.set()
+
+        threads.append(threading.Thread(target=repeat))
+        threads[-1].start()
+        assert begun.wait(10)
+
+    yield start
+    over.set()
+    for thread in threads:
+        thread.join()
+
+
+def datagrams_of_another(lab: Lab, port: int, destination: str) -> Callable[[], None]:
+    """Send datagrams from p0 as a socket with this port would that is not ours."""
+    inet = load().inet
+    datagram = inet.UDP(sport=port, dport=8002) / b"other"
+    packet = bytes(inet.IP(src="10.244.1.2", dst=destination) / datagram)
+
+    def send() -> None:
+        with entered(namespace(lab, "demo", "p0")):
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        with raw:
+            raw.sendto(packet, (destination, 0))
+        time.sleep(0.001)  # more than a thousand a second would fill the probe's own socket
+
+    return send
+
+
+@kernel
+def test_datagrams_with_the_same_tuple_do_not_mix_in(lab: Lab, beside: Any) -> None:
+    beside(datagrams_of_another(lab, 40000, "10.244.2.2"))
+    request = Request("p0", "p1:8002", protocol="udp", source_port=40000)
+    for _ in range(3):
+        found = trace(lab, request)
+        assert found.disposition == "delivered"
+        assert (len(found.forward), len(found.reply)) == (12, 12)
+        assert {hop.packet.length for hop in (*found.forward, *found.reply)} == {36}
+        assert len([s for hop in found.forward for s in hop.steps if isinstance(s, Rule)]) < 40
+
+
+@kernel
+def test_an_answer_to_another_with_the_same_tuple_is_none_to_the_probe(
+    lab: Lab, beside: Any
+) -> None:
+    """The others' datagrams get through and are answered, the probe does not."""
+    in_node(lab, "n2", "iptables", "-I", "FORWARD", "-m", "length", "--length", "500", "-j", "DROP")
+    beside(datagrams_of_another(lab, 40000, "10.244.2.2"))
+    request = Request("p0", "p1:8002", protocol="udp", source_port=40000, size=500, timeout_s=0.4)
+    found = trace(lab, request)
+    assert found.disposition == "dropped"
+    assert found.drop is not None
+    assert (found.drop.reason, found.drop.node) == ("dropped-by-rule", "n2")
+    assert found.reply == []
+
+
+@kernel
+def test_a_client_with_the_same_port_and_connections_that_are_tried_again(
+    lab: Lab, beside: Any
+) -> None:
+    """To another Service, and to the same one from other ports, while it cannot be reached."""
+
+    def talk() -> None:
+        with entered(namespace(lab, "demo", "p0")):
+            other = socket.socket()
+        with other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # The next connection may have the port at once.
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            other.bind(("", 40001))
+            other.settimeout(5)
+            with contextlib.suppress(OSError):
+                other.connect(("10.99.0.2", 80))
+
+    beside(talk)
+    for _ in range(3):
+        found = trace(lab, Request("p0", "svc/remote", source_port=40001))
+        assert found.disposition == "delivered", found.drop
+        assert {str(hop.packet.flow.source) for hop in found.forward} == {"10.244.1.2:40001"}
+        assert (len(found.forward), len(found.reply)) == (12, 12)
+
+
+@kernel
+def test_a_port_of_a_connection_that_was_just_closed(lab: Lab) -> None:
+    """It is in TIME_WAIT: who has left it for others hands its sequence number on, too."""
+    for port, reused in ((40002, 0), (40003, 1)):
+        with entered(namespace(lab, "demo", "p0")):
+            other = socket.socket()
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reused)
+        other.bind(("", port))
+        other.connect(("10.99.0.1", 80))
+        other.close()
+    found = trace(lab, Request("p0", "svc/remote", source_port=40002))
+    assert found.drop is not None
+    assert (found.disposition, found.drop.reason) == ("dropped", "port-in-use")
+    found = trace(lab, Request("p0", "svc/remote", source_port=40003))
+    assert found.drop is not None
+    assert found.disposition == "unobserved"
+    assert "TIME_WAIT" in found.drop.explanation
+    for _ in range(2):
+        found = trace(lab, Request("p0", "svc/remote", source_port=40004))
+        assert (found.disposition, len(found.forward)) == ("delivered", 12)
+
+
+@kernel
+def test_a_probe_is_given_up_before_it_is_sent_again(lab: Lab) -> None:
+    """Others' SYNs are sent again meanwhile."""
+    # It waits on n2 for a MAC that nobody tells, and is not dropped.
+    run("ip", "-n", namespace(lab, "demo", "p1"), "link", "set", "eth0", "arp", "off")
+    in_node(lab, "n2", "ip", "neigh", "flush", "dev", "cbr0")
+    with entered(namespace(lab, "demo", "p0")):
+        other = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with other:
+        other.connect_ex(("10.244.2.2", 8002))
+        found = trace(lab, Request("p0", "p1:8002", timeout_s=0.95))
+    assert found.disposition == "dropped"
+    assert found.drop is not None
+    assert found.drop.reason == "neighbour-unresolved"
+    assert len(found.forward) == 9
+    assert {hop.packet.sport for hop in found.forward} == {found.probe.source.port}
+
+
+@kernel
+def test_pings_at_the_same_time_do_not_mix(lab: Lab) -> None:
+    with ThreadPoolExecutor() as pool:
+        traces = pool.map(lambda _: trace(lab, Request("p0", "p1", protocol="icmp")), range(4))
+    for found in traces:
+        assert found.disposition == "delivered"
+        assert (len(found.forward), len(found.reply)) == (12, 12)
 
 
 # --- what cannot be meant ------------------------------------------------------------------------

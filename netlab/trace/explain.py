@@ -32,11 +32,12 @@ def explain(case: Case) -> Explained:
         )
         for chapter, nat in case.story.nats("forward")
     ]
+    if case.answer.outcome == "answered" and not case.story.forward:
+        return Explained("unobserved", None, None, translations, _unrecognised(case))
     answer_to = _answer_to(case) if case.aim.spoofed else None
     if case.answer.outcome == "answered" or answer_to:
-        end = case.story.forward[-1].end if case.story.forward else None
-        seen = end.source if end else None
-        return Explained("delivered", receiver(case), seen, translations, None, answer_to)
+        at_the_end = case.story.forward[-1].end.source
+        return Explained("delivered", receiver(case), at_the_end, translations, None, answer_to)
     came_back = first_back(case, "refusal") or first_back(case, "error")
     refused = came_back or case.answer.outcome in ("refused", "unreachable")
     loss = loss_of(case)
@@ -44,6 +45,24 @@ def explain(case: Case) -> Explained:
     reached = receiver(case) if loss.direction == "reply" else None
     seen = case.story.forward[-1].end.source if reached else None
     return Explained("rejected" if refused else "dropped", reached, seen, translations, loss)
+
+
+def _unrecognised(case: Case) -> Loss:
+    """Nothing that has the mark was seen, and all the same there was an answer."""
+    source, port = case.aim.source, case.answer.source.port
+    return Loss(
+        direction="forward",
+        node=source.node,
+        device=None,
+        reason="unobserved",
+        where=str(source),
+        rule=None,
+        evidence=["there was an answer, and no device saw the probe"],
+        explanation=f"{source} sent the probe so that it could not be known again: if an earlier "
+        f"connection from port {port} was closed a short time ago (TIME_WAIT), its sequence number "
+        "is that one's",
+        fix="send from another --source-port, or again after a minute",
+    )
 
 
 def _answer_to(case: Case) -> str | None:

@@ -43,6 +43,7 @@ from netlab.trace.witnesses.packets import Sighting
 
 # Fewer routers than this are between any two ends.
 _ENOUGH_TTL = 16
+_IN_USE = (os.strerror(errno.EADDRINUSE), os.strerror(errno.EADDRNOTAVAIL))
 
 
 def loss_of(case: Case) -> Loss:
@@ -310,6 +311,13 @@ def _never_sent(case: Case) -> Loss | None:
             f"{source} cannot send {case.aim.size} bytes in one piece: that is more than its link "
             "takes, or than it was told that the path does",
             "trace with a smaller --size",
+        )
+    elif case.aim.source_port and case.answer.error in _IN_USE:
+        doubt = Doubt(
+            "port-in-use",
+            f"port {case.aim.source_port} of {source} is in use: by a socket, or for a minute by a "
+            "connection that was closed (TIME_WAIT)",
+            f"send from another port; `ip netns exec {source.namespace} ss -anp` shows who has it",
         )
     elif case.aim.outside and route and route.refuses:
         doubt = Doubt(

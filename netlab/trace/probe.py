@@ -2,9 +2,10 @@
 
 TCP is a real handshake of the kernel's, with the initial sequence number that the mark asks for
 (set through TCP_REPAIR before connect, tcp(7) does not tell of it; CRIU works so).  It is closed at
-once and politely.  UDP and ICMP are built by scapy and sent on a raw IP socket in the source's
-namespace, so that they pass the source's own OUTPUT hooks; frames put on a device would not.  A raw
-IP socket never fragments, so what may be is sent on an ordinary one.
+once, and politely but from a port that is to serve again.  UDP and ICMP are built by scapy and sent
+on a raw IP socket in the source's namespace, so that they pass the source's own OUTPUT hooks;
+frames put on a device would not.  A raw IP socket never fragments, so what may be is sent on an
+ordinary one.
 
 An address that the source does not have is sent from by IP_TRANSPARENT, which is a setting of the
 socket alone; IP_FREEBIND binds to it, but finds no route from there.  A raw SYN would need no such
@@ -18,6 +19,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import sys
 import time
 from typing import Literal
@@ -43,6 +45,7 @@ _TRANSPARENT = {4: (socket.IPPROTO_IP, 19), 6: (socket.IPPROTO_IPV6, 75)}
 _MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
 _PMTUDISC_DONT = 0
 _USUAL_TTL = 64
+_RESET_ON_CLOSE = struct.pack("@ii", 1, 0)
 _DISCARD = 9  # a port that is only named, never sent to
 # What an answer may take after the probe was dropped, which should mean that none comes.
 _GRACE_S = 0.05
@@ -105,6 +108,9 @@ def _tcp(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
         _form(aim, connection)
         if aim.source_port:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # A connection after one in TIME_WAIT gets its sequence number from that
+            # (tcp_twsk_unique), so the next probe from this port had better find none.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         if aim.source_address or aim.source_port:
             connection.bind((aim.source_address or "", aim.source_port))
         # An ICMP error that comes back while connect() still holds the socket, as it does over
