@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,6 +173,34 @@ def test_what_is_lost_for_its_source_is_explained(
     assert found.drop is not None
     assert found.disposition == "dropped"
     assert (found.drop.reason, found.drop.direction) == (reason, direction), found.drop
+
+
+@kernel
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_source_ranges_are_tried_from_within_and_from_without(mode: str) -> None:
+    made = trace_lab()
+    balanced = {
+        "type": "LoadBalancer",
+        "load_balancer_ips": ("192.0.2.80",),
+        "load_balancer_source_ranges": ("198.51.100.0/24",),
+    }
+    services = tuple(
+        replace(service, **balanced, ports=(replace(service.ports[0], node_port=30080),))
+        if service.name == "remote"
+        else service
+        for service in made.services
+    )
+    made = replace(made, services=services, service_proxy=replace(made.service_proxy, mode=mode))
+    try:
+        lifecycle.up(made)
+        within = trace(made, Request("p0", "192.0.2.80:80", from_address="198.51.100.7"))
+        without = trace(made, Request("p0", "192.0.2.80:80", from_address="203.0.113.7"))
+    finally:
+        lifecycle.down(made.name)
+    assert within.disposition == "delivered", within.drop
+    assert (without.disposition, without.drop and without.drop.node) == ("dropped", "n1")
+    assert without.drop is not None
+    assert "loadBalancerSourceRanges of svc/demo/remote" in without.drop.explanation
 
 
 @kernel
@@ -661,6 +693,45 @@ def test_an_answer_to_another_with_the_same_tuple_is_none_to_the_probe(
 
 
 @kernel
+def test_an_answer_without_the_cookie_counts(lab: Lab, serve: Callable[..., Server]) -> None:
+    """At once to a port of its own, at the end of the wait to one that others may use."""
+    serve(lab, "p1", 9000, lambda heard: b"pong", socket.SOCK_DGRAM)
+    own = trace(lab, Request("p0", "p1:9000", protocol="udp"))
+    shared = trace(lab, Request("p0", "p1:9000", protocol="udp", source_port=40005, timeout_s=0.3))
+    assert (own.disposition, shared.disposition) == ("delivered", "delivered")
+    assert own.elapsed_us < 300_000 <= shared.elapsed_us
+
+
+@kernel
+def test_on_the_command_line(lab: Lab) -> None:
+    def netlab(*words: str) -> subprocess.CompletedProcess[str]:
+        command = str(Path(sys.executable).parent / "netlab")
+        whole = [command, "trace", "--lab", lab.name, *words]
+        return subprocess.run(whole, capture_output=True, text=True, check=False)
+
+    asked = netlab("p0", "svc/remote", "--protocol", "http", "--path", "/hostname")
+    assert asked.returncode == Exit.YES
+    assert "HTTP: GET /hostname HTTP/1.1: HTTP/1.1 200 OK, " in asked.stdout
+    found = json.loads(netlab("p0", "p1", "--protocol", "http", "-o", "json").stdout)
+    assert (found["probe"]["protocol"], found["application"]["status"]) == ("tcp", 200)
+    ended = netlab("p0", "p1:8002", "--ttl", "1", "--protocol", "udp")
+    assert ended.returncode == Exit.NO
+    assert "found the time to live used up, which was 1 as asked for" in ended.stdout
+    size = ("--size", "3000", "--fragment")
+    pieces = netlab("p0", "p1:8002", "--protocol", "udp", *size)
+    assert pieces.returncode == Exit.YES
+    assert "(3 fragments)" in pieces.stdout
+    assert "(one piece)" in pieces.stdout
+    spoofed = netlab("p0", "p1:8002", "--from-address", "10.244.1.3")
+    assert spoofed.returncode == Exit.YES
+    assert "✓ delivered to pod demo/p2, which has 10.244.1.3" in spoofed.stdout
+    for words in (("--ttl", "0"), ("--from-address", "fd00::1"), ("--protocol", "dns", *size)):
+        wrong = netlab("p0", "p1", *words)
+        assert (wrong.returncode, wrong.stdout) == (Exit.USAGE, "")
+        assert wrong.stderr.startswith("error[")
+
+
+@kernel
 def test_a_client_with_the_same_port_and_connections_that_are_tried_again(
     lab: Lab, beside: Any
 ) -> None:
@@ -749,6 +820,11 @@ def test_pings_at_the_same_time_do_not_mix(lab: Lab) -> None:
         (Request("p0", "p1", from_address="10.0.0.0/8"), "bad-address"),
         (Request("p0", "p1", from_address="224.0.0.1"), "bad-address"),
         (Request("p0", "p1", from_address="127.0.0.1"), "bad-address"),
+        (Request("p0", "p1", from_address="fe80::1"), "no-address"),
+        (Request("127.0.0.1", "node/n1"), "bad-address"),
+        (Request("0.0.0.0", "node/n1"), "bad-address"),
+        (Request("10.244.9.9", "node/n1"), "bad-source"),
+        (Request("2001:db8::1", "node/n1"), "no-address"),
         (Request("p0", "p1", from_address="10.244.1.3", protocol="http"), "answer-elsewhere"),
         (Request("p0", "p1", from_address="10.244.1.3", protocol="dns"), "answer-elsewhere"),
         (Request("p0", "svc/datagrams", protocol="http"), "other-transport"),

@@ -25,6 +25,8 @@ from netlab.trace.form import (
     Http,
     application,
     check_form,
+    require_transport,
+    sent_from,
 )
 from netlab.trace.model import ProbeProtocol
 
@@ -112,12 +114,10 @@ def aim(lab: Lab, request: Request) -> Aim:
     target = resolve(lab, request.destination, request.namespace)
     said = application(request.protocol, request.path, request.query)
     sender = _sender(lab, request, source)
-    claimed = resolve(lab, _address_of(request)) if request.from_address else None
+    claimed = resolve(lab, sent_from(request.from_address)) if request.from_address else None
     destination = _destination(request, (source, *([claimed] if claimed else [])), target)
     family = family_of(destination)
     _require_unicast(destination)
-    if claimed and claimed.address:
-        _require_unicast(claimed.address)
     if family.name not in lab.families:
         raise _error(
             "other-family", f"{destination} is {family.name}, and lab {lab.name} has none of that"
@@ -132,6 +132,8 @@ def aim(lab: Lab, request: Request) -> Aim:
             "the kernel would send its SYN again, and that is another packet",
         )
     address = (claimed or source).address if claimed or source.kind == "address" else None
+    if address:
+        _require_unicast(address)
     spoofed = address is not None and address not in sender.addresses
     check_form(request, protocol, family, said, spoofed)
     if request.source_port and protocol == "icmp":
@@ -197,7 +199,7 @@ def _sender(lab: Lab, request: Request, source: Reference) -> Place:
     if source.address and not source.service:
         # From outside one comes by the underlay's gateway.
         gateways = lab.underlay.gateways
-        if source.address in gateways or not in_lab(lab, source.address):
+        if source.address in gateways or not in_lab(lab, sent_from(source.address)):
             return _switch(lab)
     what = "a Service" if source.service else "an address of no pod and no node of this lab"
     raise _error(
@@ -206,22 +208,6 @@ def _sender(lab: Lab, request: Request, source: Reference) -> Place:
         "a source is a pod, a node, an address of one, or one outside the lab: "
         "`netlab get pods` lists pods; --from-address sends from what SRC does not have",
     )
-
-
-def _address_of(request: Request) -> str:
-    """The address to send from; an error if it is none."""
-    text = request.from_address or ""
-    try:
-        number = ip_address(text)
-    except ValueError:
-        raise _error(
-            "bad-address", f'"{text}" is not an address to send from', "as in 203.0.113.7"
-        ) from None
-    if number.is_multicast or number.is_unspecified or text == "255.255.255.255":
-        raise _error("bad-address", f"{text} is the address of no host, and none sends from it")
-    if number.is_loopback:
-        raise _error("bad-address", f"{text} is every host's own: no packet leaves it from there")
-    return str(number)
 
 
 def _answer_ends(lab: Lab, address: str) -> list[Place]:
@@ -342,7 +328,7 @@ def _port(request: Request, target: Reference, protocol: ProbeProtocol) -> int:
     number = request.port or target.port_number
     usual = USUAL_PORTS.get(request.protocol or "")
     if usual and target.service:
-        _require_transport(request, target.service, number, protocol)
+        require_transport(request, target.service, number, protocol)
     if number:
         return number
     if target.service:
@@ -364,21 +350,6 @@ def _port(request: Request, target: Reference, protocol: ProbeProtocol) -> int:
         f'"{request.destination}" leaves the {protocol} port open',
         f"write {request.destination}:PORT or --port; it has {known}" if known else "write --port",
     )
-
-
-def _require_transport(
-    request: Request, service: Service, number: int | None, protocol: ProbeProtocol
-) -> None:
-    """Refuse HTTP to a port of UDP, and DNS to one of TCP."""
-    ports = [port for port in service.ports if number in (None, port.port)]
-    if ports and not any(port.protocol == protocol.upper() for port in ports):
-        known = ", ".join(f"{port.port}/{port.protocol}" for port in service.ports)
-        name = (request.protocol or "").upper()
-        raise _error(
-            "other-transport",
-            f"{name} goes over {protocol.upper()}, and svc/{service.key} has {known}",
-            f"take a port of {protocol.upper()}, or another --protocol",
-        )
 
 
 def _named(request: Request, target: Reference, port: int | None) -> str:

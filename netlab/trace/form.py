@@ -7,11 +7,13 @@ somebody else's address does not come back.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from netlab.problems import NetlabError, Problem
+from netlab.topology.model import Service
 from netlab.trace.family import Family
 from netlab.trace.mark import COOKIE_BYTES
 from netlab.trace.model import ProbeProtocol
@@ -83,6 +85,36 @@ def _checked_name(name: str) -> str:
         message = f'"{name}" is not a name to ask for: labels of 1 to 63 letters with dots between'
         raise _error("bad-name", message)
     return plain
+
+
+def sent_from(text: str) -> str:
+    """An address that a packet can have as its source.  Raises NetlabError (exit code 2)."""
+    try:
+        number = ip_address(text)
+    except ValueError:
+        raise _error(
+            "bad-address", f'"{text}" is not an address to send from', "as in 203.0.113.7"
+        ) from None
+    if number.is_multicast or number.is_unspecified or text == "255.255.255.255":
+        raise _error("bad-address", f"{text} is the address of no host, and none sends from it")
+    if number.is_loopback:
+        raise _error("bad-address", f"{text} is every host's own: no packet leaves it from there")
+    return str(number)
+
+
+def require_transport(
+    request: Request, service: Service, number: int | None, protocol: ProbeProtocol
+) -> None:
+    """Refuse HTTP to a port of UDP, and DNS to one of TCP.  Raises NetlabError (exit code 2)."""
+    ports = [port for port in service.ports if number in (None, port.port)]
+    if ports and not any(port.protocol == protocol.upper() for port in ports):
+        known = ", ".join(f"{port.port}/{port.protocol}" for port in service.ports)
+        name = (request.protocol or "").upper()
+        raise _error(
+            "other-transport",
+            f"{name} goes over {protocol.upper()}, and svc/{service.key} has {known}",
+            f"take a port of {protocol.upper()}, or another --protocol",
+        )
 
 
 def check_form(
