@@ -220,16 +220,10 @@ def _build(aim: Aim, mark: Mark, address: str, port: int) -> bytes:
         ip = inet6.IPv6(src=address, dst=aim.destination, hlim=ttl, fl=label)
         echo = inet6.ICMPv6EchoRequest(id=identity, seq=1)
     body = inet.UDP(sport=port, dport=aim.port) if aim.protocol == "udp" else echo
-    said = aim.application
-    packet = (
-        ip
-        / body
-        / (
-            application.query(said, mark, aim.family.version)
-            if isinstance(said, Dns)
-            else mark.cookie
-        )
-    )
+    payload = mark.cookie
+    if isinstance(aim.application, Dns):
+        payload = application.query(aim.application, mark, aim.family.version)
+    packet = ip / body / payload
     return bytes(packet / bytes(max(0, (aim.size or 0) - len(packet))))
 
 
