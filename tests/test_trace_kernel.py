@@ -421,7 +421,7 @@ def test_a_lab_with_a_namespace_missing_is_an_error(lab: Lab) -> None:
         (Request("p9", "svc/remote"), "unknown-name"),
         (Request("p0", "svc/nothing"), "unknown-service"),
         (Request("svc/remote", "p0"), "bad-source"),
-        (Request("192.0.2.1", "p0"), "bad-source"),
+        (Request("10.244.9.9", "p0"), "bad-source"),
         (Request("p0", "p1", timeout_s=2.0), "timeout-too-long"),
         (Request("p0", "node/n1", protocol="tcp"), "port-needed"),
     ],

@@ -146,6 +146,7 @@ def test_a_trace_has_every_key_of_the_schema() -> None:
         "witnesses",
         "prediction",
         "elapsed_us",
+        "application",
     ]
     assert found["schema"] == "netlab.trace/v1"
     assert found["probe"]["from"] == "demo/p0"

@@ -20,7 +20,6 @@ from netlab.trace.aim import Aim, Place, Request, aim
 from netlab.trace.case import Case
 from netlab.trace.correlate import Observed, Story, correlate
 from netlab.trace.explain import Explained, explain
-from netlab.trace.mark import Mark
 from netlab.trace.model import Bridge, Neighbour, Route, Rule, Socket, Tuple
 from netlab.trace.path import Tables
 from netlab.trace.probe import Answer
@@ -123,6 +122,7 @@ def retold(record: Record) -> tuple[Story, Explained]:
         tables=tables,
         texts=lambda run, match: record.texts[_rule(run, match)],
         moments=record.moments,
+        answer_ends=record.aim.answer_ends,
     )
     story = correlate(observed)
     case = Case(record.lab, record.aim, record.answer, story, tables, record.moments)
@@ -132,7 +132,7 @@ def retold(record: Record) -> tuple[Story, Explained]:
 def record(lab: Lab, request: Request) -> Record:
     """Trace once and keep what was observed."""
     decided = aim(lab, request)
-    mark = Mark.random(decided.protocol, decided.family)
+    mark = probe.new_mark(decided)
     answers: dict[str, Any] = {}
     texts: dict[str, Rule] = {}
     with Watch(lab, decided, mark) as watch:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from netlab.trace.expectation import Expectation, Expected
-    from netlab.trace.model import ProbeProtocol, Trace
+    from netlab.trace.form import AskedProtocol
+    from netlab.trace.model import Trace
     from netlab.trace.run import Recorded
 
 
@@ -42,7 +43,7 @@ def _print_schema(context: click.Context, parameter: click.Parameter, what: str 
 @click.argument("destination", metavar="DST", shell_complete=complete_reference)
 @click.option(
     "--protocol",
-    type=click.Choice(("tcp", "udp", "icmp")),
+    type=click.Choice(("tcp", "udp", "icmp", "http", "dns")),
     help="What to send.  [default: what the Service port says, else tcp; icmp without a port]",
 )
 @click.option(
@@ -63,6 +64,24 @@ def _print_schema(context: click.Context, parameter: click.Parameter, what: str 
     type=click.IntRange(1, 65535),
     metavar="BYTES",
     help="Length of the IP packet, over UDP and ICMP; it may not be fragmented.",
+)
+@click.option("--fragment", is_flag=True, help="Let it be fragmented, with --size.")
+@click.option(
+    "--ttl",
+    type=click.IntRange(1, 255),
+    metavar="HOPS",
+    help="TTL of the probe, over IPv6 its hop limit.",
+)
+@click.option(
+    "--from-address",
+    metavar="ADDRESS",
+    help="Send from this address, whether SRC has it or not.",
+)
+@click.option("--path", metavar="PATH", help="What to ask for over HTTP.  [default: /]")
+@click.option(
+    "--query",
+    metavar="NAME",
+    help="Name to ask for over DNS.  [default: kubernetes.default.svc.cluster.local]",
 )
 @click.option(
     "--timeout",
@@ -120,11 +139,16 @@ def _print_schema(context: click.Context, parameter: click.Parameter, what: str 
 def trace(
     source: str,
     destination: str,
-    protocol: ProbeProtocol | None,
+    protocol: AskedProtocol | None,
     port: int | None,
     family: Literal[4, 6] | None,
     source_port: int | None,
     size: int | None,
+    fragment: bool,
+    ttl: int | None,
+    from_address: str | None,
+    path: str | None,
+    query: str | None,
     timeout_s: float | None,
     expect: Expected | None,
     via: tuple[str, ...],
@@ -138,7 +162,8 @@ def trace(
 ) -> int:
     """Send one probe from SRC to DST and tell what happened to it, there and back.
 
-    SRC is a pod, a node, or an address of one.  DST is a pod, svc/NAME, svc/NAME:PORT, an address
+    SRC is a pod, a node, an address of one, or an address outside the lab, from where one comes by
+    the underlay's gateway.  DST is a pod, svc/NAME, svc/NAME:PORT, an address
     with or without :PORT, or node/NAME:PORT.
 
     The exit code is 0 if it was delivered there and back, 1 if it was rejected or dropped, 4 if it
@@ -163,6 +188,11 @@ def trace(
         timeout_s=DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
         size=size,
         source_port=source_port,
+        fragment=fragment,
+        ttl=ttl,
+        from_address=from_address,
+        path=path,
+        query=query,
     )
     if pcapng == "-" and output:
         raise click.UsageError(f"-o {output} and --pcapng - both write to stdout")

@@ -75,13 +75,17 @@ def summary(trace: Trace) -> str:
     if trace.delivered_to is None or trace.seen_source is None:
         return ""
     who = f"{trace.delivered_to.kind} {trace.delivered_to.name}"
-    if trace.seen_source == trace.probe.source:
+    if trace.probe.spoofed and trace.seen_source == trace.probe.source:
+        seen = f"{trace.seen_source} as its source, as it was sent"
+    elif trace.seen_source == trace.probe.source:
         seen = f"its true source, {trace.seen_source}"
     else:
         how = [step.kind for step in trace.translations if step.kind in ("snat", "masquerade")]
         by = f" ({how[-1]})" if how else ""
         seen = f"{trace.seen_source} as its source{by}, not {trace.probe.source}"
     answer = " and answered" if trace.disposition == "delivered" else ""
+    if answer and trace.probe.spoofed and trace.probe.from_ != trace.probe.source.ip:
+        answer += f", to {trace.probe.source.ip} and not to {trace.probe.from_}"
     return f"{who} received it{answer}; it saw {seen}."
 
 
@@ -146,6 +150,9 @@ def _place(tree: Tree, numbered: list[tuple[int, Hop]], before: Hop | None) -> N
             hop.packet.outer,
         ):
             text.append(f"  {_packet(hop)}", style="dim" if before is None else "yellow")
+        pieces = before.packet.fragments if before else None
+        if hop.packet.fragments != pieces:
+            text.append(f"  ({hop.packet.fragments or 'one piece'})", style="yellow")
         told = list(_told(steps, hop))
         for words, style in told:
             line.add(Text(words, style=style))
@@ -270,6 +277,9 @@ def _ending(trace: Trace) -> Iterable[Text]:
     if trace.tries:
         ports = "source port" if trace.tries == 1 else "source ports"
         yield Text(f"{trace.tries} {ports} tried until that endpoint was chosen.")
+    if trace.application:
+        name = trace.application.protocol.upper()
+        yield Text.assemble((f"{name}: ", "bold"), str(trace.application))
     reports = {
         "packets": trace.witnesses.packets,
         "rules": trace.witnesses.rules,

@@ -17,7 +17,17 @@ from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
 from netlab.topology.references import Reference, resolve
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
-from netlab.trace.mark import COOKIE_BYTES
+from netlab.trace.form import (
+    TRANSPORTS,
+    USUAL_PORTS,
+    AskedProtocol,
+    Dns,
+    Http,
+    application,
+    check_form,
+    require_transport,
+    sent_from,
+)
 from netlab.trace.model import ProbeProtocol
 
 # Every watched namespace costs a packet socket; a pod's veth on its node is seen anyway.
@@ -27,7 +37,6 @@ MOST_NODES = 8
 DEFAULT_TIMEOUT_S = 0.8
 # The kernel sends an unanswered SYN again after one second, and DNAT may then choose another way.
 LONGEST_TCP_S = 0.95
-_HEADERS = {4: 28, 6: 48}  # IP, and ICMP or UDP
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -36,12 +45,22 @@ class Request(msgspec.Struct, frozen=True):
     source: str
     destination: str
     namespace: str | None = None
-    protocol: ProbeProtocol | None = None
+    protocol: AskedProtocol | None = None
     port: int | None = None
     family: Literal[4, 6] | None = None  # None: that of an address, else the primary one
     timeout_s: float = DEFAULT_TIMEOUT_S
     size: int | None = None  # of the IP packet, bytes; None: as small as it can be
     source_port: int | None = None  # None: the kernel's choice
+    ttl: int | None = None  # hop limit of IPv6; None: the kernel's choice
+    from_address: str | None = None  # to send from, whether the source has it or not
+    fragment: bool = False  # it may be sent, and passed on, in fragments
+    path: str | None = None  # of an HTTP request; None: /
+    query: str | None = None  # name that a DNS query asks for; None: that of the API server
+
+    @property
+    def transport(self) -> ProbeProtocol | None:
+        """What the protocol that was asked for is sent over."""
+        return TRANSPORTS[self.protocol] if self.protocol else None
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -71,6 +90,17 @@ class Aim(msgspec.Struct, frozen=True):
     to: str = ""  # the destination as it was asked for, and the port that was left open
     size: int | None = None
     source_port: int = 0
+    ttl: int | None = None
+    spoofed: bool = False  # whether the source does not have `source_address`
+    answer_ends: tuple[Place, ...] = ()  # who then gets the answer; nobody if it is lost
+    fragment: bool = False
+    application: Http | Dns | None = None  # what is asked for on top
+    outside: str | None = None  # a source that is beyond the underlay's gateway
+
+    @property
+    def sender(self) -> str:
+        """The source's name, or its address outside."""
+        return self.outside or self.source.name
 
     @property
     def family(self) -> Family:
@@ -82,8 +112,10 @@ def aim(lab: Lab, request: Request) -> Aim:
     """Decide a request.  Raises NetlabError (exit code 2) if it cannot be meant."""
     source = resolve(lab, request.source, request.namespace)
     target = resolve(lab, request.destination, request.namespace)
+    said = application(request.protocol, request.path, request.query)
     sender = _sender(lab, request, source)
-    destination = _destination(request, source, target)
+    claimed = resolve(lab, sent_from(request.from_address)) if request.from_address else None
+    destination = _destination(request, (source, *([claimed] if claimed else [])), target)
     family = family_of(destination)
     _require_unicast(destination)
     if family.name not in lab.families:
@@ -99,37 +131,39 @@ def aim(lab: Lab, request: Request) -> Aim:
             f"a TCP probe can wait {LONGEST_TCP_S} s, not {request.timeout_s:g}: "
             "the kernel would send its SYN again, and that is another packet",
         )
-    _check_size(request, protocol, destination)
+    address = (claimed or source).address if claimed or source.kind == "address" else None
+    if address:
+        _require_unicast(address)
+    spoofed = address is not None and address not in sender.addresses
+    check_form(request, protocol, family, said, spoofed)
     if request.source_port and protocol == "icmp":
         raise _error("icmp-port", "an ICMP probe has no source port", "take TCP or UDP")
     receivers = _receivers(lab, target, service, service_port, family)
     pods = [place for place in receivers if place.kind == "pod"]
     unwatched = set(pods[MOST_PODS:])
+    ends = _answer_ends(lab, address) if address and spoofed else []
+    asked = _nodes_for(lab, address) if address and spoofed and not ends else []
     return Aim(
         source=sender,
-        source_address=source.address if source.kind == "address" else None,
+        source_address=address,
         destination=destination,
         port=port,
         protocol=protocol,
-        places=_places(lab, [sender, *(place for place in receivers if place not in unwatched)]),
+        places=_places(
+            lab, [sender, *(place for place in receivers if place not in unwatched), *ends, *asked]
+        ),
         unwatched=len(unwatched),
         service=service.key if service else None,
         to=_named(request, target, port),
         size=request.size,
         source_port=request.source_port or 0,
+        ttl=request.ttl,
+        spoofed=spoofed,
+        answer_ends=tuple(ends),
+        fragment=request.fragment,
+        application=said,
+        outside=request.source if sender.kind == "switch" else None,
     )
-
-
-def _check_size(request: Request, protocol: ProbeProtocol, destination: str) -> None:
-    if request.size is None:
-        return
-    if protocol == "tcp":
-        hint = "take `--protocol udp` or `icmp`"
-        raise _error("tcp-size", "a TCP probe is a SYN, which carries no data", hint)
-    least = _HEADERS[ip_address(destination).version] + COOKIE_BYTES
-    if not least <= request.size <= 65535:
-        message = f"a probe has {least} to 65535 bytes, not {request.size}"
-        raise _error("bad-size", message, "it is the size of the IP packet")
 
 
 def in_lab(lab: Lab, address: str) -> bool:
@@ -168,22 +202,36 @@ def _sender(lab: Lab, request: Request, source: Reference) -> Place:
         return place_of_pod(lab, source.pod)
     if source.node:
         return place_of_node(lab, source.node)
+    if source.address and not source.service:
+        # From outside one comes by the underlay's gateway.
+        gateways = lab.underlay.gateways
+        if source.address in gateways or not in_lab(lab, sent_from(source.address)):
+            return place_of_switch(lab)
     what = "a Service" if source.service else "an address of no pod and no node of this lab"
     raise _error(
         "bad-source",
         f'"{request.source}" cannot send a probe: it is {what}',
-        "a source is a pod, a node, or an address of one: `netlab get pods` lists pods",
+        "a source is a pod, a node, an address of one, or one outside the lab: "
+        "`netlab get pods` lists pods; --from-address sends from what SRC does not have",
     )
 
 
-def _destination(request: Request, source: Reference, target: Reference) -> str:
+def _answer_ends(lab: Lab, address: str) -> list[Place]:
+    """Who gets the answer to an address: its owner; outside the lab the underlay's gateway."""
+    places = [place_of_node(lab, node) for node in lab.nodes]
+    owners = [place for place in (*places, place_of_switch(lab)) if address in place.addresses]
+    owners = owners or [place_of_pod(lab, pod) for pod in lab.pods if address in pod.addresses]
+    return owners or ([] if in_lab(lab, address) else [place_of_switch(lab)])
+
+
+def _destination(request: Request, sources: tuple[Reference, ...], target: Reference) -> str:
     """The address to send to: of the family asked for, or of an address that stands in the request.
 
     Else it is the one that its owner has first, that of the primary family.
     """
     wanted = {
         family_of(each.address): each.address
-        for each in (source, target)
+        for each in (*sources, target)
         if each.kind == "address" and each.address
     }
     if request.family:
@@ -248,7 +296,7 @@ def _service_of(
 ) -> tuple[Service | None, ServicePort | None]:
     """The Service behind the destination, and its port: by cluster IP, or by node port."""
     number = request.port or target.port_number
-    wanted = request.protocol.upper() if request.protocol else None
+    wanted = request.transport.upper() if request.transport else None
     if target.service:
         ports = [
             port
@@ -267,8 +315,8 @@ def _service_of(
 
 
 def _protocol(request: Request, target: Reference, port: ServicePort | None) -> ProbeProtocol:
-    if request.protocol:
-        return request.protocol
+    if request.transport:
+        return request.transport
     if port:
         if port.protocol == "SCTP":
             raise _error(
@@ -284,18 +332,24 @@ def _protocol(request: Request, target: Reference, port: ServicePort | None) -> 
 
 def _port(request: Request, target: Reference, protocol: ProbeProtocol) -> int:
     number = request.port or target.port_number
+    usual = USUAL_PORTS.get(request.protocol or "")
+    if usual and target.service:
+        require_transport(request, target.service, number, protocol)
     if number:
         return number
     if target.service:
         ports = [port for port in target.service.ports if port.protocol == protocol.upper()]
+        ports = [port for port in ports if port.port == usual] or ports
         if len(ports) == 1:
             return ports[0].port
         known = ", ".join(port.name or str(port.port) for port in target.service.ports)
     else:
         listening = target.pod.listen if target.pod else ()
-        for name, open_port in listening:
-            if name == protocol.upper():
-                return open_port
+        of_protocol = [open_port for name, open_port in listening if name == protocol.upper()]
+        if usual and (usual in of_protocol or protocol == "udp" or not of_protocol):
+            return usual
+        if of_protocol:
+            return of_protocol[0]
         known = ", ".join(str(open_port) for _, open_port in listening)
     raise _error(
         "port-needed",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from netlab.trace.aim import Place
 from netlab.trace.family import IPV4, family_of
 from netlab.trace.model import Hop, Leg, Nat, Outer, Rule, Tuple
 from netlab.trace.path import Passage, Tables, legs
@@ -31,6 +32,7 @@ class Observed(msgspec.Struct, frozen=True):
     tables: Tables
     texts: Texts
     moments: Sequence[Moment] = ()
+    answer_ends: Sequence[Place] = ()  # who gets an answer that does not go to the sender
 
 
 class Story(msgspec.Struct, frozen=True):
@@ -54,7 +56,7 @@ class Story(msgspec.Struct, frozen=True):
 
 def correlate(observed: Observed) -> Story:
     """Put the story together."""
-    there, back = legs(observed.sightings, observed.tables)
+    there, back = legs(observed.sightings, observed.tables, observed.answer_ends)
     forward = _chapters(there, observed.sent, observed)
     arrived = forward[-1].end if forward else observed.sent
     reply = _chapters(back, arrived.reversed, observed)

@@ -82,7 +82,7 @@ class Dissected(msgspec.Struct, frozen=True):
 
 def dissect(frame: bytes, mark: Mark, vxlan_port: int) -> Dissected | None:
     """The probe in an Ethernet frame, or None if the frame is somebody else's."""
-    if not any(needle in frame for needle in mark.needles):
+    if not mark.is_in(frame):
         return None
     layers = load()
     inet = layers.inet
@@ -142,13 +142,13 @@ def _role(body: Any, mark: Mark, layers: Any) -> Role | None:
     if isinstance(body, inet.ICMP | inet6._ICMPv6):
         if isinstance(body.payload, inet.IPerror | inet6.IPerror6):
             quoted = bytes(body.payload.payload)
-            return "error" if any(needle in quoted for needle in mark.needles) else None
+            return "error" if mark.is_in(quoted) else None
         said = body.data if isinstance(body, inet6._ICMPv6) else body.payload
-        if mark.protocol == "icmp" and bytes(said).startswith(mark.cookie):
+        if mark.protocol == "icmp" and mark.begins(bytes(said)):
             return _ECHOES.get(body.type)
         return None
     if isinstance(body, inet.UDP) and mark.protocol == "udp":
-        return "either" if bytes(body.payload).startswith(mark.cookie) else None
+        return "either" if mark.begins(bytes(body.payload)) else None
     if isinstance(body, inet.TCP) and mark.protocol == "tcp":
         flags = str(body.flags)
         if body.seq == mark.sequence and "S" in flags and "A" not in flags:

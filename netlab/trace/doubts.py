@@ -148,6 +148,11 @@ def _without_way_back(case: Case, place: Place) -> Iterable[Doubt]:
     if route and route.refuses:
         why = refused(route, place)
         yield Doubt(why.reason, f"it arrived, and cannot be answered: {why.words}", why.fix)
+    elif route and route.device:
+        next_hop = case.tables.neighbour(place, route.via or source, route.device)
+        if next_hop and next_hop.mac is None and next_hop.state != "none":
+            why = unanswered(case, place, next_hop)
+            yield Doubt(why.reason, f"it arrived, and cannot be answered: {why.words}", why.fix)
 
 
 def _own_source(case: Case, place: Place, source: str) -> Iterable[Doubt]:

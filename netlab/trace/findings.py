@@ -43,6 +43,7 @@ from netlab.trace.witnesses.packets import Sighting
 
 # Fewer routers than this are between any two ends.
 _ENOUGH_TTL = 16
+_IN_USE = (os.strerror(errno.EADDRINUSE), os.strerror(errno.EADDRNOTAVAIL))
 
 
 def loss_of(case: Case) -> Loss:
@@ -55,6 +56,7 @@ def loss_of(case: Case) -> Loss:
         _by_tunnel,
         _by_error,
         _never_sent,
+        _by_fragments,
         _by_missing_service,
         _by_default_route,
         _by_tables,
@@ -271,6 +273,8 @@ def _out_of_time(case: Case, fact: str) -> tuple[str, str]:
     """Sent with too little, or in a circle."""
     source, first = case.aim.source, case.story.forward[0].passage.after
     assert first is not None
+    if case.aim.ttl:
+        return f"{fact}, which was {case.aim.ttl} as asked for", "trace with a larger --ttl"
     if first.packet.ttl >= _ENOUGH_TTL:
         return (
             f"{fact}, which was {first.packet.ttl} at first: it went in a circle",
@@ -308,6 +312,20 @@ def _never_sent(case: Case) -> Loss | None:
             "takes, or than it was told that the path does",
             "trace with a smaller --size",
         )
+    elif case.aim.source_port and case.answer.error in _IN_USE:
+        doubt = Doubt(
+            "port-in-use",
+            f"port {case.aim.source_port} of {source} is in use: by a socket, or for a minute by a "
+            "connection that was closed (TIME_WAIT)",
+            f"send from another port; `ip netns exec {source.namespace} ss -anp` shows who has it",
+        )
+    elif case.aim.outside and route and route.refuses:
+        doubt = Doubt(
+            "no-route",
+            f"the underlay's gateway has no route to {case.aim.destination}: from outside only the "
+            "nodes can be reached",
+            "trace to a node, such as a node port: `node/NAME:PORT`",
+        )
     elif case.answer.outcome == "no-route" or (route and route.refuses):
         doubt = Doubt(
             "no-route",
@@ -333,12 +351,39 @@ def _never_sent(case: Case) -> Loss | None:
     )
 
 
+def _by_fragments(case: Case) -> Loss | None:
+    """Pieces of the packet that were not seen any more: nobody puts the others together."""
+    leg: Leg = "reply" if answered(case) else "forward"
+    last = last_seen(case, leg)
+    left = last.packet.fragments
+    if left is None or left.complete:
+        return None
+    whole = [
+        sighting
+        for sighting in (each.passage.before for each in case.story.leg(leg))
+        if sighting and sighting.packet.fragments and sighting.packet.fragments.complete
+    ]
+    if not whole:
+        return None
+    before, all_of_it = whole[-1], whole[-1].packet.fragments
+    doubt = Doubt(
+        "fragment-lost",
+        f"of {all_of_it} that were seen on {before.device} of {before.place} {left.count} came to "
+        f"{last.device} of {last.place}: what is there waits for the others",
+        "look for a rule on the way that matches ports, which only the first fragment has, or "
+        f"fragments as such: `ip netns exec {before.place.namespace} nft list ruleset`",
+    )
+    return _loss(case, leg, before, doubt)
+
+
 def _by_missing_service(case: Case) -> Loss | None:
     """An address of the Service CIDR that no rule translated: nobody is there."""
     address = case.aim.destination
     ours = any(ip_address(address) in ip_network(cidr) for cidr in case.lab.service_cidrs)
     if not ours or case.story.nats("forward") or answered(case):
         return None
+    if any(rule.action.lower() == "dnat" for _, rule in rules(case, "forward")):
+        return None  # translated, and seen no more
     return _loss(case, "forward", last_seen(case, "forward"), missing_service(case))
 
 

@@ -73,11 +73,23 @@ class Outer(Data, frozen=True, kw_only=True):
         return f"{self.src} → {self.dst} VNI {self.vni}"
 
 
+class Fragments(Data, frozen=True, kw_only=True):
+    """In how many pieces a packet went by on a device, and whether that was all of it."""
+
+    count: int
+    complete: bool
+
+    def __str__(self) -> str:
+        word = "fragment" if self.count == 1 else "fragments"
+        return f"{self.count} {word}{'' if self.complete else ', not all'}"
+
+
 class Packet(Data, frozen=True, kw_only=True):
     """The packet as it was on one device; inside a tunnel the inner one, with `outer`.
 
     `ttl` is the hop limit of IPv6, `length` that of the IP packet in bytes, `flags` the TCP flags
-    in scapy's letters ("SA"), `icmp` type and code in words.
+    in scapy's letters ("SA"), `icmp` type and code in words.  Of a packet in `fragments` all else
+    is said of the first; null: it was whole.
     """
 
     src: str
@@ -92,6 +104,7 @@ class Packet(Data, frozen=True, kw_only=True):
     src_mac: str | None = None
     dst_mac: str | None = None
     outer: Outer | None = None
+    fragments: Fragments | None = None
 
     @property
     def flow(self) -> Tuple:
@@ -312,13 +325,41 @@ class Hop(Data, frozen=True, kw_only=True):
 
 
 class Probe(Data, frozen=True, kw_only=True):
-    """What was sent: the source as the kernel chose it."""
+    """What was sent: the source as the kernel chose it; `spoofed`: the sender does not have it."""
 
     from_: str = msgspec.field(name="from")
     to: str
     protocol: ProbeProtocol
     source: Socket
     destination: Socket
+    spoofed: bool = False
+
+
+class Application(Data, frozen=True, kw_only=True):
+    """What was asked for above the transport, and what was answered.
+
+    `status` is HTTP's status code or DNS's response code, `answer` the status line or that code's
+    name; of anything else what it begins with, and `problem` says what was wrong.  `size` of all
+    that was answered is in bytes, `elapsed_us` from the request until its end, or until giving up.
+    """
+
+    protocol: Literal["http", "dns"]
+    request: str
+    status: int | None = None
+    answer: str | None = None
+    addresses: list[str] = []  # DNS: those that the name has
+    size: int = 0
+    elapsed_us: int
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        said = [self.answer, self.problem]
+        if self.status is not None:
+            said += [", ".join(self.addresses)]
+        if self.size:
+            said += [f"{self.size} bytes"]
+        told = ", ".join(filter(None, said))
+        return f"{self.request}: {told}, {self.elapsed_us / 1000:.1f} ms"
 
 
 class Receiver(Data, frozen=True, kw_only=True):
@@ -388,6 +429,7 @@ class Trace(Data, frozen=True, kw_only=True):
     witnesses: Witnesses
     prediction: None = None
     elapsed_us: int  # from sending until the answer, or until giving up
+    application: Application | None = None
     tries: int | None = None  # source ports until the endpoint that was asked for was chosen
 
     @property

@@ -72,10 +72,18 @@ class Passage(msgspec.Struct, frozen=True):
         return ends.pop() if len(ends) == 1 else None
 
 
-def legs(sightings: Sequence[Sighting], tables: Tables) -> tuple[list[Passage], list[Passage]]:
-    """The passages there and back; each list is empty if that leg was not seen at all."""
+def legs(
+    sightings: Sequence[Sighting], tables: Tables, ends: Sequence[Place] = ()
+) -> tuple[list[Passage], list[Passage]]:
+    """The passages there and back; each list is empty if that leg was not seen at all.
+
+    `ends`: who gets an answer that does not go to the sender.  What they say to it is not followed.
+    """
     there = [each for each in sightings if each.role == "probe"]
     back = [each for each in sightings if each.role != "probe"]
+    answers = [each for each in back if each.role == "answer"]
+    if any(each.place in ends and each.direction == "in" for each in answers):
+        back = answers
     return _passages("forward", there, tables), _passages("reply", back, tables)
 
 

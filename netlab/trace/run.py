@@ -15,7 +15,6 @@ from netlab.trace.canary import Blind
 from netlab.trace.case import Case
 from netlab.trace.correlate import Observed, Story, correlate, hops
 from netlab.trace.explain import Explained, explain
-from netlab.trace.mark import Mark
 from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
 from netlab.trace.probe import Answer
 from netlab.trace.watch import Watch
@@ -46,7 +45,7 @@ def traced(
     """A trace, and what the witnesses saw."""
     decided = aim(lab, request)
     require_namespaces(lab, decided)
-    with Watch(lab, decided, mark := Mark.random(decided.protocol, decided.family)) as watch:
+    with Watch(lab, decided, mark := probe.new_mark(decided)) as watch:
         answer = probe.send(decided, mark, request.timeout_s, watch)
         followed = follow(lab, decided, answer, watch)
     if recorded is not None:
@@ -81,11 +80,12 @@ def tell(lab: Lab, followed: Followed, watch: Watch) -> Trace:
     return Trace(
         lab=lab.name,
         probe=Probe(
-            from_=decided.source.name,
+            from_=decided.sender,
             to=decided.to,
             protocol=decided.protocol,
             source=observed.sent.source,
             destination=Socket(ip=decided.destination, port=decided.port),
+            spoofed=decided.spoofed,
         ),
         disposition="unobserved" if blind else explained.disposition,
         delivered_to=explained.delivered_to,
@@ -95,8 +95,17 @@ def tell(lab: Lab, followed: Followed, watch: Watch) -> Trace:
         forward=_ended("forward", hops(story.forward, origin), explained, decided),
         reply=_ended("reply", hops(story.reply, origin), explained, decided),
         witnesses=watch.reports(),
-        elapsed_us=followed.answer.elapsed_us,
+        elapsed_us=_elapsed_us(followed.answer, observed.sightings, explained),
+        application=followed.answer.application,
     )
+
+
+def _elapsed_us(answer: Answer, sightings: Sequence[Sighting], explained: Explained) -> int:
+    """Until the answer; where that went elsewhere, until it was there."""
+    answers = [each.t_ns for each in sightings if each.role == "answer"]
+    if explained.answer_to and answers:
+        return (answers[-1] - sightings[0].t_ns) // 1000
+    return answer.elapsed_us
 
 
 def require_namespaces(lab: Lab, decided: Aim) -> None:
@@ -128,7 +137,7 @@ def _ended(leg: Leg, found: list[Hop], explained: Explained, decided: Aim) -> li
     elif leg == "forward":
         step = Deliver(to=str(explained.delivered_to))
     else:
-        step = Deliver(to=str(decided.source))
+        step = Deliver(to=explained.answer_to or str(decided.source))
     last = msgspec.structs.replace(found[-1], steps=[*found[-1].steps, step])
     return [*found[:-1], last]
 

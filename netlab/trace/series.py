@@ -19,7 +19,6 @@ from netlab.topology.model import Endpoint, Lab, Service, ServicePort
 from netlab.topology.references import resolve
 from netlab.trace import probe
 from netlab.trace.aim import Aim, Request, aim
-from netlab.trace.mark import Mark
 from netlab.trace.model import Socket, Trace
 from netlab.trace.probe import Answer
 from netlab.trace.run import follow, require_namespaces, tell
@@ -131,7 +130,7 @@ def _probes(
 ) -> Generator[tuple[Answer, Watch], None, None]:
     """Probes without end, and the watch that has seen each of them and none before."""
     while True:
-        mark = Mark.random(decided.protocol, decided.family)
+        mark = probe.new_mark(decided)
         with Watch(lab, decided, mark) as watch:
             while True:
                 answer = probe.send(decided, mark, timeout_s, watch)

@@ -207,7 +207,12 @@ def _route(chapter: Chapter, tables: Tables) -> Route | None:
             return None  # delivered
     # The first chain behind the routing decision saw the mark that it was taken with.
     mark = next((run.mark for run in chapter.runs if run.oif and not run.outer), 0)
-    return tables.route(place, chapter.end.destination.ip, chapter.begin.source.ip, iif, mark)
+    to, source = chapter.end.destination.ip, chapter.begin.source.ip
+    route = tables.route(place, to, source, iif, mark)
+    if route and route.refuses and before is None and after is not None:
+        # It was sent from an address that the place does not have, of which no route may be asked.
+        return tables.route(place, to, None, None, mark)
+    return route
 
 
 def _is_own(chapter: Chapter, tables: Tables) -> bool:

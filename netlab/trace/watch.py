@@ -139,6 +139,7 @@ class Watch:
             tables=self.decisions,
             texts=texts,
             moments=moments,
+            answer_ends=self._aim.answer_ends,
         )
 
     @property

@@ -139,7 +139,7 @@ class Kernel:
             if place is None:
                 continue
             self._owners[event.buffer] = place
-            if any(needle in event.frame for needle in self._mark.needles):
+            if self._mark.is_in(event.frame):
                 self._kept.append((event, place))
             elif event.kind == "in":
                 self._canaries.append((place, event.frame))

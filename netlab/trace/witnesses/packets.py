@@ -15,20 +15,19 @@ from collections.abc import Sequence
 import msgspec
 
 from netlab.kernel.namespaces import entered
-from netlab.kernel.packet_sockets import INSTRUCTION, RETURN, WHOLE, Frame, Tap, close_all
+from netlab.kernel.packet_sockets import WHOLE, Frame, Tap, close_all
 from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.mark import Mark
 from netlab.trace.model import Direction, Packet
-from netlab.trace.witnesses import Canary
+from netlab.trace.witnesses import Canary, socket_filter
+from netlab.trace.witnesses.fragments import Key, counted, later_pieces, piece_of
+from netlab.trace.witnesses.socket_filter import Test, equal
 
 _MAC_HEADER = 14
 _UDP_HEADER = 8
 _EXTENSION = 8  # the shortest extension header of IPv6, such as that of fragments
-
-# linux/filter.h
-_LOAD_WORD, _SKIP_UNLESS_EQUAL = 0x20, 0x15
 
 # A flood on a bridge of a thousand ports is a thousand copies; memory is used only as they come.
 _BUFFER = 4 << 20
@@ -54,11 +53,13 @@ class Packets:
     def __init__(self, mark: Mark, vxlan_port: int, canary: bytes) -> None:
         self._mark = mark
         self._vxlan_port = vxlan_port
-        self._filter = program(watched_words(mark, canary))
+        self._filter = program(
+            watched_words(mark, canary), later_pieces(mark.family) if mark.fragmented else ()
+        )
         self._taps: dict[Place, Tap] = {}
         self._frames: dict[Place, list[Frame]] = {}
+        self._pieces: dict[Place, list[Frame]] = {}
         self._seen: list[bytes] = []
-        self._needles = mark.needles
         self._canaries: set[bytes] = set()
         self._stamped = False
         self._lost = 0
@@ -73,6 +74,7 @@ class Packets:
                 self._failed.append(f"{place}: {error.strerror}")
                 continue
             self._frames[place] = []
+            self._pieces[place] = []
 
     @property
     def stamping(self) -> bool:
@@ -92,7 +94,7 @@ class Packets:
 
     def events(self) -> list[Sighting]:
         """Every sighting of the probe, in time order; that of one namespace is never broken."""
-        found: list[tuple[Sighting, bytes]] = []
+        found: list[tuple[Sighting, Frame]] = []
         for place in self._taps:
             self._read(place)
             latest = 0
@@ -110,15 +112,53 @@ class Packets:
                     seen.role,
                     frame.stranger,
                 )
-                found.append((sighting, frame.data))
+                found.append((sighting, frame))
         found.sort(key=lambda pair: pair[0].t_ns)
-        self._seen = [data for _, data in found]
-        return _directed([sighting for sighting, _ in found])
+        self._seen = [frame.data for _, frame in found]
+        directed = _directed([sighting for sighting, _ in found])
+        if not self._mark.fragmented:
+            return directed
+        return self._with_fragments(directed, [frame for _, frame in found])
 
     @property
     def seen(self) -> list[bytes]:
         """The frames of the sightings that :meth:`events` told, whole and in the same order."""
         return self._seen
+
+    def _with_fragments(
+        self, sightings: Sequence[Sighting], frames: Sequence[Frame]
+    ) -> list[Sighting]:
+        """Sightings with the number of pieces that the packet of each was in.
+
+        By the time that a frame is read, a node further on may have written new headers into those
+        pieces that are not the first.  So a piece belongs to a sighting if it is of the same leg.
+        """
+        firsts = [piece_of(frame.data, self._vxlan_port) for frame in frames]
+        keys: dict[bool, set[Key]] = {True: set(), False: set()}
+        for sighting, first in zip(sightings, firsts, strict=True):
+            if first:
+                keys[sighting.role == "probe"].add(first.key)
+        others = {
+            place: [
+                (frame.device, frame.kind, piece_of(frame.data, self._vxlan_port)) for frame in seen
+            ]
+            for place, seen in self._pieces.items()
+        }
+        told = []
+        for sighting, frame, first in zip(sightings, frames, firsts, strict=True):
+            if first:
+                of_leg = keys[sighting.role == "probe"]
+                pieces = {first} | {
+                    piece
+                    for device, kind, piece in others[sighting.place]
+                    if piece
+                    and (device, kind) == (frame.device, frame.kind)
+                    and piece.key in of_leg
+                }
+                packet = msgspec.structs.replace(sighting.packet, fragments=counted(pieces))
+                sighting = msgspec.structs.replace(sighting, packet=packet)
+            told.append(sighting)
+        return told
 
     def arrivals(self) -> Counter[tuple[Place, str]]:
         """How often a frame that may be the probe's came in on each device."""
@@ -137,14 +177,17 @@ class Packets:
             if canary and canary in frame.data:
                 self._canaries.add(canary)
                 self._stamped = frame.t_ns < before
-            elif any(needle in frame.data for needle in self._needles):
+            elif self._mark.is_in(frame.data):
                 kept.append(frame)
+            elif self._mark.fragmented:
+                self._pieces[place].append(frame)
             before = time.clock_gettime_ns(time.CLOCK_REALTIME)
 
     def forget(self) -> None:
         for place, tap in self._taps.items():
             self._read(place)
             self._frames[place] = []
+            self._pieces[place] = []
             tap.forget_lost()
         self._canaries.clear()
         self._lost = 0
@@ -180,17 +223,13 @@ def watched_words(mark: Mark, canary: bytes) -> list[tuple[int, bytes]]:
     return words + [(offset, canary[:4]) for offset in sorted(canaries)]
 
 
-def program(words: list[tuple[int, bytes]]) -> bytes:
+def program(words: list[tuple[int, bytes]], others: Sequence[Sequence[Test]] = ()) -> bytes:
     """A classic BPF program that keeps frames with one of these words behind their MAC header.
 
-    A load from behind the end of a frame ends the program, so the offsets ascend.
+    It keeps `others` too, frames that pass all tests of a list.
     """
-    code = b""
-    for offset, word in sorted(words):
-        code += INSTRUCTION.pack(_LOAD_WORD, 0, 0, _MAC_HEADER + offset)
-        code += INSTRUCTION.pack(_SKIP_UNLESS_EQUAL, 0, 1, int.from_bytes(word, "big"))
-        code += INSTRUCTION.pack(RETURN, 0, 0, WHOLE)
-    return code + INSTRUCTION.pack(RETURN, 0, 0, 0)
+    marked = [[equal(_MAC_HEADER + at, 4, int.from_bytes(word, "big"))] for at, word in words]
+    return socket_filter.program([*marked, *others], WHOLE)
 
 
 def _directed(sightings: list[Sighting]) -> list[Sighting]:
