@@ -62,10 +62,13 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def traced(lab: Lab, fault: Fault) -> Trace:
     """What the trace tells that a fault names, as the command would have it."""
     context = trace_command.make_context("trace", trace_of(lab, fault))
-    given = {name: value for name, value in context.params.items() if value is not None}
-    for other in ("lab_name", "output"):
-        given.pop(other, None)
-    return trace(faulty(lab), Request(**{"timeout_s": 0.3, **given}))
+    asked = Request.__struct_fields__
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if name in asked and value is not None
+    }
+    return trace(faulty(lab), Request(**{"timeout_s": 0.3, **given}), lab)
 
 
 def declared(lab: Lab) -> Lab:

@@ -121,17 +121,23 @@ def running_lab(name: str | None) -> Lab:
 
     NetlabError (exit 2) otherwise.
     """
+    found = declared_lab(name)
+    if not found.faults:
+        return found
+    from netlab.datapath.faults import faulty
+
+    return faulty(found)
+
+
+def declared_lab(name: str | None) -> Lab:
+    """The same lab as it was declared, whatever its faults."""
     from netlab.lab import record
 
     require_root()
     found = record.read(name or only_lab())
     if found is None:
         raise unknown_lab(name or "")
-    if not found.faults:
-        return found
-    from netlab.datapath.faults import faulty
-
-    return faulty(found)
+    return found
 
 
 def only_lab() -> str:

@@ -9,14 +9,16 @@ import click
 
 from netlab.cli.common import (
     complete_reference,
+    declared_lab,
     lab_option,
     namespace_option,
     output_option,
-    running_lab,
 )
 from netlab.problems import Exit
 
 if TYPE_CHECKING:
+    from netlab.topology.model import Lab
+    from netlab.trace.aim import Request
     from netlab.trace.model import ProbeProtocol
 
 
@@ -54,6 +56,15 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="How long to wait for an answer; over TCP at most 0.95.  [default: 0.8]",
 )
+@click.option(
+    "--predict", is_flag=True, help="Send nothing: tell what should happen, by what is declared."
+)
+@click.option(
+    "--topology",
+    metavar="TOPOLOGY",
+    type=click.Path(allow_dash=True),
+    help="With --predict: the lab of a file, or a shipped topology, which need not be up.",
+)
 @namespace_option
 @lab_option
 @output_option("json")
@@ -66,6 +77,8 @@ def trace(
     source_port: int | None,
     size: int | None,
     timeout_s: float | None,
+    predict: bool,
+    topology: str | None,
     namespace: str | None,
     lab_name: str | None,
     output: str | None,
@@ -76,13 +89,14 @@ def trace(
     with or without :PORT, or node/NAME:PORT.
 
     The exit code is 0 if it was delivered there and back, 1 if it was rejected or dropped, 4 if it
-    could not be observed.
+    could not be observed; with --predict, what it should be.
     """
     # Nothing that one command makes is garbage before it ends.
     gc.disable()
-    lab = running_lab(lab_name)
+    if topology and not predict:
+        raise click.UsageError("--topology goes with --predict: only a lab that is up is traced")
+    declared = _loaded(topology) if topology else declared_lab(lab_name)
     from netlab.trace.aim import DEFAULT_TIMEOUT_S, Request
-    from netlab.trace.run import trace as run
 
     request = Request(
         source=source,
@@ -95,7 +109,12 @@ def trace(
         size=size,
         source_port=source_port,
     )
-    found = run(lab, request)
+    if predict:
+        return _foretell(declared, request, output)
+    from netlab.datapath.faults import faulty
+    from netlab.trace.run import trace as run
+
+    found = run(faulty(declared), request, declared)
     if output == "json":
         from netlab.trace.model import encode
 
@@ -111,6 +130,36 @@ def trace(
         print_trace(found, console)
     exits = {"delivered": Exit.YES, "unobserved": Exit.UNOBSERVED}
     return exits.get(found.disposition, Exit.NO)
+
+
+def _loaded(topology: str) -> Lab:
+    from netlab.topology.load import load
+
+    loaded = load(topology)
+    for warning in loaded.warnings:
+        click.echo(str(warning), err=True)
+    return loaded.lab
+
+
+def _foretell(lab: Lab, request: Request, output: str | None) -> int:
+    """Print what should become of a probe; whether it should be delivered."""
+    from netlab.trace.prediction import foretell
+
+    foretold = foretell(lab, request)
+    if output == "json":
+        from netlab.trace.model import encode
+
+        click.echo(encode(foretold).decode())
+    else:
+        from rich.console import Console
+
+        from netlab.report.prediction import print_foretold
+
+        console = Console(highlight=False)
+        console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]
+        print_foretold(foretold, console)
+    ways = [foretold.prediction, *foretold.prediction.others]
+    return Exit.YES if all(way.disposition == "delivered" for way in ways) else Exit.NO
 
 
 def _raise_broken_pipe() -> None:

@@ -21,6 +21,7 @@ from netlab.trace.model import (
     Hop,
     Nat,
     Neighbour,
+    Prediction,
     Route,
     Rule,
     Trace,
@@ -48,10 +49,10 @@ def print_trace(trace: Trace, console: Console) -> None:
     probe = trace.probe
     if trace.forward:
         console.print()
-        console.print(_leg("there", f"{probe.source} → {probe.destination}", trace.forward))
+        console.print(leg("there", f"{probe.source} → {probe.destination}", trace.forward))
     if trace.reply:
         console.print()
-        console.print(_leg("back", str(trace.reply[0].packet.flow), trace.reply))
+        console.print(leg("back", str(trace.reply[0].packet.flow), trace.reply))
     console.print()
     for line in _ending(trace):
         console.print(line)
@@ -84,6 +85,14 @@ def summary(trace: Trace) -> str:
     return f"{who} received it{answer}; it saw {seen}."
 
 
+def otherwise(prediction: Prediction | None) -> str | None:
+    """The line for a trace that was not as declared."""
+    if prediction is None or not prediction.differs:
+        return None
+    more = len(prediction.differs) - 1
+    return f"{prediction.differs[0]}{f' (and {more} more, in the JSON)' if more else ''}"
+
+
 # The flags of a handshake as people say them.
 _FLAGS = {"S": "SYN", "SA": "SYN-ACK", "R": "RST", "RA": "RST"}
 
@@ -100,7 +109,8 @@ def _headline(trace: Trace, width: int) -> Text:
     return Text.assemble((f"{sign} ", f"bold {colour}"), (line, "bold"))
 
 
-def _leg(title: str, ends: str, hops: Sequence[Hop]) -> Tree:
+def leg(title: str, ends: str, hops: Sequence[Hop]) -> Tree:
+    """One leg as a tree: places, their hops, the steps between those."""
     from rich.text import Text
     from rich.tree import Tree
 
@@ -261,6 +271,9 @@ def _ending(trace: Trace) -> Iterable[Text]:
     told = summary(trace)
     if told:
         yield Text(told)
+    differs = otherwise(trace.prediction)
+    if differs:
+        yield Text.assemble(("declared otherwise: ", "bold"), differs)
     reports = {
         "packets": trace.witnesses.packets,
         "rules": trace.witnesses.rules,

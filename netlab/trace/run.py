@@ -17,12 +17,15 @@ from netlab.trace.correlate import correlate, hops
 from netlab.trace.explain import Explained, explain
 from netlab.trace.mark import Mark
 from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
+from netlab.trace.prediction import predict, unpredictable
+from netlab.trace.undeclared import taken_endpoint, undeclared
 from netlab.trace.watch import Watch
 
 
-def trace(lab: Lab, request: Request) -> Trace:
+def trace(lab: Lab, request: Request, declared: Lab | None = None) -> Trace:
     """Send one probe through a running lab and tell what happened to it, there and back.
 
+    `declared` is the lab without its faults, which the outcome is compared with.
     Needs root.  Raises NetlabError: exit code 2 if the request cannot be meant, 3 if a namespace on
     the way is missing.  What could not be observed is no error but the disposition `unobserved`.
     """
@@ -35,7 +38,7 @@ def trace(lab: Lab, request: Request) -> Trace:
         explained = explain(Case(lab, decided, answer, story, watch.decisions, observed.moments))
     origin = observed.sightings[0].t_ns if observed.sightings else 0
     blind = watch.blind
-    return Trace(
+    found = Trace(
         lab=lab.name,
         probe=Probe(
             from_=decided.source.name,
@@ -54,6 +57,17 @@ def trace(lab: Lab, request: Request) -> Trace:
         witnesses=watch.reports(),
         elapsed_us=answer.elapsed_us,
     )
+    return _compared(found, declared or lab, decided)
+
+
+def _compared(found: Trace, declared: Lab, decided: Aim) -> Trace:
+    """A trace with what was to be expected of it."""
+    if unpredictable(declared, decided):
+        return found
+    expected = predict(declared, decided, taken_endpoint(found))
+    differs = undeclared(declared, decided, found, expected)
+    expected = msgspec.structs.replace(expected, differs=differs)
+    return msgspec.structs.replace(found, prediction=expected)
 
 
 def _require_namespaces(lab: Lab, decided: Aim) -> None:
