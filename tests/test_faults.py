@@ -64,9 +64,7 @@ def traced(lab: Lab, fault: Fault) -> Trace:
     context = trace_command.make_context("trace", trace_of(lab, fault))
     asked = Request.__struct_fields__
     given = {
-        name: value
-        for name, value in context.params.items()
-        if name in asked and value is not None
+        name: value for name, value in context.params.items() if name in asked and value is not None
     }
     return trace(faulty(lab), Request(**{"timeout_s": 0.3, **given}), lab)
 

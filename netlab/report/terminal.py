@@ -21,7 +21,6 @@ from netlab.trace.model import (
     Hop,
     Nat,
     Neighbour,
-    Prediction,
     Route,
     Rule,
     Trace,
@@ -83,14 +82,6 @@ def summary(trace: Trace) -> str:
         seen = f"{trace.seen_source} as its source{by}, not {trace.probe.source}"
     answer = " and answered" if trace.disposition == "delivered" else ""
     return f"{who} received it{answer}; it saw {seen}."
-
-
-def otherwise(prediction: Prediction | None) -> str | None:
-    """The line for a trace that was not as declared."""
-    if prediction is None or not prediction.differs:
-        return None
-    more = len(prediction.differs) - 1
-    return f"{prediction.differs[0]}{f' (and {more} more, in the JSON)' if more else ''}"
 
 
 # The flags of a handshake as people say them.
@@ -271,9 +262,8 @@ def _ending(trace: Trace) -> Iterable[Text]:
     told = summary(trace)
     if told:
         yield Text(told)
-    differs = otherwise(trace.prediction)
-    if differs:
-        yield Text.assemble(("declared otherwise: ", "bold"), differs)
+    if trace.prediction and trace.prediction.differs:
+        yield Text.assemble(("declared otherwise: ", "bold"), trace.prediction.differs[0])
     reports = {
         "packets": trace.witnesses.packets,
         "rules": trace.witnesses.rules,

@@ -204,9 +204,9 @@ class Walker:
         self._hop(node, self.network.port_of(pod), "out", flow)
         place = self.network.place_of(pod)
         self._hop(place, UPLINK, "in", flow)
-        if self._is_local(place, flow):
-            return Arrival(place, flow)
-        return Stop(place, "forwarding-off")
+        if self.network.is_local(place, flow.source.ip):
+            return Stop(place, "martian")
+        return Arrival(place, flow)
 
     def _through_tunnel(self, node: Place, flow: Tuple, peer: Node) -> Arrival | Stop:
         family, lab = self.network.family, self.network.lab
@@ -263,6 +263,8 @@ class Walker:
         return stop or self._route(node, flow, device, passing)
 
     def _route(self, node: Place, flow: Tuple, device: str, passing: _Passing) -> Arrival | Stop:
+        if self.network.is_local(node, flow.source.ip):
+            return Stop(node, "martian")
         if self._is_local(node, flow):
             return self._into_node(node, flow, device, passing)
         way = self._way(node, flow)

@@ -162,7 +162,8 @@ def _stopped(walker: Walker, decided: Aim, sent: Tuple, end: Stop) -> PredictedW
         told = isinstance(back, Arrival) and back.place == decided.source
         step: AnyStep = Deliver(to=str(decided.source)) if told else Drop(reason=unsaid)
         reply = walker.end(step)
-    reason = end.reason if told else unsaid
+    # What a rule refuses is known by the rule, a route only by what it says.
+    reason = end.reason if told and end.reason == "no-route" else unsaid
     return PredictedWay(
         disposition="rejected" if told else "dropped",
         reason=reason,
@@ -180,6 +181,8 @@ def _stopped(walker: Walker, decided: Aim, sent: Tuple, end: Stop) -> PredictedW
 def _unsaid(end: Stop, walker: Walker, decided: Aim) -> str:
     """The reason in the words of a trace that saw no error come back."""
     lab, address = walker.network.lab, decided.destination
+    if end.reason in ("no-such-service", "no-such-port"):
+        return _missing(lab, decided)
     if end.reason != "no-route" or end.place.kind != "switch" or walker.translations:
         return end.reason
     if any(ip_address(address) in ip_network(cidr) for cidr in lab.service_cidrs):

@@ -74,7 +74,7 @@ def undeclared(lab: Lab, decided: Aim, trace: Trace, expected: Prediction) -> li
     network = DeclaredNetwork(lab, decided.family)
     found = list(dict.fromkeys(_tables(network, decided, trace)))
     found += _endpoint(trace, expected)
-    found += _ending(trace, expected)
+    found += _ending(trace, expected, found)
     if not found:
         found += _translations(trace.translations, expected.translations)
     if not found:
@@ -172,7 +172,8 @@ def _listed(ends: Sequence[Socket]) -> str:
     return shown if len(ends) <= 5 else f"{shown} and {len(ends) - 5} more"
 
 
-def _ending(trace: Trace, expected: Prediction) -> Iterator[str]:
+def _ending(trace: Trace, expected: Prediction, found: Sequence[str]) -> Iterator[str]:
+    """What became of it otherwise than it should; the object first, if none was found yet."""
     loss = trace.drop
     reason = loss.reason if loss else None
     if reason == expected.reason and trace.disposition == expected.disposition:
@@ -181,26 +182,24 @@ def _ending(trace: Trace, expected: Prediction) -> Iterator[str]:
         return
     if _is_unsaid(trace, expected) and reason == expected.reason_unsaid:
         return
-    due = _due(expected)
-    if loss is None:
-        yield f"it was delivered; {due}"
-        return
-    thing = _OBJECTS.get(loss.reason, "what became of it")
-    yield f"{thing} at {loss.where} is not as declared: {loss.explanation}; {due}"
+    if loss and not found:
+        thing = _OBJECTS.get(loss.reason)
+        yield f"{thing}: {loss.explanation}" if thing else loss.explanation
+    was = f"{trace.disposition} ({_words(reason)})" if reason else trace.disposition
+    if expected.reason:
+        how = f"{expected.disposition} at {expected.where} ({_words(expected.reason)})"
+    else:
+        how = f"{expected.disposition} to {expected.delivered_to}"
+    yield f"it should have been {how}, and was {was}"
+
+
+def _words(reason: str) -> str:
+    return reason.replace("-", " ")
 
 
 def _is_unsaid(trace: Trace, expected: Prediction) -> bool:
     """Whether only an ICMP error did not come, of which the kernel sends few."""
     return expected.limited and trace.disposition == "dropped" and not trace.reply
-
-
-def _due(expected: Prediction) -> str:
-    if expected.disposition == "delivered":
-        return f"it should have been delivered to {expected.delivered_to}"
-    return (
-        f"it should have been {expected.disposition} at {expected.where}, "
-        f"{(expected.reason or '').replace('-', ' ')}"
-    )
 
 
 def _receiver(trace: Trace, expected: Prediction) -> Iterator[str]:

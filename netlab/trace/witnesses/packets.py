@@ -240,14 +240,18 @@ def _stamp(ancillary: list[tuple[int, int, bytes]]) -> int:
 
 
 def _directed(sightings: list[Sighting]) -> list[Sighting]:
-    """Tell a datagram from its echo: an answer's tuple is one of the probe's turned round."""
-    there = set()
+    """Tell a datagram from its echo: an answer's source is one that the probe was sent to.
+
+    Its destination need not be one that was seen as a source: where a node had put itself in, its
+    bridge sees the answer with the client's address again, and still with the endpoint's.
+    """
+    reached = set()
     directed = []
     for sighting in sightings:
         if sighting.role == "either":
-            back = sighting.packet.flow.reversed in there
+            back = sighting.packet.flow.source in reached
             if not back:
-                there.add(sighting.packet.flow)
+                reached.add(sighting.packet.flow.destination)
             sighting = msgspec.structs.replace(sighting, role="answer" if back else "probe")
         directed.append(sighting)
     return directed
