@@ -191,6 +191,10 @@ class Walker:
     def _is_local(self, place: Place, flow: Tuple) -> bool:
         return self.network.is_local(place, flow.destination.ip)
 
+    def _is_martian(self, place: Place, flow: Tuple) -> bool:
+        """Whether IPv4 takes a source for impossible: its own, from outside.  IPv6 does not ask."""
+        return self.network.family.version == 4 and self.network.is_local(place, flow.source.ip)
+
     def _past_bridge(self, node: Place, flow: Tuple, passing: _Passing) -> Tuple | Stop:
         """From port to port of a bridge, whose netfilter still meets the node's other hooks."""
         refusal = self._refusal(node, flow, BRIDGE, "forward", passing)
@@ -204,9 +208,7 @@ class Walker:
         self._hop(node, self.network.port_of(pod), "out", flow)
         place = self.network.place_of(pod)
         self._hop(place, UPLINK, "in", flow)
-        if self.network.is_local(place, flow.source.ip):
-            return Stop(place, "martian")
-        return Arrival(place, flow)
+        return Stop(place, "martian") if self._is_martian(place, flow) else Arrival(place, flow)
 
     def _through_tunnel(self, node: Place, flow: Tuple, peer: Node) -> Arrival | Stop:
         family, lab = self.network.family, self.network.lab
@@ -263,7 +265,7 @@ class Walker:
         return stop or self._route(node, flow, device, passing)
 
     def _route(self, node: Place, flow: Tuple, device: str, passing: _Passing) -> Arrival | Stop:
-        if self.network.is_local(node, flow.source.ip):
+        if self._is_martian(node, flow):
             return Stop(node, "martian")
         if self._is_local(node, flow):
             return self._into_node(node, flow, device, passing)
