@@ -76,6 +76,22 @@ def test_what_nobody_declared_is_predicted_too(lab: Lab) -> None:
     assert differing(lab, requests) == []
 
 
+def test_packets_that_are_too_large_are_predicted(lab: Lab) -> None:
+    asked = [
+        ("p0", "p1", "icmp", 1450),
+        ("p0", "p1", "icmp", 1451),
+        ("node/n1", "p1", "icmp", 1451),
+        ("node/n1", "node/n2", "icmp", 1500),
+        ("p0", "svc/datagrams", "udp", 1450),
+        ("p0", "svc/datagrams", "udp", 1460),
+    ]
+    requests = [
+        Request(source, to, protocol=protocol, size=size, timeout_s=TIMEOUT_S)  # type: ignore[arg-type]
+        for source, to, protocol, size in asked
+    ]
+    assert differing(lab, requests) == []
+
+
 # --- generated labs ------------------------------------------------------------------------------
 
 _CONDITIONS = [

@@ -23,6 +23,10 @@ from netlab.trace.family import Family, family_of, first_of
 BRIDGE, UPLINK, SWITCH_BRIDGE, LOOPBACK = "cbr0", "eth0", "br0", "lo"
 
 
+# Ethernet, VXLAN, UDP and IP around a packet: 14 + 8 + 8 and 20, or 40.
+_TUNNEL_HEADERS = {4: 50, 6: 70}
+
+
 class Way(msgspec.Struct, frozen=True):
     """A route: the network that matched, the device, the next hop's address if it is another's."""
 
@@ -78,6 +82,17 @@ class DeclaredNetwork:
     def port_of(self, owner: Node | Pod) -> str:
         """The bridge port that leads to a pod on its node, or to a node on the switch."""
         return switch_port(owner) if isinstance(owner, Node) else outer_link(owner)
+
+    def mtu(self, place: Place, device: str) -> int:
+        """Bytes of an IP packet that a device takes; pods have one link for both families."""
+        underlay = self.lab.underlay.mtu
+        if not self.tunnel or device == SWITCH_BRIDGE:
+            return underlay
+        if place.kind == "node" and device == UPLINK:
+            return underlay
+        if device == self.tunnel:
+            return underlay - _TUNNEL_HEADERS[self.family.version]
+        return underlay - max(_TUNNEL_HEADERS[4 if f == "IPv4" else 6] for f in self.lab.families)
 
     def is_local(self, place: Place, address: str) -> bool:
         """Whether a packet to the address is for the place itself."""

@@ -75,12 +75,16 @@ class _Passing(NamedTuple):
 class Walker:
     """Walks the legs of one probe; remembers on each node what its connection tracking would.
 
-    `choice` is the endpoint to take wherever a Service offers it.
+    `size` is that of the IP packet in bytes, 0 if it is small; `choice` is the endpoint to take
+    wherever a Service offers it.
     """
 
-    def __init__(self, network: DeclaredNetwork, protocol: str, choice: Endpoint | None) -> None:
+    def __init__(
+        self, network: DeclaredNetwork, protocol: str, size: int, choice: Endpoint | None
+    ) -> None:
         self.network = network
         self.protocol = protocol
+        self._size = size
         self.offered: list[tuple[str, tuple[Endpoint, ...]]] = []  # service, endpoints
         self.translations: list[Translation] = []
         self.hops: list[PredictedHop] = []
@@ -140,6 +144,9 @@ class Walker:
 
     def _leave(self, place: Place, flow: Tuple, way: Way) -> Arrival | Stop:
         """A packet goes out of a device to the next hop."""
+        if self._role in ("probe", "answer") and self._size > self.network.mtu(place, way.device):
+            # It may not be fragmented; who wants to send it is told by its own kernel.
+            return Stop(place, "mtu", bool(self.hops))
         hop = way.via or flow.destination.ip
         if place.kind == "pod":
             return self._from_pod(place, flow, hop)

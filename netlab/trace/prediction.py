@@ -100,7 +100,7 @@ def _walk(
     network: DeclaredNetwork, decided: Aim, choice: Endpoint | None
 ) -> tuple[PredictedWay, list[Endpoint]]:
     """The way by one endpoint, and all that may be chosen where one is chosen first."""
-    walker = Walker(network, decided.protocol, choice)
+    walker = Walker(network, decided.protocol, decided.size or 0, choice)
     sent = Tuple(
         source=Socket(ip=_source(network, decided), port=_port(decided)),
         destination=Socket(ip=decided.destination, port=decided.port),
