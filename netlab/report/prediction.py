@@ -66,10 +66,11 @@ def _ending(prediction: Prediction) -> Iterable[str]:
         yield f"{who and who.kind} {who and who.name} would see {prediction.seen_source}{by}."
     others = [
         f"{end.kind} {end.name} port {end.port} ({way.disposition})"
-        for end, way in zip(prediction.endpoints[1:], prediction.others, strict=True)
+        for end, way in zip(prediction.endpoints[1:], prediction.others, strict=False)
     ]
     if others:
-        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        left = len(prediction.endpoints) - 1 - _SHOWN
+        more = f" and {left} more" if left > 0 else ""
         yield f"Chosen instead may be {', '.join(others[:_SHOWN])}{more}."
     yield "Nothing was sent: this is what follows from the declared lab."
 

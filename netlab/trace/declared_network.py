@@ -8,7 +8,7 @@ each other; only names of devices are those of the builder.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import msgspec
@@ -16,13 +16,14 @@ import msgspec
 from netlab.datapath.overlay import vxlan_device
 from netlab.datapath.podnet import outer_link, switch_port
 from netlab.datapath.state import namespace_name
-from netlab.topology.model import Lab, Node, Pod
+from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
 from netlab.trace.aim import Place, place_of_node, place_of_pod
 from netlab.trace.family import Family, family_of, first_of
 
 BRIDGE, UPLINK, SWITCH_BRIDGE, LOOPBACK = "cbr0", "eth0", "br0", "lo"
 
 
+_ANOTHER_PROXYS = "service.kubernetes.io/service-proxy-name"
 # Ethernet, VXLAN, UDP and IP around a packet: 14 + 8 + 8 and 20, or 40.
 _TUNNEL_HEADERS = {4: 50, 6: 70}
 
@@ -43,6 +44,8 @@ class DeclaredNetwork:
         self.family = family
         self.tunnel = vxlan_device(lab, family.version) if lab.overlay.type == "vxlan" else ""
         switch = namespace_name(lab.name, "_switch")
+        self._services_at: dict[str, list[Service]] = {}
+        self._endpoints: dict[tuple[str, str, str], tuple[Endpoint, ...]] = {}
         self.switch = Place(switch, "switch", "_switch", None, lab.underlay.gateways)
 
     @functools.cached_property
@@ -53,6 +56,54 @@ class DeclaredNetwork:
             if not pod.host_network
             for address in pod.addresses
         }
+
+    def services_at(self, address: str) -> list[Service]:
+        """Services with an address that kube-proxy serves in the family, by name."""
+        if address not in self._services_at:
+            found = [
+                service
+                for service in self.lab.services
+                if address == service.cluster_ip
+                or address in service.other_cluster_ips
+                or address in service.external_ips
+                or address in service.load_balancer_ips
+            ]
+            self._services_at[address] = self._served(found)
+        return self._services_at[address]
+
+    def services_of_node_port(self, number: int) -> list[Service]:
+        """The same for a NodePort."""
+        return self._served(
+            service
+            for service in self.lab.services
+            if any(port.node_port == number for port in service.ports)
+        )
+
+    def _served(self, services: Iterable[Service]) -> list[Service]:
+        served = (
+            service
+            for service in services
+            if service.type != "ExternalName"
+            and service.cluster_ip != "None"
+            and first_of(self.family, service.cluster_ips) is not None
+            and _ANOTHER_PROXYS not in service.labels
+        )
+        return sorted(served, key=lambda service: service.key)
+
+    def endpoints(self, service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
+        """All endpoints of the family, in order, each address and port once.
+
+        Of two with one address and port it is the one that stays, if any.
+        """
+        key = service.key, port.name, port.protocol
+        if key not in self._endpoints:
+            found: dict[tuple[str, int], Endpoint] = {}
+            for each in self.lab.endpoints_of(service, port):
+                end = each.address, each.port
+                if self._is_ours(each.address) and (end not in found or found[end].terminating):
+                    found[end] = each
+            self._endpoints[key] = tuple(found[end] for end in sorted(found))
+        return self._endpoints[key]
 
     def pod_at(self, address: str) -> Pod | None:
         """The pod with an address of its own."""

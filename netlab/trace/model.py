@@ -422,8 +422,8 @@ class Prediction(PredictedWay, frozen=True, kw_only=True):
     """What the declared lab alone says of a probe: one way, by one of the endpoints.
 
     After a trace it is the way by the endpoint that was taken, and `differs` has a sentence for
-    each object that is not as declared.  `others` are the ways by the other endpoints; after a
-    trace there are none.
+    each object that is not as declared.  `others` are the ways by the other endpoints, 31 at most;
+    after a trace there are none.
     """
 
     endpoints: list[Receiver]  # those that the Service may choose; none: it is no Service's

@@ -80,7 +80,7 @@ class Walker:
     """
 
     def __init__(
-        self, network: DeclaredNetwork, protocol: str, size: int, choice: Endpoint | None
+        self, network: DeclaredNetwork, protocol: str, size: int, choice: Socket | None
     ) -> None:
         self.network = network
         self.protocol = protocol
@@ -320,8 +320,11 @@ class Walker:
         if found is None:
             return passing, flow, None
         self.offered.append((found.service, found.endpoints))
-        chosen = self._choice if self._choice in found.endpoints else found.endpoints[0]
-        assert chosen is not None
+        wanted = (self._choice.ip, self._choice.port) if self._choice else None
+        chosen = next(
+            (each for each in found.endpoints if (each.address, each.port) == wanted),
+            found.endpoints[0],
+        )
         to = Socket(ip=chosen.address, port=chosen.port)
         self._translated("dnat", node, flow.destination, to)
         masquerade = found.masquerades(flow.source.ip, chosen)

@@ -27,7 +27,6 @@ from netlab.trace.declared_network import DeclaredNetwork, is_loopback
 from netlab.trace.family import family_of, first_of
 from netlab.trace.model import Socket
 
-_ANOTHER_PROXYS = "service.kubernetes.io/service-proxy-name"
 _ADDRESSES = {"localhost": ("127.0.0.0/8", "::1/128"), "all": ("0.0.0.0/0", "::/0")}
 
 Hook = Literal["input", "forward", "output"]
@@ -119,37 +118,21 @@ class Proxy:
         if self._mode == "none" or packet.protocol == "ICMP":
             return
         address, number = packet.destination.ip, packet.destination.port
-        takes_node_ports = None
-        last = []
         # Where several Services name one external address, the first by name has it.
-        for service in self._services():
+        for service in self._network.services_at(address):
             kind = self._kind(service, address)
             for port in service.ports:
-                if port.protocol != packet.protocol:
-                    continue
-                if kind and port.port == number:
+                if kind and (port.port, port.protocol) == (number, packet.protocol):
                     yield _Hit(service, port, kind)
-                elif port.node_port and port.node_port == number:
-                    last.append(_Hit(service, port, "node-port"))
-        if last:
-            takes_node_ports = self._takes_node_ports(address)
-        if takes_node_ports:
-            yield from last
+        if self._takes_node_ports(address):
+            yield from self._by_node_port(packet)
 
-    def _services(self) -> list[Service]:
-        """Those that the proxy serves in the family, by name."""
-        family = self._network.family
-        return sorted(
-            (
-                service
-                for service in self._lab.services
-                if first_of(family, service.cluster_ips)
-                and service.cluster_ip != "None"
-                and service.type != "ExternalName"
-                and _ANOTHER_PROXYS not in service.labels
-            ),
-            key=lambda service: service.key,
-        )
+    def _by_node_port(self, packet: Packet) -> Iterator[_Hit]:
+        asked = packet.destination.port, packet.protocol
+        for service in self._network.services_of_node_port(packet.destination.port or 0):
+            for port in service.ports:
+                if (port.node_port, port.protocol) == asked:
+                    yield _Hit(service, port, "node-port")
 
     def _kind(self, service: Service, address: str) -> Kind | None:
         if address in service.cluster_ips:
@@ -188,16 +171,8 @@ class Proxy:
 
     # --- which endpoints -------------------------------------------------------------------------
 
-    def _known(self, hit: _Hit) -> list[Endpoint]:
-        """All endpoints of the family, each address and port once: the one that stays, if any."""
-        found: dict[tuple[str, int], Endpoint] = {}
-        for each in self._lab.endpoints_of(hit.service, hit.port):
-            key = each.address, each.port
-            if family_of(each.address) is self._network.family and (
-                key not in found or found[key].terminating
-            ):
-                found[key] = each
-        return list(found.values())
+    def _known(self, hit: _Hit) -> tuple[Endpoint, ...]:
+        return self._network.endpoints(hit.service, hit.port)
 
     def _cluster(self, hit: _Hit) -> list[Endpoint]:
         known = self._known(hit)
@@ -250,7 +225,7 @@ class Proxy:
         hairpins = (each for each in known if not self._is_nftables or each.node == own)
         return Translation(
             service=hit.service.key,
-            endpoints=tuple(sorted(endpoints, key=lambda each: (each.address, each.port))),
+            endpoints=tuple(endpoints),
             always=always,
             hairpins=frozenset(each.address for each in hairpins),
         )
@@ -346,12 +321,7 @@ class Proxy:
         yield from found
         if not self._network.is_local(self._place, packet.destination.ip):
             return
-        for service in self._services():
-            for port in service.ports:
-                hit = _Hit(service, port, "node-port")
-                asked = port.node_port, port.protocol
-                if asked == (packet.destination.port, packet.protocol) and hit not in found:
-                    yield hit
+        yield from (hit for hit in self._by_node_port(packet) if hit not in found)
 
     def _after_maps(self, packet: Packet, hook: Hook) -> Refusal | None:
         """The nftables modes: verdict maps, then what is left for addresses of Services."""
@@ -363,7 +333,8 @@ class Proxy:
         if hook == "input":
             return None
         address = packet.destination.ip
-        if any(address in service.cluster_ips for service in self._services()):
+        named = self._network.services_at(address)
+        if any(address in service.cluster_ips for service in named):
             return Refusal("no-such-port", True)
         number = ip_address(address)
         if any(number in ip_network(cidr) for cidr in self._lab.service_cidrs):

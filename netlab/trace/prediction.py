@@ -30,6 +30,7 @@ from netlab.trace.model import (
 )
 from netlab.trace.predicted_path import Arrival, Role, Stop, Walker
 
+MOST_WAYS = 32
 _MODES = ("iptables", "nftables", "nftables-flat", "none")
 
 
@@ -75,18 +76,16 @@ def unpredictable(lab: Lab, decided: Aim) -> str | None:
 def predict(lab: Lab, decided: Aim, taken: Socket | None = None) -> Prediction:
     """What should become of a probe; `taken` is the endpoint that it went to, if it was sent.
 
-    Without it there is a way for each endpoint that its Service may choose.  Only for what is not
+    Without it there is a way for each endpoint that its Service may choose, as far as they are no
+    more than MOST_WAYS.  Only for what is not
     `unpredictable`.
     """
     network = DeclaredNetwork(lab, decided.family)
-    first, offered = _walk(network, decided, None)
-    if taken:
-        chosen = [each for each in offered if (each.address, each.port) == (taken.ip, taken.port)]
-        if chosen and chosen[0] != offered[0]:
-            first, _ = _walk(network, decided, chosen[0])
-        others = []
-    else:
-        others = [_walk(network, decided, each)[0] for each in offered[1:]]
+    first, offered = _walk(network, decided, taken)
+    others = []
+    if not taken:
+        ends = [Socket(ip=each.address, port=each.port) for each in offered[1:MOST_WAYS]]
+        others = [_walk(network, decided, each)[0] for each in ends]
     fields = {name: getattr(first, name) for name in first.__struct_fields__}
     return Prediction(
         **fields,
@@ -97,7 +96,7 @@ def predict(lab: Lab, decided: Aim, taken: Socket | None = None) -> Prediction:
 
 
 def _walk(
-    network: DeclaredNetwork, decided: Aim, choice: Endpoint | None
+    network: DeclaredNetwork, decided: Aim, choice: Socket | None
 ) -> tuple[PredictedWay, list[Endpoint]]:
     """The way by one endpoint, and all that may be chosen where one is chosen first."""
     walker = Walker(network, decided.protocol, decided.size or 0, choice)
