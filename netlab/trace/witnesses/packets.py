@@ -23,7 +23,7 @@ from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.mark import Mark
-from netlab.trace.model import Direction, Packet
+from netlab.trace.model import Direction, Packet, Socket
 from netlab.trace.witnesses import Canary
 
 _ETH_P_ALL = 3
@@ -121,8 +121,11 @@ class Packets:
             self._read(canary.place, canary.cookie)
         return canary.cookie in self._canaries
 
-    def events(self) -> list[Sighting]:
-        """Every sighting of the probe, in time order; that of one namespace is never broken."""
+    def events(self, sent_to: Socket | None = None) -> list[Sighting]:
+        """Every sighting of the probe, in time order; that of one namespace is never broken.
+
+        `sent_to` is where the probe went, which the source's own node may turn before any device.
+        """
         found: list[tuple[int, Sighting]] = []
         for place in self._sockets:
             self._read(place)
@@ -144,7 +147,7 @@ class Packets:
                 )
                 found.append((latest, sighting))
         found.sort(key=lambda pair: pair[0])
-        return _directed([sighting for _, sighting in found])
+        return _directed([sighting for _, sighting in found], sent_to)
 
     def arrivals(self) -> Counter[tuple[Place, str]]:
         """How often a frame that may be the probe's came in on each device."""
@@ -239,13 +242,13 @@ def _stamp(ancillary: list[tuple[int, int, bytes]]) -> int:
     return 0
 
 
-def _directed(sightings: list[Sighting]) -> list[Sighting]:
+def _directed(sightings: list[Sighting], sent_to: Socket | None) -> list[Sighting]:
     """Tell a datagram from its echo: an answer's source is one that the probe was sent to.
 
     Its destination need not be one that was seen as a source: where a node had put itself in, its
     bridge sees the answer with the client's address again, and still with the endpoint's.
     """
-    reached = set()
+    reached = {sent_to}
     directed = []
     for sighting in sightings:
         if sighting.role == "either":
