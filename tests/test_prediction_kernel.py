@@ -18,6 +18,8 @@ from netlab.topology.load import load, shipped
 from netlab.topology.model import (
     Endpoint,
     Lab,
+    Pod,
+    Protocol,
     ProxyMode,
     Service,
     ServiceEndpoints,
@@ -88,6 +90,83 @@ def test_packets_that_are_too_large_are_predicted(lab: Lab) -> None:
     requests = [
         Request(source, to, protocol=protocol, size=size, timeout_s=TIMEOUT_S)  # type: ignore[arg-type]
         for source, to, protocol, size in asked
+    ]
+    assert differing(lab, requests) == []
+
+
+def host_network_lab(overlay: str, mode: ProxyMode) -> Lab:
+    """Services of pods on the host network, and of one whose address is not of its node's CIDR."""
+    lab = small_lab(pods=3, overlay=overlay)
+    agents = [
+        Pod(
+            namespace="demo",
+            name=f"agent-{node.name}",
+            node=node.name,
+            address=node.address,
+            listen=(("TCP", 9100), ("UDP", 9100)),
+            host_network=True,
+        )
+        for node in lab.nodes
+    ]
+    stray = Pod(
+        namespace="demo", name="stray", node="n1", address="10.250.0.9", listen=(("TCP", 9100),)
+    )
+    behind: dict[str, tuple[list[Pod], Protocol]] = {
+        "agents": (agents, "TCP"),
+        "datagrams": (agents[1:], "UDP"),
+        "of-stray": ([stray], "TCP"),
+    }
+    services, endpoints = [], []
+    for number, (name, (pods, protocol)) in enumerate(behind.items(), 1):
+        node_port = 30000 + number if protocol == "TCP" else None
+        port = ServicePort(port=80, protocol=protocol, target_port=9100, node_port=node_port)
+        services.append(
+            Service(
+                namespace="demo",
+                name=name,
+                type="NodePort" if node_port else "ClusterIP",
+                cluster_ip=f"10.99.1.{number}",
+                ports=(port,),
+                external_traffic_policy="Local" if node_port else "Cluster",
+            )
+        )
+        ends = tuple(
+            Endpoint(address=pod.address, port=9100, node=pod.node, pod=pod.key) for pod in pods
+        )
+        endpoints.append(
+            ServiceEndpoints(
+                namespace="demo", service=name, port_name="", protocol=protocol, endpoints=ends
+            )
+        )
+    return replace(
+        lab,
+        pods=(*lab.pods, *agents, stray),
+        services=tuple(services),
+        endpoints=tuple(endpoints),
+        service_proxy=replace(lab.service_proxy, mode=mode),
+    )
+
+
+@pytest.mark.parametrize(
+    ("overlay", "mode", "family"),
+    [
+        ("host-gw", "nftables", lambda lab: lab),
+        ("vxlan", "iptables", ipv6_lab),
+    ],
+    ids=["host-gw-nftables", "vxlan-iptables-ipv6"],
+)
+def test_pods_on_the_host_network_and_with_addresses_of_their_own(
+    up: Callable[[Lab], object], overlay: str, mode: ProxyMode, family: Callable[[Lab], Lab]
+) -> None:
+    lab = family(host_network_lab(overlay, mode))
+    up(lab)
+    requests = [
+        Request(source, to, protocol=protocol, timeout_s=TIMEOUT_S)  # type: ignore[arg-type]
+        for source in ("p0", "p1", "stray", "node/n1", "node/n2")
+        for to, protocol in (
+            *service_addresses(lab),
+            *((f"{name}:9100", None) for name in ("stray", "agent-n1", "agent-n2")),
+        )
     ]
     assert differing(lab, requests) == []
 

@@ -384,8 +384,8 @@ class PredictedHop(Data, frozen=True, kw_only=True):
     """A device that the packet should cross, with its ends there; a null port is any.
 
     `source.ip` is "" where it is not predicted, as of ICMP errors.  `sure` is false for a bridge's
-    own device, which a packet between two of its ports crosses only while the bridge's node does
-    not know the MAC.
+    own device where a packet goes from one of its ports to another, and crosses it only while a MAC
+    is not known.
     """
 
     node: str | None

@@ -154,7 +154,9 @@ class Walker:
             pod = self._pod_on(place, hop)
             if pod is None:
                 return Stop(place, "neighbour-unresolved", True)
-            self._hop(place, BRIDGE, "out", flow)
+            before = self.hops[-1] if self.hops else None
+            turned = before and (before.namespace, before.device) == (place.namespace, BRIDGE)
+            self._hop(place, BRIDGE, "out", flow, sure=not (turned and self._tells_pods(way)))
             return self._to_pod(place, flow, pod)
         if way.device == self.network.tunnel:
             return self._through_tunnel(place, flow, self.network.peer_behind(hop))
@@ -208,8 +210,16 @@ class Walker:
         return Stop(node, *refusal) if refusal else self._last_hook(node, flow, BRIDGE, passing)
 
     def _up_from_bridge(self, node: Place, flow: Tuple, passing: _Passing) -> Arrival | Stop:
-        self._hop(node, BRIDGE, "in", flow)
+        way = None if self._is_local(node, flow) else self.network.route(node, flow.destination.ip)
+        self._hop(node, BRIDGE, "in", flow, sure=not (way and self._tells_pods(way)))
         return self._route(node, flow, BRIDGE, passing)
+
+    def _tells_pods(self, way: Way) -> bool:
+        """Whether a pod is told that another is on its own link, after which it sends there.
+
+        It heeds such a redirect over IPv6 alone (RFC 4861, 8).
+        """
+        return way.device == BRIDGE and self.network.family.version == 6
 
     def _to_pod(self, node: Place, flow: Tuple, pod: Pod) -> Arrival | Stop:
         self._hop(node, self.network.port_of(pod), "out", flow)
