@@ -28,7 +28,7 @@ from netlab.topology.model import (
 from netlab.trace.aim import Request
 from netlab.trace.run import trace
 from predictions import TIMEOUT_S, clients, differing, service_addresses, socket
-from trace_labs import lab, namespace
+from trace_labs import lab, namespace, trace_lab
 
 pytestmark = pytest.mark.kernel
 
@@ -210,8 +210,7 @@ def services(draw: st.DrawFn, lab: Lab, number: int) -> tuple[Service, ServiceEn
             if balanced
             else ()
         ),
-        # A datagram that comes back from a stranger is answered by its client, see the test below.
-        external_traffic_policy=draw(policies) if outside and protocol == "TCP" else "Cluster",  # type: ignore[arg-type]
+        external_traffic_policy=draw(policies) if outside else "Cluster",  # type: ignore[arg-type]
         internal_traffic_policy=draw(policies),  # type: ignore[arg-type]
     )
     behind = draw(st.lists(st.sampled_from(lab.pods), max_size=3, unique_by=lambda pod: pod.key))
@@ -352,3 +351,31 @@ def test_an_answer_over_udp_is_known_where_a_node_masquerades_to_its_own_pod(lab
     assert found.delivered_to.name == "demo/p1"
     assert found.seen_source is not None
     assert found.seen_source.ip == "10.244.2.1"
+
+
+def test_a_client_that_complains_of_a_strangers_answer_refuses_nothing(
+    up: Callable[[Lab], object],
+) -> None:
+    """The answer goes past the node that translated, and the client sends it an ICMP error."""
+    lab = trace_lab()
+    port = ServicePort(port=80, protocol="UDP", target_port=8002, node_port=30053)
+    service = Service(
+        namespace="demo",
+        name="stranger",
+        type="NodePort",
+        cluster_ip="10.99.0.9",
+        ports=(port,),
+        external_traffic_policy="Local",
+    )
+    behind = next(pod for pod in lab.pods if pod.name == "p2")
+    end = Endpoint(address=behind.address, port=8002, node=behind.node, pod=behind.key)
+    ends = ServiceEndpoints(
+        namespace="demo", service="stranger", port_name="", protocol="UDP", endpoints=(end,)
+    )
+    lab = replace(lab, services=(*lab.services, service), endpoints=(*lab.endpoints, ends))
+    up(lab)
+    found = trace(lab, Request("p0", "172.21.32.12:30053", protocol="udp", timeout_s=TIMEOUT_S))
+    assert found.drop is not None
+    assert (found.disposition, found.drop.reason) == ("dropped", "not-masqueraded")
+    assert found.prediction is not None
+    assert found.prediction.differs == []
