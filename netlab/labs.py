@@ -10,7 +10,7 @@ from typing import Any
 
 from netlab.doctor import preflight
 from netlab.lab import change, lifecycle
-from netlab.lab.named import running_lab
+from netlab.lab.named import declared_lab, running_lab
 from netlab.topology import model
 from netlab.topology.load import load
 from netlab.trace import run, series
@@ -47,8 +47,10 @@ class Running:
         """
         request = Request(source, destination, **options)
         if endpoint is not None:
-            return series.trace_to_endpoint(self.declared, request, endpoint)
-        return run.trace(self.declared, request)
+            return series.trace_to_endpoint(
+                self.declared, request, endpoint, declared_lab(self.name)
+            )
+        return run.trace(self.declared, request, declared=declared_lab(self.name))
 
     def traces(self, source: str, destination: str, count: int, **options: Any) -> Iterator[Trace]:
         """The traces of `count` probes from new source ports, one after the other."""

@@ -62,12 +62,11 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def traced(lab: Lab, fault: Fault) -> Trace:
     """What the trace tells that a fault names, as the command would have it."""
     context = trace_command.make_context("trace", trace_of(lab, fault))
+    asked = Request.__struct_fields__
     given = {
-        name: value
-        for name, value in context.params.items()
-        if value is not None and name in Request.__struct_fields__
+        name: value for name, value in context.params.items() if name in asked and value is not None
     }
-    return trace(faulty(lab), Request(**{"timeout_s": 0.3, **given}))
+    return trace(faulty(lab), Request(**{"timeout_s": 0.3, **given}), declared=lab)
 
 
 def declared(lab: Lab) -> Lab:
@@ -107,6 +106,36 @@ EXPECTED = {
 }
 
 
+# The object that a trace says is not as declared.
+OTHERWISE = {
+    "no-route": "node n1's route to 10.244.2.2: 10.244.2.2 matches 0.0.0.0/0",
+    "forwarding-off": "forwarding on node n1 is off",
+    "rp-filter": "node n1's route to 10.244.1.2",
+    "neighbour-unresolved": "node n1's neighbour entry for node n2's tunnel end, 10.244.2.0",
+    "fdb-missing": "node n1's FDB entry for node n2, 0e:23:f5:f5:ae:55 on flannel.1, is missing",
+    "wrong-vtep": "node n1's FDB entry for node n2, 0e:23:f5:f5:ae:55 on flannel.1, leads to 192.",
+    "wrong-vni": "flannel.1 of node n1 is of VNI 99; declared is 1",
+    "underlay-port-blocked": "the network between the nodes",
+    "link-down": "a link: vethb808edd8 of node n1",
+    "small-mtu": "the MTU of a link: node n1 cannot pass on 1430 bytes in one piece: flannel.1",
+    "policy-drop": "a rule: no rule in chain forward of table netlab-fault-policy-drop on node n1",
+    "source-range": "a rule: the loadBalancerSourceRanges of svc/demo/remote",
+    "no-endpoints": "the rules' set of endpoints: svc/demo/remote",
+    "remote-only-local-policy": "the rules' set of endpoints: the traffic policy of svc/demo",
+    "missing-masquerade": "masquerading: the answer came from 10.244.1.3:8002",
+    "bridge-nf-off": "bridge netfilter: the answer came from 10.244.2.2:8002",
+    "stale-conntrack": "node n1 sent it to 10.244.2.254:8002; declared are 10.244.2.2:8002",
+    "conntrack-invalid": "what connection tracking knows: connection tracking of node n1",
+    "port-closed": "what listens: the SYN reached pod demo/p0",
+    "wrong-listen-address": "what listens: the SYN reached pod demo/p0",
+    "accept-queue-full": "what listens: what listens on TCP port 8002 of pod demo/p0",
+    "icmp-filtered": "a rule: a rule in chain forward of table netlab-fault-icmp-filtered",
+    "ttl": "the TTL that packets begin with: node n1",
+    "martian": "node n1's route to 10.244.1.2: no packet",
+    "arp-ignored": "the answer to ARP: pod demo/p0 does not answer",
+    "hairpin-off": "hairpin mode of a bridge port: 10.244.2.2 is behind veth283aa26a",
+}
+
 # What is in sockets, connections and sysctls that a lab has no word for is no difference to it.
 UNSEEN = (
     "port-closed",
@@ -135,9 +164,15 @@ def test_a_fault_is_found_and_cleared(lab: Lab, name: str) -> None:
     assert (found.disposition, found.drop.reason, found.drop.node) == (disposition, reason, node)
     assert words in said
     assert found.drop.fix
+    assert found.prediction is not None
+    assert found.prediction.disposition == "delivered"
+    assert OTHERWISE[name] in found.prediction.differs[0]
     assert declared(lab) == lab
     assert lifecycle.differences(lab) == []
-    assert traced(lab, fault).disposition == "delivered"
+    cleared = traced(lab, fault)
+    assert cleared.disposition == "delivered"
+    assert cleared.prediction is not None
+    assert cleared.prediction.differs == []
 
 
 @kernel

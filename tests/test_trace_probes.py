@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from labs import dual_stack_lab
 from netlab.kernel.namespaces import entered
+from netlab.kernel.packet_sockets import attach
 from netlab.lab import lifecycle
 from netlab.problems import Exit, NetlabError
 from netlab.report.terminal import summary
@@ -35,7 +36,7 @@ from netlab.trace.form import Dns
 from netlab.trace.mark import Mark
 from netlab.trace.model import Deliver, Rule, Trace
 from netlab.trace.run import trace
-from netlab.trace.witnesses.packets import attach, program, watched_words
+from netlab.trace.witnesses.packets import program, watched_words
 from test_trace_kernel import all_ok, in_node, places, run
 from trace_labs import lab, namespace, trace_lab
 

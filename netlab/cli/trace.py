@@ -14,8 +14,9 @@ from netlab.cli.common import (
     namespace_option,
     output_option,
     print_json,
-    running_lab,
+    require_root,
 )
+from netlab.lab.named import declared_lab
 from netlab.problems import Exit
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from netlab.topology.model import Lab
+    from netlab.trace.aim import Request
     from netlab.trace.expectation import Expectation, Expected
     from netlab.trace.form import AskedProtocol
     from netlab.trace.model import Trace
@@ -97,6 +100,15 @@ def _print_schema(context: click.Context, parameter: click.Parameter, what: str 
     help="Write the packets to FILE for Wireshark, from all devices, with what was done to them.",
 )
 @click.option(
+    "--predict", is_flag=True, help="Send nothing: tell what should happen, by what is declared."
+)
+@click.option(
+    "--topology",
+    metavar="TOPOLOGY",
+    type=click.Path(allow_dash=True),
+    help="With --predict: the lab of a file, or a shipped topology, which need not be up.",
+)
+@click.option(
     "--expect",
     type=click.Choice(("delivered", "rejected", "dropped")),
     help="Exit 0 if this happens, and 1 if anything else does.",
@@ -156,6 +168,8 @@ def trace(
     count: int | None,
     endpoint: str | None,
     pcapng: str | None,
+    predict: bool,
+    topology: str | None,
     namespace: str | None,
     lab_name: str | None,
     output: str | None,
@@ -167,16 +181,24 @@ def trace(
     with or without :PORT, or node/NAME:PORT.
 
     The exit code is 0 if it was delivered there and back, 1 if it was rejected or dropped, 4 if it
-    could not be observed.  With --expect, --via or --to it is 0 if all was as expected, 1 if not.
+    could not be observed.  With --expect, --via or --to it is 0 if all was as expected, 1 if not;
+    with --predict it is that of what should happen.
     """
     if count and endpoint:
         raise click.UsageError("--count leaves the choice to the Service, --endpoint does not.")
+    if predict and (count or endpoint or pcapng or expect or via or to):
+        raise click.UsageError("--predict sends nothing: it goes with what a probe is, alone.")
+    if topology and not predict:
+        raise click.UsageError("--topology goes with --predict: only a lab that is up is traced")
     if not count:
         # Nothing that one trace makes is garbage before it ends.
         gc.disable()
-    lab = running_lab(lab_name)
+    if topology:
+        declared = _loaded(topology)
+    else:
+        require_root()
+        declared = declared_lab(lab_name)
     from netlab.trace.aim import DEFAULT_TIMEOUT_S, Request
-    from netlab.trace.run import trace as run
 
     request = Request(
         source=source,
@@ -194,6 +216,11 @@ def trace(
         path=path,
         query=query,
     )
+    if predict:
+        return _foretell(declared, request, output)
+    from netlab.datapath.faults import faulty
+
+    lab = faulty(declared)
     if pcapng == "-" and output:
         raise click.UsageError(f"-o {output} and --pcapng - both write to stdout")
     if pcapng and (count or endpoint):
@@ -206,14 +233,18 @@ def trace(
     if count:
         from netlab.cli.trace_series import run_series
 
-        return run_series(lab, request, count, expected, output, None if output else _console())
+        return run_series(
+            lab, declared, request, count, expected, output, None if output else _console()
+        )
     recorded: list[Recorded] = []
     if endpoint:
         from netlab.trace.series import trace_to_endpoint
 
-        found = trace_to_endpoint(lab, request, endpoint)
+        found = trace_to_endpoint(lab, request, endpoint, declared)
     else:
-        found = run(lab, request, recorded)
+        from netlab.trace.run import trace as run
+
+        found = run(lab, request, recorded, declared)
     if pcapng == "-":
         from netlab.report.terminal import headline
 
@@ -262,6 +293,32 @@ def _exit_code(found: Trace, expected: Expectation | None) -> int:
     if differences:
         click.echo(f"not as expected: it {'; it '.join(differences)}", err=True)
     return Exit.NO if differences else Exit.YES
+
+
+def _loaded(topology: str) -> Lab:
+    from netlab.topology.load import load
+
+    loaded = load(topology)
+    for warning in loaded.warnings:
+        click.echo(str(warning), err=True)
+    return loaded.lab
+
+
+def _foretell(lab: Lab, request: Request, output: str | None) -> int:
+    """Print what should become of a probe; whether it should be delivered."""
+    from netlab.trace.prediction import foretell
+
+    foretold = foretell(lab, request)
+    if output:
+        from netlab.trace.model import encode, encode_line
+
+        click.echo((encode if output == "json" else encode_line)(foretold).decode())
+    else:
+        from netlab.report.prediction import print_foretold
+
+        print_foretold(foretold, _console())
+    ways = [foretold.prediction, *foretold.prediction.others]
+    return Exit.YES if all(way.disposition == "delivered" for way in ways) else Exit.NO
 
 
 def _raise_broken_pipe() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def run_series(
     lab: Lab,
+    declared: Lab,
     request: Request,
     count: int,
     expectation: Expectation | None,
@@ -29,7 +30,8 @@ def run_series(
 ) -> int:
     """Send `count` probes and print what they came to, or came to until Ctrl-C.
 
-    `console` is where it is told if `output` asks for no JSON.
+    `declared` is the lab without its faults; `console` is where it is told if `output` asks for no
+    JSON.
     """
     from netlab.trace.aim import aim
     from netlab.trace.model import encode_line
@@ -40,7 +42,7 @@ def run_series(
     interrupted = False
     shows_progress = sys.stderr.isatty() and output != "ndjson"
     try:
-        with closing(traces(lab, request, count)) as found:
+        with closing(traces(lab, request, count, declared)) as found:
             for number, trace in enumerate(found, 1):
                 tally.add(trace)
                 if output == "ndjson":

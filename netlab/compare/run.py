@@ -113,11 +113,11 @@ def _traced(variant: Variant, declared: Lab, request: Request, first: _Twin | No
     lab = faulty(declared)
     decided = aim(lab, request)
     tries = 1
-    trace, observed = traced(lab, request)
+    trace, observed = traced(lab, request, declared=declared)
     while tries < MOST_TRIES and first and _only_another_endpoint(trace, first.trace, declared):
         _forget(decided)
         tries += 1
-        trace, observed = traced(lab, request)
+        trace, observed = traced(lab, request, declared=declared)
     return _Twin(variant, declared, decided, trace, observed, tries)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 from netlab.datapath import faults, podnet
@@ -70,20 +69,13 @@ def _pods_by_node(lab: Lab) -> PodsByNode:
     return {name: tuple(pods) for name, pods in found.items()}
 
 
-def _port(node: Node) -> str:
-    """Name of a node's port on the switch: its own if it fits into 15 characters."""
-    if len(node.name) <= 15:
-        return node.name
-    return f"{node.name[:8]}-{hashlib.sha1(node.name.encode()).hexdigest()[:6]}"
-
-
 def _switch(lab: Lab) -> Namespace:
     """The network between the nodes: a bridge that is also the way out, and knows none."""
     mac = podnet.mac_of(lab.underlay.gateway)
     bridge = Link(name=SWITCH_BRIDGE, kind="bridge", mtu=lab.underlay.mtu, mac=mac)
     ports = (
         Link(
-            name=_port(node),
+            name=podnet.switch_port(node),
             kind="veth",
             mtu=lab.underlay.mtu,
             master=SWITCH_BRIDGE,
@@ -118,7 +110,7 @@ def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
         kind="veth",
         mtu=lab.underlay.mtu,
         mac=mac,
-        peer=Peer(namespace=namespace_name(lab.name, SWITCH), link=_port(node)),
+        peer=Peer(namespace=namespace_name(lab.name, SWITCH), link=podnet.switch_port(node)),
     )
     mode = mode_of(lab)
     return NodeState(

@@ -137,6 +137,13 @@ def outer_link(pod: Pod) -> str:
     return "veth" + hashlib.sha1(pod.key.encode()).hexdigest()[:8]
 
 
+def switch_port(node: Node) -> str:
+    """Name of a node's port on the underlay switch: its own if it fits into 15 characters."""
+    if len(node.name) <= 15:
+        return node.name
+    return f"{node.name[:8]}-{hashlib.sha1(node.name.encode()).hexdigest()[:6]}"
+
+
 def in_cidr(address: str, node: Node) -> bool:
     """Whether a pod's address is one of its node's CIDR; one that is not is routed by itself."""
     return _length(address, node.pod_cidrs) is not None

@@ -49,10 +49,10 @@ def print_trace(trace: Trace, console: Console) -> None:
     probe = trace.probe
     if trace.forward:
         console.print()
-        console.print(_leg("there", f"{probe.source} → {probe.destination}", trace.forward))
+        console.print(leg("there", f"{probe.source} → {probe.destination}", trace.forward))
     if trace.reply:
         console.print()
-        console.print(_leg("back", str(trace.reply[0].packet.flow), trace.reply))
+        console.print(leg("back", str(trace.reply[0].packet.flow), trace.reply))
     console.print()
     for line in _ending(trace):
         console.print(line)
@@ -110,7 +110,8 @@ def _headline(trace: Trace, width: int) -> Text:
     return Text.assemble((f"{sign} ", f"bold {colour}"), (line, "bold"))
 
 
-def _leg(title: str, ends: str, hops: Sequence[Hop]) -> Tree:
+def leg(title: str, ends: str, hops: Sequence[Hop]) -> Tree:
+    """One leg as a tree: places, their hops, the steps between those."""
     from rich.text import Text
     from rich.tree import Tree
 
@@ -280,6 +281,8 @@ def _ending(trace: Trace) -> Iterable[Text]:
     if trace.application:
         name = trace.application.protocol.upper()
         yield Text.assemble((f"{name}: ", "bold"), str(trace.application))
+    if trace.prediction and trace.prediction.differs:
+        yield Text.assemble(("declared otherwise: ", "bold"), trace.prediction.differs[0])
     reports = {
         "packets": trace.witnesses.packets,
         "rules": trace.witnesses.rules,

@@ -179,7 +179,9 @@ def in_lab(lab: Lab, address: str) -> bool:
 
 def place_of_node(lab: Lab, node: Node) -> Place:
     """The namespace of a node."""
-    addresses = (*node.addresses, *node.bridge_addresses, *node.overlay_addresses)
+    # Without a tunnel there is no end of one.
+    tunnel = node.overlay_addresses if lab.overlay.type == "vxlan" else ()
+    addresses = (*node.addresses, *node.bridge_addresses, *tunnel)
     return Place(namespace_name(lab.name, node.name), "node", node.name, node.name, addresses)
 
 

@@ -56,6 +56,7 @@ _ICMP_6 = {
     143: "multicast-listener-report",
 }
 _ECHOES: dict[int, Role] = {8: "probe", 0: "answer", 128: "probe", 129: "answer"}
+_REDIRECTS = {4: 5, 6: 137}
 _VXLAN_VALID = 0x08
 
 
@@ -141,6 +142,8 @@ def _role(body: Any, mark: Mark, layers: Any) -> Role | None:
     inet, inet6 = layers.inet, layers.inet6
     if isinstance(body, inet.ICMP | inet6._ICMPv6):
         if isinstance(body.payload, inet.IPerror | inet6.IPerror6):
+            if body.type == _REDIRECTS[4 if isinstance(body, inet.ICMP) else 6]:
+                return None  # it tells of a shorter way, and the packet went on
             quoted = bytes(body.payload.payload)
             return "error" if mark.is_in(quoted) else None
         said = body.data if isinstance(body, inet6._ICMPv6) else body.payload

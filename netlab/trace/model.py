@@ -19,6 +19,7 @@ import msgspec
 from netlab.datapath.state import namespace_name
 
 SCHEMA = "netlab.trace/v1"
+PREDICTION_SCHEMA = "netlab.prediction/v1"
 
 ProbeProtocol = Literal["tcp", "udp", "icmp"]
 Disposition = Literal["delivered", "rejected", "dropped", "unobserved"]
@@ -411,6 +412,77 @@ class Witnesses(Data, frozen=True, kw_only=True):
     decisions: str
 
 
+class PredictedOuter(Data, frozen=True, kw_only=True):
+    """The tunnel that a packet should be in."""
+
+    src: str
+    dst: str
+    vni: int
+
+    def __str__(self) -> str:
+        return f"{self.src} → {self.dst} VNI {self.vni}"
+
+
+class PredictedHop(Data, frozen=True, kw_only=True):
+    """A device that the packet should cross, with its ends there; a null port is any.
+
+    `source.ip` is "" where it is not predicted, as of ICMP errors.  `sure` is false for a bridge's
+    own device where a packet goes from one of its ports to another, and crosses it only while a MAC
+    is not known.
+    """
+
+    node: str | None
+    namespace: str
+    device: str
+    direction: Direction
+    source: Socket
+    destination: Socket
+    outer: PredictedOuter | None = None
+    sure: bool = True
+    steps: list[AnyStep] = []
+
+
+class PredictedWay(Data, frozen=True, kw_only=True):
+    """What should become of a probe, and its way there and back.
+
+    `limited`: it is an ICMP error that comes back, of which the kernel sends few in a second
+    (icmp(7), icmp_ratelimit); without it the probe is dropped, for `reason_unsaid`.
+    """
+
+    disposition: Disposition
+    reason: str | None  # of the loss, as in `drop`
+    limited: bool = False
+    reason_unsaid: str | None = None
+    where: str | None  # the place of the loss
+    delivered_to: Receiver | None
+    seen_source: Socket | None
+    translations: list[Translation]
+    forward: list[PredictedHop]
+    reply: list[PredictedHop]
+
+
+class Prediction(PredictedWay, frozen=True, kw_only=True):
+    """What the declared lab alone says of a probe: one way, by one of the endpoints.
+
+    After a trace it is the way by the endpoint that was taken, and `differs` has a sentence for
+    each object that is not as declared.  `others` are the ways by the other endpoints, 31 at most;
+    after a trace there are none.
+    """
+
+    endpoints: list[Receiver]  # those that the Service may choose; none: it is no Service's
+    others: list[PredictedWay]
+    differs: list[str]
+
+
+class Foretold(Data, frozen=True, kw_only=True):
+    """A probe that was not sent, and what should become of it: `netlab trace --predict -o json`."""
+
+    schema: str = PREDICTION_SCHEMA
+    lab: str
+    probe: Probe
+    prediction: Prediction
+
+
 class Trace(Data, frozen=True, kw_only=True):
     """One probe, told."""
 
@@ -427,7 +499,7 @@ class Trace(Data, frozen=True, kw_only=True):
     reply: list[Hop]
     connections: None = None
     witnesses: Witnesses
-    prediction: None = None
+    prediction: Prediction | None = None
     elapsed_us: int  # from sending until the answer, or until giving up
     application: Application | None = None
     tries: int | None = None  # source ports until the endpoint that was asked for was chosen

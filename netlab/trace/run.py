@@ -16,7 +16,9 @@ from netlab.trace.case import Case
 from netlab.trace.correlate import Observed, Story, correlate, hops
 from netlab.trace.explain import Explained, explain
 from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
+from netlab.trace.prediction import predict, unpredictable
 from netlab.trace.probe import Answer
+from netlab.trace.undeclared import taken_endpoint, undeclared
 from netlab.trace.watch import Watch
 from netlab.trace.witnesses.packets import Sighting
 
@@ -28,19 +30,28 @@ class Recorded(msgspec.Struct, frozen=True):
     data: bytes
 
 
-def trace(lab: Lab, request: Request, recorded: list[Recorded] | None = None) -> Trace:
+def trace(
+    lab: Lab,
+    request: Request,
+    recorded: list[Recorded] | None = None,
+    declared: Lab | None = None,
+) -> Trace:
     """Send one probe through a running lab and tell what happened to it, there and back.
 
     To `recorded` the frames of the probe are appended, and those of what came back, in time order.
+    `declared` is the lab without its faults, which the outcome is compared with.
 
     Needs root.  Raises NetlabError: exit code 2 if the request cannot be meant, 3 if a namespace on
     the way is missing.  What could not be observed is no error but the disposition `unobserved`.
     """
-    return traced(lab, request, recorded)[0]
+    return traced(lab, request, recorded, declared)[0]
 
 
 def traced(
-    lab: Lab, request: Request, recorded: list[Recorded] | None = None
+    lab: Lab,
+    request: Request,
+    recorded: list[Recorded] | None = None,
+    declared: Lab | None = None,
 ) -> tuple[Trace, Observed]:
     """A trace, and what the witnesses saw."""
     decided = aim(lab, request)
@@ -50,7 +61,7 @@ def traced(
         followed = follow(lab, decided, answer, watch)
     if recorded is not None:
         recorded += map(Recorded, followed.observed.sightings, watch.frames)
-    return tell(lab, followed, watch), followed.observed
+    return tell(declared or lab, followed, watch), followed.observed
 
 
 class Followed(msgspec.Struct, frozen=True):
@@ -71,14 +82,17 @@ def follow(lab: Lab, decided: Aim, answer: Answer, watch: Watch, is_last: bool =
     return Followed(decided, answer, observed, story, explain(case))
 
 
-def tell(lab: Lab, followed: Followed, watch: Watch) -> Trace:
-    """The trace of a probe, with what the witnesses say of themselves until now."""
+def tell(declared: Lab, followed: Followed, watch: Watch) -> Trace:
+    """The trace of a probe, with what the witnesses say of themselves until now.
+
+    `declared` is the lab without its faults, which the outcome is compared with.
+    """
     decided, observed, story = followed.aim, followed.observed, followed.story
     explained = followed.explained
     origin = observed.sightings[0].t_ns if observed.sightings else 0
     blind = watch.blind
-    return Trace(
-        lab=lab.name,
+    found = Trace(
+        lab=declared.name,
         probe=Probe(
             from_=decided.sender,
             to=decided.to,
@@ -98,6 +112,17 @@ def tell(lab: Lab, followed: Followed, watch: Watch) -> Trace:
         elapsed_us=_elapsed_us(followed.answer, observed.sightings, explained),
         application=followed.answer.application,
     )
+    return _compared(found, declared, decided)
+
+
+def _compared(found: Trace, declared: Lab, decided: Aim) -> Trace:
+    """A trace with what was to be expected of it."""
+    if unpredictable(declared, decided):
+        return found
+    expected = predict(declared, decided, taken_endpoint(found))
+    differs = undeclared(declared, decided, found, expected)
+    expected = msgspec.structs.replace(expected, differs=differs)
+    return msgspec.structs.replace(found, prediction=expected)
 
 
 def _elapsed_us(answer: Answer, sightings: Sequence[Sighting], explained: Explained) -> int:

@@ -29,7 +29,9 @@ _TRIES_PER_ENDPOINT = 10
 _LEAST_TRIES = 100
 
 
-def traces(lab: Lab, request: Request, count: int) -> Generator[Trace, None, None]:
+def traces(
+    lab: Lab, request: Request, count: int, declared: Lab | None = None
+) -> Generator[Trace, None, None]:
     """Traces of `count` probes, as they are done.
 
     Raises NetlabError as :func:`netlab.trace.run.trace` does, and (exit code 2) for a request that
@@ -38,10 +40,12 @@ def traces(lab: Lab, request: Request, count: int) -> Generator[Trace, None, Non
     decided = _ready(lab, request)
     with closing(_probes(lab, decided, request.timeout_s)) as probes:
         for answer, watch in islice(probes, count):
-            yield tell(lab, follow(lab, decided, answer, watch, is_last=False), watch)
+            yield tell(declared or lab, follow(lab, decided, answer, watch, is_last=False), watch)
 
 
-def trace_to_endpoint(lab: Lab, request: Request, endpoint: str) -> Trace:
+def trace_to_endpoint(
+    lab: Lab, request: Request, endpoint: str, declared: Lab | None = None
+) -> Trace:
     """The trace of the first probe that the Service gives to `endpoint`, a reference of a pod.
 
     Connection tracking tells whom a probe was given to, and the rest is looked at only for the one
@@ -58,7 +62,7 @@ def trace_to_endpoint(lab: Lab, request: Request, endpoint: str) -> Trace:
             told = watch.translated(answer.source)
             if told and told != wanted:
                 continue
-            found = tell(lab, follow(lab, decided, answer, watch, is_last=False), watch)
+            found = tell(declared or lab, follow(lab, decided, answer, watch, is_last=False), watch)
             if chosen(found) == wanted:
                 return replace(found, tries=tries)
             if found.disposition == "unobserved":

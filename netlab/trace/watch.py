@@ -24,7 +24,7 @@ from netlab.trace.witnesses import Witness
 from netlab.trace.witnesses.conntrack import Connections, of_probe
 from netlab.trace.witnesses.decisions import Decisions
 from netlab.trace.witnesses.kernel import Kernel
-from netlab.trace.witnesses.packets import Packets, watched_words
+from netlab.trace.witnesses.packets import Packets, Sighting, watched_words
 from netlab.trace.witnesses.rule_text import RuleTexts
 from netlab.trace.witnesses.rules import Rules
 
@@ -113,7 +113,10 @@ class Watch:
         )
         self._join()
         now = time.monotonic_ns()
-        sightings = self._packets.events()
+        sent_to = Socket(ip=self._aim.destination, port=self._aim.port)
+        sightings = [
+            each for each in self._packets.events(sent_to) if not _is_of_source(each, self._aim)
+        ]
         runs = self._rules.events()
         moments = self._kernel.events(sightings)
         self._compare(now)
@@ -194,3 +197,9 @@ class Watch:
         self._join()
         for witness in self._witnesses:
             witness.disarm()
+
+
+def _is_of_source(sighting: Sighting, aim: Aim) -> bool:
+    """Whether it is the source that complains: of an answer that no socket of its own waits for."""
+    own, packet = aim.source.addresses, sighting.packet
+    return sighting.role == "error" and packet.src in own and packet.dst not in own

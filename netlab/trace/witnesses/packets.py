@@ -20,7 +20,7 @@ from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.mark import Mark
-from netlab.trace.model import Direction, Packet
+from netlab.trace.model import Direction, Packet, Socket
 from netlab.trace.witnesses import Canary, socket_filter
 from netlab.trace.witnesses.fragments import Key, counted, later_pieces, piece_of
 from netlab.trace.witnesses.socket_filter import Test, equal
@@ -92,8 +92,11 @@ class Packets:
             self._read(canary.place, canary.cookie)
         return canary.cookie in self._canaries
 
-    def events(self) -> list[Sighting]:
-        """Every sighting of the probe, in time order; that of one namespace is never broken."""
+    def events(self, sent_to: Socket | None = None) -> list[Sighting]:
+        """Every sighting of the probe, in time order; that of one namespace is never broken.
+
+        `sent_to` is where the probe went, which the source's own node may turn before any device.
+        """
         found: list[tuple[Sighting, Frame]] = []
         for place in self._taps:
             self._read(place)
@@ -115,7 +118,7 @@ class Packets:
                 found.append((sighting, frame))
         found.sort(key=lambda pair: pair[0].t_ns)
         self._seen = [frame.data for _, frame in found]
-        directed = _directed([sighting for sighting, _ in found])
+        directed = _directed([sighting for sighting, _ in found], sent_to)
         if not self._mark.fragmented:
             return directed
         return self._with_fragments(directed, [frame for _, frame in found])
@@ -232,15 +235,19 @@ def program(words: list[tuple[int, bytes]], others: Sequence[Sequence[Test]] = (
     return socket_filter.program([*marked, *others], WHOLE)
 
 
-def _directed(sightings: list[Sighting]) -> list[Sighting]:
-    """Tell a datagram from its echo: an answer's tuple is one of the probe's turned round."""
-    there = set()
+def _directed(sightings: list[Sighting], sent_to: Socket | None) -> list[Sighting]:
+    """Tell a datagram from its echo: an answer's source is one that the probe was sent to.
+
+    Its destination need not be one that was seen as a source: where a node had put itself in, its
+    bridge sees the answer with the client's address again, and still with the endpoint's.
+    """
+    reached = {sent_to}
     directed = []
     for sighting in sightings:
         if sighting.role == "either":
-            back = sighting.packet.flow.reversed in there
+            back = sighting.packet.flow.source in reached
             if not back:
-                there.add(sighting.packet.flow)
+                reached.add(sighting.packet.flow.destination)
             sighting = msgspec.structs.replace(sighting, role="answer" if back else "probe")
         directed.append(sighting)
     return directed

@@ -1,0 +1,266 @@
+"""What each namespace of a lab should hold, by the lab alone: addresses, routes, who is on a link.
+
+This is the network that :mod:`netlab.trace.predicted_path` walks through.  It is written from what
+docs/design.md says of a lab, beside the code that builds one and not from it, so that the two check
+each other; only names of devices are those of the builder.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+import msgspec
+
+from netlab.datapath.overlay import vxlan_device
+from netlab.datapath.podnet import outer_link, switch_port
+from netlab.datapath.state import namespace_name
+from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
+from netlab.trace.aim import Place, place_of_node, place_of_pod
+from netlab.trace.family import Family, family_of, first_of
+
+BRIDGE, UPLINK, SWITCH_BRIDGE, LOOPBACK = "cbr0", "eth0", "br0", "lo"
+
+
+_ANOTHER_PROXYS = "service.kubernetes.io/service-proxy-name"
+# Ethernet, VXLAN, UDP and IP around a packet: 14 + 8 + 8 and 20, or 40.
+_TUNNEL_HEADERS = {4: 50, 6: 70}
+
+
+class Way(msgspec.Struct, frozen=True):
+    """A route: the network that matched, the device, the next hop's address if it is another's."""
+
+    matched: str
+    device: str
+    via: str | None = None
+
+
+class DeclaredNetwork:
+    """Questions to the tables that a lab should have; a place is one of its namespaces."""
+
+    def __init__(self, lab: Lab, family: Family) -> None:
+        self.lab = lab
+        self.family = family
+        self.tunnel = vxlan_device(lab, family.version) if lab.overlay.type == "vxlan" else ""
+        switch = namespace_name(lab.name, "_switch")
+        self._services_at: dict[str, list[Service]] = {}
+        self._endpoints: dict[tuple[str, str, str], tuple[Endpoint, ...]] = {}
+        self.switch = Place(switch, "switch", "_switch", None, lab.underlay.gateways)
+
+    @functools.cached_property
+    def _pods(self) -> dict[str, Pod]:
+        return {
+            address: pod
+            for pod in self.lab.pods
+            if not pod.host_network
+            for address in pod.addresses
+        }
+
+    def services_at(self, address: str) -> list[Service]:
+        """Services with an address that kube-proxy serves in the family, by name."""
+        if address not in self._services_at:
+            found = [
+                service
+                for service in self.lab.services
+                if address == service.cluster_ip
+                or address in service.other_cluster_ips
+                or address in service.external_ips
+                or address in service.load_balancer_ips
+            ]
+            self._services_at[address] = self._served(found)
+        return self._services_at[address]
+
+    def services_of_node_port(self, number: int) -> list[Service]:
+        """The same for a NodePort."""
+        return self._served(
+            service
+            for service in self.lab.services
+            if any(port.node_port == number for port in service.ports)
+        )
+
+    def _served(self, services: Iterable[Service]) -> list[Service]:
+        served = (
+            service
+            for service in services
+            if service.type != "ExternalName"
+            and service.cluster_ip != "None"
+            and first_of(self.family, service.cluster_ips) is not None
+            and _ANOTHER_PROXYS not in service.labels
+        )
+        return sorted(served, key=lambda service: service.key)
+
+    def endpoints(self, service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
+        """All endpoints of the family, in order, each address and port once.
+
+        Of two with one address and port it is the one that stays, if any.
+        """
+        key = service.key, port.name, port.protocol
+        if key not in self._endpoints:
+            found: dict[tuple[str, int], Endpoint] = {}
+            for each in self.lab.endpoints_of(service, port):
+                end = each.address, each.port
+                if self._is_ours(each.address) and (end not in found or found[end].terminating):
+                    found[end] = each
+            self._endpoints[key] = tuple(found[end] for end in sorted(found))
+        return self._endpoints[key]
+
+    def pod_at(self, address: str) -> Pod | None:
+        """The pod with an address of its own."""
+        return self._pods.get(address)
+
+    def node_at(self, address: str) -> Node | None:
+        """The node whose uplink has an address."""
+        return next((node for node in self.lab.nodes if address in node.addresses), None)
+
+    def node_of(self, place: Place) -> Node:
+        """The node that a place is, or that its pod runs on."""
+        assert place.node is not None
+        return self.lab.node(place.node)
+
+    def pod_of(self, place: Place) -> Pod:
+        """The pod that a place is."""
+        pod = self.pod_at(place.addresses[0])
+        assert pod is not None
+        return pod
+
+    def place_of(self, owner: Node | Pod) -> Place:
+        """The namespace of a node or a pod."""
+        if isinstance(owner, Node):
+            return place_of_node(self.lab, owner)
+        return place_of_pod(self.lab, owner)
+
+    def port_of(self, owner: Node | Pod) -> str:
+        """The bridge port that leads to a pod on its node, or to a node on the switch."""
+        return switch_port(owner) if isinstance(owner, Node) else outer_link(owner)
+
+    def mtu(self, place: Place, device: str) -> int:
+        """Bytes of an IP packet that a device takes; pods have one link for both families."""
+        underlay = self.lab.underlay.mtu
+        if not self.tunnel or device == SWITCH_BRIDGE:
+            return underlay
+        if place.kind == "node" and device == UPLINK:
+            return underlay
+        if device == self.tunnel:
+            return underlay - _TUNNEL_HEADERS[self.family.version]
+        return underlay - max(_TUNNEL_HEADERS[4 if f == "IPv4" else 6] for f in self.lab.families)
+
+    def is_local(self, place: Place, address: str) -> bool:
+        """Whether a packet to the address is for the place itself."""
+        return (
+            is_loopback(address)
+            or any(address == own for _, own in self._own(place))
+            or self._is_any_routers(place, address)
+        )
+
+    def address_on(self, place: Place, device: str) -> str:
+        """The first address of a device: what the place sends from by that device."""
+        return next(own for name, own in self._own(place) if name == device)
+
+    def local_addresses(self, place: Place) -> list[str]:
+        """Every address of a place but loopback's."""
+        return [own for _, own in self._own(place)]
+
+    def _own(self, place: Place) -> Iterator[tuple[str, str]]:
+        """Devices and their addresses, of the family."""
+        if place.kind == "node":
+            node = self.node_of(place)
+            yield from ((UPLINK, each) for each in node.addresses if self._is_ours(each))
+            yield from ((BRIDGE, each) for each in node.bridge_addresses if self._is_ours(each))
+            if self.tunnel:
+                yield from (
+                    (self.tunnel, each) for each in node.overlay_addresses if self._is_ours(each)
+                )
+        else:
+            device = UPLINK if place.kind == "pod" else SWITCH_BRIDGE
+            yield from ((device, each) for each in place.addresses if self._is_ours(each))
+
+    def _is_ours(self, text: str) -> bool:
+        return family_of(text) is self.family
+
+    def _is_any_routers(self, place: Place, address: str) -> bool:
+        """The first address of an IPv6 network is that of any of its routers (RFC 4291, 2.6.1)."""
+        if self.family.version == 4 or place.kind == "pod":
+            return False
+        networks = list(self.lab.underlay.cidrs)
+        if place.kind == "node":
+            networks += self.node_of(place).pod_cidrs
+        return any(self._is_ours(each) and address == str(_network(each)[0]) for each in networks)
+
+    # --- routes ----------------------------------------------------------------------------------
+
+    def route(self, place: Place, address: str) -> Way | None:
+        """The route of the longest prefix; None if there is none."""
+        number = _address(address)
+        found = [way for way in self._routes(place) if number in _network(way.matched)]
+        return max(found, key=lambda way: _network(way.matched).prefixlen, default=None)
+
+    def _routes(self, place: Place) -> Iterator[Way]:
+        if place.kind == "switch":
+            yield from (Way(each, SWITCH_BRIDGE) for each in self.lab.underlay.cidrs)
+        elif place.kind == "pod":
+            yield from self._pod_routes(self.pod_of(place))
+        else:
+            yield from self._node_routes(self.node_of(place))
+
+    def _pod_routes(self, pod: Pod) -> Iterator[Way]:
+        node = self.lab.node(pod.node)
+        for address in pod.addresses:
+            if self._is_ours(address):
+                yield from (Way(each, UPLINK) for each in node.pod_cidrs if _within(address, each))
+                gateway = first_of(self.family, node.bridge_addresses)
+                yield Way(self.family.every_address, UPLINK, gateway)
+
+    def _node_routes(self, node: Node) -> Iterator[Way]:
+        for network in self.lab.underlay.cidrs:
+            if any(_within(each, network) for each in node.addresses):
+                yield Way(network, UPLINK)
+        for gateway in self.lab.underlay.gateways:
+            if self._is_ours(gateway):
+                yield Way(self.family.every_address, UPLINK, gateway)
+        yield from (Way(each, BRIDGE) for each in node.pod_cidrs)
+        for address, home in self._strays:
+            alone = f"{address}/{self.family.bits}"
+            yield Way(alone, BRIDGE) if home is node else self._to_peer(alone, home)
+        for peer in self.lab.nodes:
+            cidr = first_of(self.family, peer.pod_cidrs)
+            if peer is not node and cidr and first_of(self.family, node.pod_cidrs):
+                yield self._to_peer(cidr, peer)
+
+    @functools.cached_property
+    def _strays(self) -> list[tuple[str, Node]]:
+        """Addresses of pods that are not of their node's networks, and that node."""
+        return [
+            (address, home)
+            for address, pod in self._pods.items()
+            for home in (self.lab.node(pod.node),)
+            if self._is_ours(address) and not any(_within(address, cidr) for cidr in home.pod_cidrs)
+        ]
+
+    def _to_peer(self, network: str, peer: Node) -> Way:
+        if self.tunnel:
+            return Way(network, self.tunnel, first_of(self.family, peer.overlay_addresses))
+        return Way(network, UPLINK, first_of(self.family, peer.addresses))
+
+    def peer_behind(self, overlay_address: str) -> Node:
+        """The node whose end of the tunnel has an address."""
+        return next(n for n in self.lab.nodes if overlay_address in n.overlay_addresses)
+
+
+@functools.cache
+def _network(text: str) -> IPv4Network | IPv6Network:
+    return ip_network(text)
+
+
+@functools.cache
+def _address(text: str) -> IPv4Address | IPv6Address:
+    return ip_address(text)
+
+
+def _within(address: str, network: str) -> bool:
+    return _address(address) in _network(network)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address never leaves the namespace."""
+    return _address(address).is_loopback

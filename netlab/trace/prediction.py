@@ -1,0 +1,273 @@
+"""What the declared lab alone says of a probe, before it is sent or after it was.
+
+No kernel, no root and no rule is asked: a `Walker` walks through the network that is declared, with
+what kube-proxy would do on each node.  It is a second opinion on what netlab builds and on what a
+trace tells.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+from netlab.problems import NetlabError, Problem
+from netlab.topology.model import Endpoint, Lab
+from netlab.trace.aim import Aim, Place, Request, aim, in_lab
+from netlab.trace.declared_network import UPLINK, DeclaredNetwork
+from netlab.trace.family import IPV6
+from netlab.trace.model import (
+    AnyStep,
+    Deliver,
+    Disposition,
+    Drop,
+    Foretold,
+    PredictedHop,
+    PredictedWay,
+    Prediction,
+    Probe,
+    Receiver,
+    Socket,
+    Tuple,
+)
+from netlab.trace.predicted_path import Arrival, Role, Stop, Walker
+
+MOST_WAYS = 32
+_MODES = ("iptables", "nftables", "nftables-flat", "none")
+
+
+def foretell(lab: Lab, request: Request) -> Foretold:
+    """A probe that is not sent, and what should become of it.
+
+    Raises NetlabError (exit code 2) if the request cannot be meant, or is of what is not predicted.
+    """
+    decided = aim(lab, request)
+    why = unpredictable(lab, decided)
+    if why:
+        raise NetlabError(Problem("not-predicted", why, hint="trace it: `netlab trace`"))
+    network = DeclaredNetwork(lab, decided.family)
+    return Foretold(
+        lab=lab.name,
+        probe=Probe(
+            from_=decided.source.name,
+            to=decided.to,
+            protocol=decided.protocol,
+            source=Socket(ip=_source(network, decided), port=_port(decided)),
+            destination=Socket(ip=decided.destination, port=decided.port),
+        ),
+        prediction=predict(lab, decided),
+    )
+
+
+def unpredictable(lab: Lab, decided: Aim) -> str | None:
+    """Why nothing is predicted for a probe; None if it is."""
+    mode = lab.service_proxy.mode
+    if mode not in _MODES:
+        return f'what a service proxy of mode "{mode}" does is not predicted'
+    routers = [*lab.underlay.cidrs, *(cidr for node in lab.nodes for cidr in node.pod_cidrs)]
+    if decided.family is IPV6 and decided.destination in {each.split("/")[0] for each in routers}:
+        return (
+            f"{decided.destination} is the address of any router of its network, and who answers, "
+            "and from which address, is not predicted"
+        )
+    if decided.source.kind == "switch":
+        return "what comes from outside is not predicted"
+    if decided.ttl or decided.fragment:
+        return "what a chosen TTL and fragments lead to is not predicted"
+    if decided.source_address and decided.source_address not in decided.source.addresses:
+        return f"{decided.source_address} is no address of {decided.source}"
+    return None
+
+
+def predict(lab: Lab, decided: Aim, taken: Socket | None = None) -> Prediction:
+    """What should become of a probe; `taken` is the endpoint that it went to, if it was sent.
+
+    Without it there is a way for each endpoint that its Service may choose, as far as they are no
+    more than MOST_WAYS.  Only for what is not
+    `unpredictable`.
+    """
+    network = DeclaredNetwork(lab, decided.family)
+    first, offered = _walk(network, decided, taken)
+    others = []
+    if not taken:
+        ends = [Socket(ip=each.address, port=each.port) for each in offered[1:MOST_WAYS]]
+        others = [_walk(network, decided, each)[0] for each in ends]
+    fields = {name: getattr(first, name) for name in first.__struct_fields__}
+    return Prediction(
+        **fields,
+        endpoints=[_receiver_at(network, each) for each in offered],
+        others=others,
+        differs=[],
+    )
+
+
+def _walk(
+    network: DeclaredNetwork, decided: Aim, choice: Socket | None
+) -> tuple[PredictedWay, list[Endpoint]]:
+    """The way by one endpoint, and all that may be chosen where one is chosen first."""
+    walker = Walker(network, decided.protocol, decided.size or 0, choice)
+    sent = Tuple(
+        source=Socket(ip=_source(network, decided), port=_port(decided)),
+        destination=Socket(ip=decided.destination, port=decided.port),
+    )
+    end = walker.send(decided.source, sent, "probe")
+    offered = list(walker.offered[0][1]) if walker.offered else []
+    if isinstance(end, Stop):
+        return _stopped(walker, decided, sent, end), offered
+    return _arrived(walker, decided, sent, end), offered
+
+
+def _arrived(walker: Walker, decided: Aim, sent: Tuple, end: Arrival) -> PredictedWay:
+    """It reached its destination's namespace: who listens there, and the way back."""
+    receiver = _receiver(end)
+    role: Role = "answer"
+    if not _listens(walker.network, decided, end):
+        role = "reset" if decided.protocol == "tcp" else "error"
+    closed = role != "answer"
+    loss: str | None = "port-closed" if closed else None
+    forward = walker.end(Drop(reason="port-closed") if loss else Deliver(to=str(receiver)))
+    back = walker.send(end.place, end.flow.reversed, role)
+    came = isinstance(back, Arrival)
+    where = str(end.place) if closed else None
+    if isinstance(back, Stop) and not closed:
+        loss, where = back.reason, str(back.place)
+        if not walker.hops:
+            # Nobody answers who knows no way to.
+            forward = walker.relabelled(forward, Drop(reason=loss))
+    elif isinstance(back, Arrival) and not closed and back.flow != sent.reversed:
+        came, loss, where = False, _astray(walker), str(back.place)
+    reached = receiver if not closed and walker.hops else None
+    disposition: Disposition = "dropped" if not came else "rejected" if closed else "delivered"
+    last = Deliver(to=str(decided.source)) if came else Drop(reason=loss or "")
+    return PredictedWay(
+        disposition=disposition,
+        reason=loss,
+        limited=role == "error" and came,
+        reason_unsaid=loss if role == "error" else None,
+        where=where,
+        delivered_to=reached,
+        seen_source=end.flow.source if reached else None,
+        translations=walker.translations,
+        forward=forward,
+        reply=walker.end(last),
+    )
+
+
+def _stopped(walker: Walker, decided: Aim, sent: Tuple, end: Stop) -> PredictedWay:
+    """It ended on its way; an ICMP error may tell its source."""
+    unsaid = _unsaid(end, walker, decided)
+    hops = walker.end(Drop(reason=unsaid))
+    told = False
+    reply: list[PredictedHop] = []
+    # Who waits for a MAC says so after seconds.
+    if end.answered and end.reason != "neighbour-unresolved":
+        lost = hops[-1] if hops else sent
+        back_again = Tuple(source=lost.destination, destination=lost.source)
+        back = walker.send(end.place, back_again, "error")
+        told = isinstance(back, Arrival) and back.place == decided.source
+        step: AnyStep = Deliver(to=str(decided.source)) if told else Drop(reason=unsaid)
+        reply = walker.end(step)
+    # What a rule refuses is known by the rule, a route only by what it says.
+    reason = end.reason if told and end.reason == "no-route" else unsaid
+    return PredictedWay(
+        disposition="rejected" if told else "dropped",
+        reason=reason,
+        limited=told,
+        reason_unsaid=unsaid if told else None,
+        where=str(end.place),
+        delivered_to=None,
+        seen_source=None,
+        translations=walker.translations,
+        forward=walker.relabelled(hops, Drop(reason=reason)),
+        reply=reply,
+    )
+
+
+def _unsaid(end: Stop, walker: Walker, decided: Aim) -> str:
+    """The reason in the words of a trace that saw no error come back."""
+    lab, address = walker.network.lab, decided.destination
+    if end.reason in ("no-such-service", "no-such-port"):
+        return _missing(lab, decided)
+    if end.reason != "no-route" or end.place.kind != "switch" or walker.translations:
+        return end.reason
+    if any(ip_address(address) in ip_network(cidr) for cidr in lab.service_cidrs):
+        return _missing(lab, decided)
+    return end.reason if in_lab(lab, address) else "outside-lab"
+
+
+def _missing(lab: Lab, decided: Aim) -> str:
+    """Why an address of a Service CIDR leads nowhere."""
+    asked = decided.port, decided.protocol.upper()
+    for service in lab.services:
+        if decided.destination in service.cluster_ips:
+            known = [(port.port, port.protocol) for port in service.ports]
+            return "not-translated" if asked in known else "no-such-port"
+    return "no-such-service"
+
+
+def _astray(walker: Walker) -> str:
+    """The answer came from another address than was asked."""
+    turned = {each.node for each in walker.translations if each.kind == "dnat"}
+    passed = {hop.node for hop in walker.hops if hop.node}
+    return "not-masqueraded" if turned - passed else "answer-not-expected"
+
+
+# --- ends ----------------------------------------------------------------------------------------
+
+
+def _source(network: DeclaredNetwork, decided: Aim) -> str:
+    """What the source sends from: an address of the device that its route names."""
+    if decided.source_address:
+        return decided.source_address
+    place = decided.source
+    if network.is_local(place, decided.destination):
+        return decided.destination
+    way = network.route(place, decided.destination)
+    return network.address_on(place, way.device if way else UPLINK)
+
+
+def _port(decided: Aim) -> int | None:
+    return decided.source_port or None
+
+
+def _receiver(end: Arrival) -> Receiver:
+    place, destination = end.place, end.flow.destination
+    if place.kind == "switch":
+        return Receiver(
+            kind="unknown", name=destination.ip, node=None, ip=destination.ip, port=destination.port
+        )
+    return Receiver(
+        kind=place.kind,
+        name=place.name,
+        node=place.node,
+        ip=destination.ip,
+        port=destination.port,
+    )
+
+
+def _receiver_at(network: DeclaredNetwork, endpoint: Endpoint) -> Receiver:
+    pod, node = network.pod_at(endpoint.address), network.node_at(endpoint.address)
+    owner = pod or node
+    return Receiver(
+        kind="pod" if pod else "node" if node else "unknown",
+        name=pod.key if pod else node.name if node else endpoint.address,
+        node=network.place_of(owner).node if owner else None,
+        ip=endpoint.address,
+        port=endpoint.port,
+    )
+
+
+def _listens(network: DeclaredNetwork, decided: Aim, end: Arrival) -> bool:
+    """Whether something declared listens on the port; everybody answers a ping."""
+    if decided.protocol == "icmp":
+        return True
+    asked = decided.protocol.upper(), end.flow.destination.port
+    place: Place = end.place
+    if place.kind == "pod":
+        return asked in network.pod_of(place).listen
+    if place.kind == "switch":
+        return False
+    on_host = (p for p in network.lab.pods if p.host_network and p.node == place.node)
+    return any(asked in pod.listen for pod in on_host) or any(
+        ("TCP", service.health_check_node_port) == asked
+        for service in network.lab.services
+        if service.type == "LoadBalancer" and service.external_traffic_policy == "Local"
+    )

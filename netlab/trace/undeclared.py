@@ -1,0 +1,284 @@
+"""What a trace saw that is not as declared: the objects, in sentences.
+
+First come entries of tables that the packet met, each compared with the declared one; then the
+endpoint, the loss and the translations; the hops last, and only if nothing else explains them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from netlab.datapath.overlay import vtep_mac
+from netlab.topology.model import Lab
+from netlab.trace.aim import Aim, Place
+from netlab.trace.declared_network import DeclaredNetwork
+from netlab.trace.model import (
+    Bridge,
+    Encapsulate,
+    Hop,
+    Leg,
+    Neighbour,
+    PredictedHop,
+    Prediction,
+    Route,
+    Socket,
+    Trace,
+    Translation,
+)
+
+# Waiting for a MAC ends with an ICMP error, or before.
+_UNRESOLVED = ("neighbour-unresolved", "host-unreachable")
+
+# What is wrong where the reason is another than expected.
+_OBJECTS = {
+    "forwarding-off": "forwarding",
+    "reverse-path": "the way back to the source, or rp_filter,",
+    "martian": "an address of the namespace",
+    "address-missing": "an address of the namespace",
+    "link-down": "a link",
+    "mtu": "the MTU of a link",
+    "ttl": "the TTL that packets begin with",
+    "port-closed": "what listens",
+    "accept-queue-full": "what listens",
+    "arp-ignored": "the answer to ARP",
+    "hairpin-off": "hairpin mode of a bridge port",
+    "bridge-netfilter-off": "bridge netfilter",
+    "not-masqueraded": "masquerading",
+    "stale-conntrack": "a remembered connection",
+    "conntrack-invalid": "what connection tracking knows",
+    "vni-unknown": "the VNI of a tunnel",
+    "tunnel-closed": "a tunnel",
+    "underlay-blocked": "the network between the nodes",
+    "ipv6-off": "IPv6",
+    "no-endpoints": "the rules' set of endpoints",
+    "no-local-endpoints": "the rules' set of endpoints",
+    "not-translated": "the rules for the Service",
+    "dropped-by-rule": "a rule",
+    "rejected-by-rule": "a rule",
+    "neighbour-unresolved": "a neighbour",
+    "host-unreachable": "a neighbour",
+    "no-route": "a route",
+    "blackhole": "a route",
+    "unreachable": "a route",
+    "prohibit": "a route",
+}
+
+
+def undeclared(lab: Lab, decided: Aim, trace: Trace, expected: Prediction) -> list[str]:
+    """Sentences on what a trace saw that is not as predicted; none if all is.
+
+    `lab` is the declared one.  Nothing is said of what could not be observed.
+    """
+    if trace.disposition == "unobserved":
+        return []
+    network = DeclaredNetwork(lab, decided.family)
+    found = list(dict.fromkeys(_tables(network, decided, trace)))
+    found += _endpoint(trace, expected)
+    found += _ending(trace, expected, found)
+    if not found:
+        found += _translations(trace.translations, expected.translations)
+    if not found:
+        found += _receiver(trace, expected)
+    if not found and trace.witnesses.packets == "ok":
+        found += _hops("forward", trace.forward, expected.forward)
+        # Of errors it is not sure that they come.
+        if expected.reason not in _UNRESOLVED and not _is_unsaid(trace, expected):
+            found += _hops("reply", trace.reply, expected.reply)
+    return found
+
+
+def taken_endpoint(trace: Trace) -> Socket | None:
+    """The endpoint that a trace's packet was first sent to instead of its destination."""
+    return next((each.after for each in trace.translations if each.kind == "dnat"), None)
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def _tables(network: DeclaredNetwork, decided: Aim, trace: Trace) -> Iterator[str]:
+    places = {place.namespace: place for place in decided.places}
+    for hop in (*trace.forward, *trace.reply):
+        place = places.get(hop.namespace)
+        if place is None or place.kind == "switch":
+            continue
+        for step in hop.steps:
+            if isinstance(step, Route):
+                yield from _route(network, place, step)
+            elif isinstance(step, Neighbour):
+                yield from _neighbour(network, place, step)
+            elif isinstance(step, Bridge) and step.device == network.tunnel:
+                yield from _fdb(network, place, step)
+            elif isinstance(step, Encapsulate):
+                vni = network.lab.overlay.vni
+                if step.vni != vni:
+                    yield f"{step.device} of {place} is of VNI {step.vni}; declared is {vni}"
+
+
+def _route(network: DeclaredNetwork, place: Place, step: Route) -> Iterator[str]:
+    if network.is_local(place, step.destination):
+        return
+    due = network.route(place, step.destination)
+    way = f"via {due.via} dev {due.device}" if due and due.via else f"dev {due and due.device}"
+    declared = f"declared is {due.matched} {way}" if due else "none is declared"
+    if step.type == "forwarding-off":
+        yield f"forwarding on {place} is off; declared is on"
+    elif (None if step.refuses else (step.device, step.via)) != (due and (due.device, due.via)):
+        yield f"{place}'s route to {step.destination}: {step}; {declared}"
+
+
+def _neighbour(network: DeclaredNetwork, place: Place, step: Neighbour) -> Iterator[str]:
+    """Entries for tunnel ends, which are declared; all others are learned."""
+    if step.device != network.tunnel:
+        return
+    peer = next((n for n in network.lab.nodes if step.address in n.overlay_addresses), None)
+    due = vtep_mac(peer, network.family.version) if peer else None
+    if due and step.mac != due:
+        assert peer is not None
+        is_now = f"is {step.mac}" if step.mac else "is missing"
+        yield (
+            f"{place}'s neighbour entry for node {peer.name}'s tunnel end, {step.address} on "
+            f"{step.device}, {is_now}; declared is {due}"
+        )
+
+
+def _fdb(network: DeclaredNetwork, place: Place, step: Bridge) -> Iterator[str]:
+    version = network.family.version
+    peer = next((n for n in network.lab.nodes if vtep_mac(n, version) == step.mac), None)
+    if peer is None:
+        return
+    due = network.address_on(network.place_of(peer), "eth0")
+    if step.remote != due:
+        is_now = f"leads to {step.remote}" if step.remote else "is missing"
+        yield (
+            f"{place}'s FDB entry for node {peer.name}, {step.mac} on {step.device}, {is_now}; "
+            f"declared is {due}"
+        )
+
+
+# --- what became of it ---------------------------------------------------------------------------
+
+
+def _endpoint(trace: Trace, expected: Prediction) -> Iterator[str]:
+    taken = taken_endpoint(trace)
+    due = [Socket(ip=each.ip, port=each.port) for each in expected.endpoints]
+    if taken and taken not in due:
+        node = next(each.node for each in trace.translations if each.kind == "dnat")
+        among = f"declared are {_listed(due)}" if due else "declared is no translation"
+        yield f"node {node} sent it to {taken}; {among}"
+
+
+def _listed(ends: Sequence[Socket]) -> str:
+    shown = ", ".join(str(each) for each in ends[:5])
+    return shown if len(ends) <= 5 else f"{shown} and {len(ends) - 5} more"
+
+
+def _ending(trace: Trace, expected: Prediction, found: Sequence[str]) -> Iterator[str]:
+    """What became of it otherwise than it should; the object first, if none was found yet."""
+    loss = trace.drop
+    reason = loss.reason if loss else None
+    if reason == expected.reason and trace.disposition == expected.disposition:
+        return
+    if reason in _UNRESOLVED and expected.reason in _UNRESOLVED:
+        return
+    if _is_unsaid(trace, expected) and reason == expected.reason_unsaid:
+        return
+    if loss and not found:
+        thing = _OBJECTS.get(loss.reason)
+        yield f"{thing}: {loss.explanation}" if thing else loss.explanation
+    was = f"{trace.disposition} ({_words(reason)})" if reason else trace.disposition
+    if expected.reason:
+        how = f"{expected.disposition} at {expected.where} ({_words(expected.reason)})"
+    else:
+        how = f"{expected.disposition} to {expected.delivered_to}"
+    yield f"it should have been {how}, and was {was}"
+
+
+def _words(reason: str) -> str:
+    return reason.replace("-", " ")
+
+
+def _is_unsaid(trace: Trace, expected: Prediction) -> bool:
+    """Whether only an ICMP error did not come, of which the kernel sends few."""
+    return expected.limited and trace.disposition == "dropped" and not trace.reply
+
+
+def _receiver(trace: Trace, expected: Prediction) -> Iterator[str]:
+    if trace.delivered_to != expected.delivered_to:
+        yield f"{trace.delivered_to} received it; declared is {expected.delivered_to}"
+    elif trace.seen_source and not _is(trace.seen_source, expected.seen_source):
+        yield (
+            f"{trace.delivered_to} saw {trace.seen_source} as its source; declared is "
+            f"{expected.seen_source}"
+        )
+
+
+def _translations(seen: Sequence[Translation], due: Sequence[Translation]) -> Iterator[str]:
+    found = [_change(each) for each in seen]
+    wanted = [_change(each) for each in due]
+    for each in wanted:
+        if each not in found:
+            node, kind, to = each
+            yield f"node {node} did not do the {kind} to {to} that is declared"
+    for each, rule in zip(found, (one.rule for one in seen), strict=True):
+        if each not in wanted:
+            node, kind, to = each
+            by = f", by {rule}" if rule else ""
+            yield f"node {node} did a {kind} to {to}{by}; none is declared"
+
+
+def _change(translation: Translation) -> tuple[str | None, str, str]:
+    """Ports are those of DNAT: the kernel chooses them when it masquerades."""
+    source = translation.kind in ("snat", "masquerade")
+    kind = "masquerade" if source else translation.kind
+    after = translation.after
+    return translation.node, kind, after.ip if source else str(after)
+
+
+# --- hops ----------------------------------------------------------------------------------------
+
+
+def _hops(leg: Leg, seen: Sequence[Hop], due: Sequence[PredictedHop]) -> Iterator[str]:
+    """The first hop of a leg that is not the predicted one."""
+    rest = list(seen)
+    way = "on its way there" if leg == "forward" else "on its way back"
+    last = "at its source"
+    for hop in due:
+        found = rest[0] if rest else None
+        if found is None or _key(found) != _key(hop):
+            if not hop.sure:
+                continue
+            was = f"it was seen {_where(found)}" if found else "it was not seen again"
+            yield f"{way}, after it was {last}, it should have been {_where(hop)}; {was}"
+            return
+        del rest[0]
+        last = _where(found)
+        # How far the frame is translated on a bridge's own device is the bridge's business.
+        if hop.sure:
+            yield from (f"{way}, {last}, {words}" for words in _ends(found, hop))
+    if rest:
+        yield f"{way}, it was seen {_where(rest[0])}; it should have ended {last}"
+
+
+def _key(hop: Hop | PredictedHop) -> tuple[str, str, str]:
+    return hop.namespace, hop.device, hop.direction
+
+
+def _where(hop: Hop | PredictedHop) -> str:
+    place = hop.namespace.partition(":")[2].replace(":", "/")
+    return f"going {hop.direction} on {hop.device} of {place}"
+
+
+def _ends(seen: Hop, due: PredictedHop) -> Iterable[str]:
+    flow, outer = seen.packet.flow, seen.packet.outer
+    if not (_is(flow.source, due.source) and _is(flow.destination, due.destination)):
+        yield f"it was {flow}; it should have been {due.source} → {due.destination}"
+    if str(outer) != str(due.outer):
+        carried = f"carried {outer}" if outer else "carried by nothing"
+        yield f"it was {carried}; it should have been carried {due.outer or 'by nothing'}"
+
+
+def _is(seen: Socket, due: Socket | None) -> bool:
+    """Whether an end is as predicted, as far as it is."""
+    if due is None:
+        return False
+    return due.ip in ("", seen.ip) and (due.port is None or due.port == seen.port)
