@@ -3,7 +3,8 @@
 In each node's namespace a table of our own, before connection tracking in prerouting and output,
 sets `nftrace` on the probe, its answers and errors, plain or inside VXLAN, and on nothing else.
 The kernel then reports each rule over netlink (group NFNLGRP_NFTRACE).  Rules loaded with
-iptables-nft are nf_tables rules and are reported like any other; those of iptables-legacy are not.
+iptables-nft are nf_tables rules and are reported like any other; what iptables-legacy does with the
+same packets, `legacy_rules` tells.
 
 The table is owned by the process (`flags owner`): it goes with it, `kill -9` included.
 
@@ -24,7 +25,6 @@ import msgspec
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import attributes
 from netlab.kernel.nfnetlink import SUBSYSTEM_NFTABLES, Listener
-from netlab.kernel.xtables import legacy_tables
 from netlab.trace.aim import Place
 from netlab.trace.family import IPV4
 from netlab.trace.mark import Mark
@@ -65,12 +65,17 @@ table {family} {name} {{
 
 
 class Match(msgspec.Struct, frozen=True):
-    """One rule that matched; `target` is the chain of a jump or goto."""
+    """One rule that matched; `target` is the chain of a jump or goto.
+
+    `handle` is nftables' number of it; of iptables-legacy the place in the chain, and `text` the
+    rule as it is printed.
+    """
 
     chain: str
     handle: int
     verdict: str
     target: str | None = None
+    text: str | None = None
 
 
 class Run(msgspec.Struct):
@@ -91,6 +96,7 @@ class Run(msgspec.Struct):
     family: int = IPV4.address_family  # of the table, NFPROTO_*
     matches: list[Match] = []
     policy: str | None = None
+    legacy: bool = False  # whether these are rules of iptables-legacy
 
     @property
     def dropped(self) -> bool:
@@ -119,9 +125,8 @@ class Rules:
         self._runs: dict[Place, list[Run]] = {}
         self._open: dict[tuple[Place, int], Run] = {}
         self._canaries: set[tuple[Place, bytes]] = set()
-        self._devices: dict[tuple[Place, int], str] = {}
+        self._devices = DeviceNames()
         self._failed: list[str] = []
-        self._legacy: list[str] = []
         self._overrun = False
 
     def arm(self, places: Sequence[Place]) -> None:
@@ -137,9 +142,6 @@ class Rules:
     def _arm_here(self, place: Place) -> None:
         import nftables
 
-        legacy = legacy_tables(self._mark.family.address_family)
-        if legacy:
-            self._legacy.append(f"{place.name} ({', '.join(legacy)})")
         listener = Listener([_GROUP_NFTRACE])
         # The library's own netlink socket owns the table, so the object is kept until disarm.
         owner = nftables.Nftables()
@@ -211,7 +213,7 @@ class Rules:
         if kind == _TYPE_RULE and _HANDLE in event:
             verdict, target = _verdict(event.get(_VERDICT, b""))
             handle = int.from_bytes(event[_HANDLE], "big")
-            run.matches.append(Match(_text(event[_CHAIN]), handle, verdict, target))
+            run.matches.append(Match(text_of(event[_CHAIN]), handle, verdict, target))
         elif kind == _TYPE_POLICY:
             run.policy = _VERDICTS.get(int.from_bytes(event.get(_POLICY, b""), "big"))
 
@@ -224,38 +226,19 @@ class Rules:
         if protocol == 17 and self._canary == transport[8:16]:
             self._canaries.add((place, transport[8:]))
             return None
-        sport, dport = struct.unpack_from("!HH", transport.ljust(4, b"\0"))
-        ported = protocol in (6, 17)
-        ours = self._mark.in_transport(transport, protocol)
-        source, destination = ip.ends(network)
-        error = protocol == ip.icmp_number and not ours
-        return Run(
+        return run_of(
+            self._mark,
+            self._vxlan_port,
+            network,
+            transport,
             place=place,
-            table=_text(event[_TABLE]),
-            chain=_text(event[_CHAIN]),
-            iif=self._device(place, event.get(_IIF)),
-            oif=self._device(place, event.get(_OIF)),
-            protocol=_PROTOCOL_NAMES.get(protocol, str(protocol)),
-            flow=Tuple(
-                source=Socket(ip=source, port=sport if ported else None),
-                destination=Socket(ip=destination, port=dport if ported else None),
-            ),
-            ip_id=_identity(network),
-            quoted=transport[:2] + transport[8:14] if error else b"",
-            outer=protocol == 17 and not ours and dport == self._vxlan_port,
-            ours=ours,
+            table=text_of(event[_TABLE]),
+            chain=text_of(event[_CHAIN]),
+            iif=self._devices(place, event.get(_IIF)),
+            oif=self._devices(place, event.get(_OIF)),
             mark=int.from_bytes(event.get(_MARK, b""), "big"),
             family=family,
         )
-
-    def _device(self, place: Place, index: bytes | None) -> str | None:
-        if index is None:
-            return None
-        key = place, int.from_bytes(index, "big")
-        if key not in self._devices:
-            with entered(place.namespace):
-                self._devices[key] = socket.if_indextoname(key[1])
-        return self._devices[key]
 
     def disarm(self) -> None:
         for listener in self._listeners.values():
@@ -273,15 +256,51 @@ class Rules:
     @property
     def report(self) -> str:
         problems = list(self._failed)
-        if self._legacy:
-            program = f"{self._mark.family.iptables}-legacy"
-            problems.append(f"{program} rules report nothing: {', '.join(self._legacy)}")
         if self._overrun or any(each.overrun for each in self._listeners.values()):
             problems.append("events came faster than they were read")
         if not problems:
             return "ok"
-        blind = not self._runs or len(self._legacy) == len(self._runs)
-        return f"{'unavailable' if blind else 'partial'}: {'; '.join(problems)}"
+        return f"{'partial' if self._runs else 'unavailable'}: {'; '.join(problems)}"
+
+
+class DeviceNames:
+    """Names of devices, each asked for once."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[Place, int], str] = {}
+
+    def __call__(self, place: Place, index: bytes | None) -> str | None:
+        """The name behind an index as netfilter's messages have it; None if they have none."""
+        if index is None:
+            return None
+        key = place, int.from_bytes(index, "big")
+        if key not in self._names:
+            with entered(place.namespace):
+                self._names[key] = socket.if_indextoname(key[1])
+        return self._names[key]
+
+
+def run_of(probe: Mark, vxlan_port: int, network: bytes, transport: bytes, /, **known: Any) -> Run:
+    """A run that begins; `known` is what the packet's headers do not tell."""
+    ip = probe.family
+    protocol = network[ip.protocol_at]
+    sport, dport = struct.unpack_from("!HH", transport.ljust(4, b"\0"))
+    ported = protocol in (6, 17)
+    ours = probe.in_transport(transport, protocol)
+    source, destination = ip.ends(network)
+    error = protocol == ip.icmp_number and not ours
+    return Run(
+        protocol=_PROTOCOL_NAMES.get(protocol, str(protocol)),
+        flow=Tuple(
+            source=Socket(ip=source, port=sport if ported else None),
+            destination=Socket(ip=destination, port=dport if ported else None),
+        ),
+        ip_id=_identity(network),
+        quoted=transport[:2] + transport[8:14] if error else b"",
+        outer=protocol == 17 and not ours and dport == vxlan_port,
+        ours=ours,
+        **known,
+    )
 
 
 def ended(runs: Sequence[Run]) -> bool:
@@ -303,7 +322,8 @@ def _identity(network: bytes) -> int:
     return int.from_bytes(network[:4], "big") & 0xFFFFF
 
 
-def _text(value: bytes) -> str:
+def text_of(value: bytes) -> str:
+    """A string of netlink, which ends with a zero."""
     return value.rstrip(b"\0").decode(errors="replace")
 
 
@@ -311,4 +331,4 @@ def _verdict(data: bytes) -> tuple[str, str | None]:
     inside = attributes(data)
     (code,) = struct.unpack("!i", inside.get(1, b"\0\0\0\0"))
     target = inside.get(2)
-    return _VERDICTS.get(code, str(code)), _text(target) if target else None
+    return _VERDICTS.get(code, str(code)), text_of(target) if target else None
