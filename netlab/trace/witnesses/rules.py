@@ -27,7 +27,7 @@ from netlab.kernel.netlink import attributes
 from netlab.kernel.nfnetlink import SUBSYSTEM_NFTABLES, Listener
 from netlab.trace.aim import Place
 from netlab.trace.family import IPV4
-from netlab.trace.mark import Mark
+from netlab.trace.mark import Mark, bytes_at
 from netlab.trace.model import Socket, Tuple
 from netlab.trace.witnesses import Canary
 
@@ -38,6 +38,7 @@ _MESSAGE_TRACE = SUBSYSTEM_NFTABLES << 8 | 17
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
 _NETWORK, _TRANSPORT, _IIF, _OIF, _MARK, _POLICY = 8, 9, 10, 12, 13, 16
 _TYPE_POLICY, _TYPE_RULE = 1, 3
+_UDP_HEADER = 8
 
 _VERDICTS = {0: "drop", 1: "accept", 2: "stolen", 3: "queue", 4: "repeat"} | {
     -1: "continue",
@@ -147,7 +148,7 @@ class Rules:
         owner = nftables.Nftables()
         conditions = [
             *self._mark.conditions(self._vxlan_port),
-            f"meta l4proto udp @th,64,64 0x{self._canary.hex()}",
+            bytes_at(_UDP_HEADER, self._canary, "meta l4proto udp"),
         ]
         rules = "\n    ".join(f"{condition} meta nftrace set 1" for condition in conditions)
         status, _, refused = owner.cmd(
