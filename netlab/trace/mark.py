@@ -68,32 +68,33 @@ class Mark(msgspec.Struct, frozen=True):
         inner = [(self._tunnelled + offset, word) for offset, word in plain + quoted]
         return [(self.family.header + offset, word) for offset, word in plain + quoted + inner]
 
-    def conditions(self, vxlan_port: int) -> list[str]:
+    def conditions(self) -> list[str]:
         """Matches of nftables that hold for the probe, its answers and its errors alone.
 
-        Each begins with what hardly any other packet is: others are slowed by what it takes to
-        find that out.
+        Those in a tunnel do not count here.  Each begins with what hardly any other packet is:
+        others are slowed by what it takes to find that out.
         """
         quoted = f"{self.family.icmp} type {{ {self.family.icmp_errors} }}"
-        inner = f"udp dport {vxlan_port}"
         if self.protocol == "tcp":
             first, answer = self.needles
-            plain = [
+            return [
                 bytes_at(_SEQUENCE, first, "meta l4proto tcp tcp flags & (syn | ack) == syn"),
                 bytes_at(_SEQUENCE + 4, answer, "meta l4proto tcp tcp flags & (syn | rst) != 0"),
+                bytes_at(self._quoted + _SEQUENCE, first, quoted),
             ]
-            words = [(_SEQUENCE, first), (_SEQUENCE + 4, answer)]
-        else:
-            protocol = self.family.icmp if self.protocol == "icmp" else self.protocol
-            plain = [bytes_at(_PAYLOAD, self.cookie, f"meta l4proto {protocol}")]
-            words = [(_PAYLOAD, self.cookie)]
-        at, cookie = words[0]
+        protocol = self.family.icmp if self.protocol == "icmp" else self.protocol
         return [
-            *plain,
-            bytes_at(self._quoted + at, cookie, quoted),
-            *(f"{inner} {_raw(self._tunnelled + offset, word)}" for offset, word in words),
-            f"{inner} {_raw(self._tunnelled + self._quoted + at, cookie)}",
+            bytes_at(_PAYLOAD, self.cookie, f"meta l4proto {protocol}"),
+            bytes_at(self._quoted + _PAYLOAD, self.cookie, quoted),
         ]
+
+    def tunnelled_conditions(self) -> list[str]:
+        """The same of outer packets that are known to carry VXLAN."""
+        at = _SEQUENCE if self.protocol == "tcp" else _PAYLOAD
+        values = [(at, self.cookie), (self._quoted + at, self.cookie)]
+        if self.protocol == "tcp":
+            values.append((_SEQUENCE + 4, self.needles[1]))
+        return [bytes_at(self._tunnelled + offset, value) for offset, value in values]
 
     @property
     def _quoted(self) -> int:
@@ -117,16 +118,26 @@ class Mark(msgspec.Struct, frozen=True):
         return protocol in (self.family.icmp_number, 17) and header[8:16] == self.cookie
 
 
-def bytes_at(offset: int, value: bytes, condition: str) -> str:
-    """Matches of nftables: a value at an offset (a multiple of 4), and a condition.
+def bytes_at(offset: int, value: bytes, condition: str = "") -> str:
+    """Matches of nftables: a value at an even offset, and a condition.
 
-    The kernel is quickest at comparing four bytes that stand there, so four come first.
+    The kernel is quickest at comparing four bytes that stand at a multiple of four, or two at one
+    of two.  One such comparison comes first, and the rest, a part of it behind the condition, is
+    such that nft does not make one load of it all.
+
     Source: nft_payload_select_ops() of net/netfilter/nft_payload.c.
     """
-    first, rest = value[:4], value[4:]
-    behind = f" {_raw(offset + 4, rest)}" if rest else ""
-    return f"{_raw(offset, first)} {condition}{behind}"
+    if offset % 4 == 0:
+        parts = [_raw(offset, value[:4]), condition, _raw(offset + 4, value[4:])]
+    elif len(value) == 4:
+        # (Two other bytes and the first two: behind the value the packet may end.)
+        before = _raw(offset - 2, bytes(2) + value[:2], "& 0x0000ffff ==")
+        parts = [_raw(offset + 2, value[2:]), condition, before]
+    else:
+        first, middle, last = value[:2], value[2:6], value[6:]
+        parts = [_raw(offset + 2, middle), condition, _raw(offset, first), _raw(offset + 6, last)]
+    return " ".join(filter(None, parts))
 
 
-def _raw(offset: int, value: bytes) -> str:
-    return f"@th,{8 * offset},{8 * len(value)} 0x{value.hex()}"
+def _raw(offset: int, value: bytes, compared: str = "==") -> str:
+    return f"@th,{8 * offset},{8 * len(value)} {compared} 0x{value.hex()}" if value else ""

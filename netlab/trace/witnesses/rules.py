@@ -53,13 +53,18 @@ TABLE = """\
 table {family} {name} {{
   flags owner;
   comment "netlab trace";
+  chain tunnelled {{
+    {tunnelled}
+  }}
   chain prerouting {{
     type filter hook prerouting priority -350; policy accept;
     {rules}
+    udp dport {vxlan_port} jump tunnelled
   }}
   chain output {{
     type filter hook output priority -350; policy accept;
     {rules}
+    udp dport {vxlan_port} jump tunnelled
   }}
 }}
 """
@@ -146,13 +151,15 @@ class Rules:
         listener = Listener([_GROUP_NFTRACE])
         # The library's own netlink socket owns the table, so the object is kept until disarm.
         owner = nftables.Nftables()
-        conditions = [
-            *self._mark.conditions(self._vxlan_port),
-            bytes_at(_UDP_HEADER, self._canary, "meta l4proto udp"),
-        ]
-        rules = "\n    ".join(f"{condition} meta nftrace set 1" for condition in conditions)
+        canary = bytes_at(_UDP_HEADER, self._canary, "meta l4proto udp")
         status, _, refused = owner.cmd(
-            TABLE.format(family=self._mark.family.nft, name=self._table, rules=rules)
+            TABLE.format(
+                family=self._mark.family.nft,
+                name=self._table,
+                rules=_marking([*self._mark.conditions(), canary]),
+                vxlan_port=self._vxlan_port,
+                tunnelled=_marking(self._mark.tunnelled_conditions()),
+            )
         )
         if status:
             listener.close()
@@ -314,6 +321,10 @@ def ended(runs: Sequence[Run]) -> bool:
         return False
     back = runs[-1].flow.source.ip
     return not any(run.iif is None and run.flow.destination.ip == back for run in runs)
+
+
+def _marking(conditions: Sequence[str]) -> str:
+    return "\n    ".join(f"{condition} meta nftrace set 1" for condition in conditions)
 
 
 def _identity(network: bytes) -> int:
