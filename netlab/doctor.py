@@ -77,8 +77,10 @@ _FEATURES = {
         "a trace tells how connections were translated", _module("nf_conntrack_netlink")
     ),
     "nft trace": _Feature("a trace names the rules that a packet met", _module("nf_tables")),
-    "TRACE target": _Feature(
-        "traces rules of iptables' legacy backend", _module("xt_TRACE", "nf_log_syslog"), False
+    "rule log": _Feature(
+        "a trace names the rules of iptables' legacy backend",
+        _module("ip_tables", "iptable_filter", "nfnetlink_log"),
+        False,
     ),
     "BPF": _Feature(
         "a trace tells where and why the kernel itself dropped a packet",

@@ -30,7 +30,7 @@ from netlab.trace.run import trace
 from trace_labs import namespace, trace_lab
 
 kernel = pytest.mark.kernel
-MODES = ("iptables", "nftables")
+MODES = ("iptables", "iptables-legacy", "nftables")
 
 
 def fault_lab(mode: str = "iptables") -> Lab:
@@ -45,6 +45,8 @@ def fault_lab(mode: str = "iptables") -> Lab:
         return service
 
     made = trace_lab()
+    if mode == "iptables-legacy":
+        mode, made = "iptables", replace(made, iptables_backend="legacy")
     proxy = replace(made.service_proxy, mode=mode)  # type: ignore[arg-type]
     return replace(made, services=tuple(map(more, made.services)), service_proxy=proxy)
 

@@ -22,9 +22,11 @@ from netlab.problems import Exit, NetlabError
 from netlab.topology.load import load
 from netlab.topology.model import IPTablesBackend, Lab, ProxyMode
 from netlab.trace.aim import Request
+from netlab.trace.model import Rule, Trace
 from netlab.trace.run import trace
 from services_golden import STATES, golden_lab
 from test_cli import netlab
+from trace_labs import trace_lab
 
 pytestmark = pytest.mark.kernel
 
@@ -35,6 +37,12 @@ Up = Callable[..., lifecycle.Outcome]
 def in_backend(lab: Lab, backend: IPTablesBackend | None, mode: ProxyMode = "iptables") -> Lab:
     proxy = replace(lab.service_proxy, mode=mode)
     return replace(lab, service_proxy=proxy, iptables_backend=backend)
+
+
+def chains_met(found: Trace) -> list[str]:
+    """Chains in which the packet met a rule, in order."""
+    hops = (*found.forward, *found.reply)
+    return [step.chain for hop in hops for step in hop.steps if isinstance(step, Rule)]
 
 
 def chains(namespace: str, backend: Backend) -> list[str]:
@@ -158,14 +166,15 @@ def test_shell_commands_name_the_backend(up: Up) -> None:
     assert "ip6tables-nft-restore --noflush <<" in script
 
 
-def test_a_trace_says_what_it_cannot_see_of_legacy_rules(up: Up) -> None:
-    lab = in_backend(load("two-node-vxlan", fresh_name()).lab, "legacy")
-    up(lab)
-    found = trace(lab, Request(source="pod1", destination="svc/myblog"))
-    assert found.disposition == "delivered"
-    assert found.witnesses.rules.startswith("unavailable: iptables-legacy rules report nothing")
-    up(replace(lab, iptables_backend="nft"))
-    assert trace(lab, Request(source="pod1", destination="svc/myblog")).witnesses.rules == "ok"
+def test_a_trace_tells_the_rules_of_either_backend(up: Up) -> None:
+    lab = trace_lab()
+    told = []
+    for backend in xtables.BACKENDS:
+        up(in_backend(lab, backend))
+        found = trace(lab, Request(source="p0", destination="svc/remote"))
+        assert (found.disposition, found.witnesses.rules) == ("delivered", "ok")
+        told.append(chains_met(found))
+    assert told[0] == told[1]
 
 
 def test_a_backend_that_is_not_installed_is_named(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ MODES = ("iptables", "nftables", "nftables-flat")
 
 
 def in_mode(lab: Lab, mode: str) -> Lab:
+    if mode == "iptables-legacy":
+        return replace(lab, iptables_backend="legacy")
     return replace(lab, service_proxy=replace(lab.service_proxy, mode=mode))
 
 
@@ -81,7 +83,7 @@ def lost(lab: Lab, source: str, destination: str, **options: object) -> tuple[Tr
 
 
 @kernel
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "iptables-legacy"])
 @pytest.mark.parametrize("stack", [ipv6_lab, dual_stack_lab], ids=["IPv6", "dual"])
 def test_services_in_each_mode(stack: Callable[[Lab], Lab], mode: str) -> None:
     """To another node, to the own one, to oneself, from a node; without endpoints; over UDP."""
@@ -439,15 +441,6 @@ def test_a_family_that_no_rule_tracks_is_no_blindness() -> None:
         lifecycle.down(made.name)
     assert found.disposition == "delivered"
     assert found.witnesses.conntrack == "unavailable: no rule asks for tracking on n1, n2"
-
-
-@kernel
-def test_legacy_rules_of_the_other_family_do_not_matter(lab: Lab) -> None:
-    in_node(lab, "n1", "iptables-legacy", "-A", "FORWARD", "-j", "ACCEPT")
-    assert all_ok(over_ipv6(lab, "p0", "svc/remote"))
-    in_node(lab, "n1", "ip6tables-legacy", "-A", "FORWARD", "-j", "ACCEPT")
-    rules = over_ipv6(lab, "p0", "svc/remote").witnesses.rules
-    assert rules == "partial: ip6tables-legacy rules report nothing: n1 (filter)"
 
 
 @kernel

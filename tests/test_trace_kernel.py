@@ -39,6 +39,11 @@ def in_node(lab: Lab, node: str, *words: str) -> str:
     return run("ip", "netns", "exec", namespace(lab, node), *words)
 
 
+def iptables(lab: Lab) -> str:
+    """The tool that loads the lab's rules."""
+    return f"iptables-{lab.iptables_backend}" if lab.iptables_backend else "iptables"
+
+
 def places(hops: list[Hop]) -> list[str]:
     """Where the packet was, in order, each place once in a row."""
     found: list[str] = []
@@ -189,7 +194,7 @@ def test_a_closed_port_rejects(lab: Lab, protocol: str, answer: str) -> None:
 def test_a_rule_that_drops_is_named(
     lab: Lab, node: str, rule: tuple[str, ...], direction: str
 ) -> None:
-    in_node(lab, node, "iptables", "-I", *rule)
+    in_node(lab, node, iptables(lab), "-I", *rule)
     found = trace(lab, Request("p0", "p1:8002", timeout_s=0.3))
     assert found.disposition == "dropped"
     assert found.drop is not None
@@ -200,7 +205,7 @@ def test_a_rule_that_drops_is_named(
 
 
 def test_a_chains_policy_that_drops_is_named(lab: Lab) -> None:
-    in_node(lab, "n1", "iptables", "-P", "FORWARD", "DROP")
+    in_node(lab, "n1", iptables(lab), "-P", "FORWARD", "DROP")
     found = trace(lab, Request("p0", "p1:8002", timeout_s=0.3))
     assert found.drop is not None
     assert found.drop.rule == "-P FORWARD DROP"
@@ -337,7 +342,7 @@ def test_a_thousandth_of_the_descriptors_suffices(lab: Lab) -> None:
 
 def test_a_killed_trace_leaves_no_table(lab: Lab) -> None:
     """Killed while it waits for an answer, with everything armed."""
-    in_node(lab, "n1", "iptables", "-I", "FORWARD", "-d", "10.244.2.2", "-j", "DROP")
+    in_node(lab, "n1", iptables(lab), "-I", "FORWARD", "-d", "10.244.2.2", "-j", "DROP")
     program = (
         "import sys; from netlab.topology.model import Lab; from netlab.trace import probe, run\n"
         "import msgspec; lab = msgspec.json.decode(sys.stdin.buffer.read(), type=Lab)\n"
@@ -379,15 +384,6 @@ def test_a_blind_witness_makes_the_trace_unobserved(
     assert found.disposition == "unobserved"
     assert found.drop is not None
     assert found.drop.evidence[0] == "the rules witness did not see its canary in node n2"
-
-
-def test_legacy_rules_are_said_to_be_unseen(lab: Lab) -> None:
-    in_node(lab, "n1", "iptables-legacy", "-A", "FORWARD", "-j", "ACCEPT")
-    found = trace(lab, Request("p0", "svc/remote"))
-    assert found.disposition == "delivered"
-    assert "iptables-legacy" in found.witnesses.rules
-    assert "n1" in found.witnesses.rules
-    assert found.witnesses.rules.startswith("partial: ")
 
 
 def test_nodes_without_rules_track_nothing_and_that_is_no_blindness() -> None:

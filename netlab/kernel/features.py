@@ -224,8 +224,20 @@ def _nfacct() -> str:
     return ""
 
 
-def _trace_target() -> str:
-    _restore("*raw\n-A OUTPUT -j TRACE\nCOMMIT\n", "")
+def _rule_log() -> str:
+    """A packet that nftables has marked is logged when a legacy rule matches it."""
+    from netlab.datapath.state import Ruleset
+    from netlab.kernel import xtables
+    from netlab.kernel.namespaces import open_current
+    from netlab.kernel.nflog import Log
+
+    rules = Ruleset(ipv4="*filter\n-A OUTPUT -j ACCEPT\nCOMMIT\n", ipv6="", backend="legacy")
+    xtables.restore(open_current(), rules)
+    _load_nft("meta nftrace set 1")
+    log = Log()
+    _send_datagram()
+    if not any(b"TRACE: filter:OUTPUT:" in data for data in log.datagrams()):
+        raise RuntimeError("no rule was logged")
     return ""
 
 
@@ -287,19 +299,21 @@ def _load_nft(rule: str) -> None:
 
 def _await_event(group: int) -> None:
     """Send a datagram to ourselves and wait until netfilter tells that group about it."""
-    _request(rtnetlink.set_up(1))
-    with (
-        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as events,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
-    ):
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as events:
         events.bind((0, 0))
         events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
         events.settimeout(1)
-        sender.sendto(b"doctor", ("127.0.0.1", 9))
+        _send_datagram()
         try:
             events.recv(65536)
         except TimeoutError:
             raise RuntimeError("the kernel announced nothing") from None
+
+
+def _send_datagram() -> None:
+    _request(rtnetlink.set_up(1))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"doctor", ("127.0.0.1", 9))
 
 
 ATTEMPTS: dict[str, Callable[[], str]] = {
@@ -314,7 +328,7 @@ ATTEMPTS: dict[str, Callable[[], str]] = {
     "packet sockets": _packet,
     "conntrack events": _conntrack,
     "nft trace": _nftrace,
-    "TRACE target": _trace_target,
+    "rule log": _rule_log,
     "BPF": _bpf,
     "IPv6": _ipv6,
     "dummy": lambda: _link("dummy"),

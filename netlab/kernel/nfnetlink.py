@@ -26,9 +26,21 @@ _RECEIVE = 1 << 17
 SUBSYSTEM_NFTABLES = 10
 
 
-def request_body(attributes: bytes, family: int) -> bytes:
+def request_body(attributes: bytes, family: int, resource: int = 0) -> bytes:
     """What follows the netlink header of a request: `struct nfgenmsg` (NFPROTO_*), attributes."""
-    return struct.pack("=BBH", family, 0, 0) + attributes
+    return struct.pack("!BBH", family, 0, resource) + attributes
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(subsystem << 8 | message, family, attributes) of each event in some datagrams."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            break
+        start = offset + _HEADER.size + _NFGENMSG_BYTES
+        yield kind, data[offset + _HEADER.size], data[start : offset + length]
+        offset += (length + 3) & ~3
 
 
 class Listener:
@@ -49,24 +61,20 @@ class Listener:
 
     def read(self) -> Iterator[tuple[int, int, bytes]]:
         """(subsystem << 8 | message, family, attributes) of each event that waits."""
+        for data in self.datagrams():
+            yield from messages(data)
+
+    def datagrams(self) -> Iterator[bytes]:
+        """What waits, as :func:`messages` reads it."""
         while True:
             try:
-                data = self._socket.recv(_RECEIVE)
+                yield self._socket.recv(_RECEIVE)
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self.overrun = True
-                continue
-            offset = 0
-            while offset + _HEADER.size <= len(data):
-                length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
-                if length < _HEADER.size:
-                    break
-                start = offset + _HEADER.size + _NFGENMSG_BYTES
-                yield kind, data[offset + _HEADER.size], data[start : offset + length]
-                offset += (length + 3) & ~3
 
     def fileno(self) -> int:
         """The descriptor, as the select module asks for it."""

@@ -163,6 +163,22 @@ class Init:
             self._ask(connection, {"do": "watch"})
             yield connection
 
+    def follow_rules(self, namespace: str) -> socket.socket:
+        """A channel with what rules of iptables-legacy log in a namespace, datagram by datagram.
+
+        It ends when something was lost.  OSError: EPERM if another process listens there.
+        """
+        descriptor = namespaces.open_named(namespace)
+        try:
+            with self._connection() as connection:
+                answer = self._ask(connection, {"do": "follow rules"}, b"", (descriptor,))
+        finally:
+            os.close(descriptor)
+        if refused := answer.body.get("refused"):
+            raise OSError(refused, os.strerror(refused))
+        (channel,) = answer.descriptors
+        return socket.socket(fileno=channel)
+
     def status(self) -> Status:
         """Figures of init and of every process in the lab, those of `exec` included."""
         with self._connection() as connection:

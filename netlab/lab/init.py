@@ -11,6 +11,7 @@ It runs in a bare interpreter (`python -I -S`): only the standard library can be
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import resource
@@ -35,6 +36,7 @@ from netlab.kernel.syscalls import (
     unshare,
 )
 from netlab.lab import messages
+from netlab.lab.rule_logs import RuleLogs
 
 BACKLOG = 128
 LISTENER = 3  # descriptor under which the control socket is inherited
@@ -104,6 +106,7 @@ class _Init:
         self._sockets = 0
         self._watchers: dict[int, socket.socket] = {}  # by descriptor
         self._poll = select.poll()
+        self._rule_logs = RuleLogs(self._poll)
         self._wake, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
         signal.set_wakeup_fd(self._wake_writer.fileno())
@@ -123,8 +126,11 @@ class _Init:
                 elif descriptor in self._watchers:  # it has closed; they have nothing to say
                     self._poll.unregister(descriptor)
                     self._watchers.pop(descriptor).close()
-                elif {signal.SIGTERM, signal.SIGINT} & set(self._wake.recv(4096)):
-                    self._end()
+                elif descriptor == self._wake.fileno():
+                    if {signal.SIGTERM, signal.SIGINT} & set(self._wake.recv(4096)):
+                        self._end()
+                else:
+                    self._rule_logs.ready(descriptor)
             self._reap()
             if self._until_restart_ms() == 0:
                 self._start_workload()
@@ -175,6 +181,8 @@ class _Init:
         elif do == "declared":
             there = self._declared is not None
             messages.send(client, {"there": there}, self._declared or b"")
+        elif do == "follow rules":
+            self._follow_rules(client, request.descriptors)
         elif do == "status":
             messages.send(client, {"restarts": max(0, self._starts - 1), "sockets": self._sockets})
         elif do == "shutdown":
@@ -191,6 +199,19 @@ class _Init:
         watcher.setblocking(False)
         self._watchers[watcher.fileno()] = watcher
         self._poll.register(watcher, select.POLLIN)
+
+    def _follow_rules(self, client: socket.socket, descriptors: tuple[int, ...]) -> None:
+        """Give a client the log of a namespace, or say why not."""
+        try:
+            (namespace,) = descriptors
+            channel = self._rule_logs.follow(namespace)
+        except OSError as error:
+            messages.send(client, {"refused": error.errno})
+            return
+        finally:
+            messages.close(descriptors)
+        with channel:
+            messages.send(client, {}, b"", (channel.fileno(),))
 
     def _tell_watchers(self, what: bytes) -> None:
         for watcher in self._watchers.values():
@@ -267,7 +288,8 @@ class _Init:
             own = (ours, self._listener, self._wake, self._wake_writer)
             for channel in (*own, *self._watchers.values()):
                 channel.close()
-            messages.close((self._pidfd, *self._namespaces.values()))
+            descriptors = self._namespaces.values(), self._rule_logs.descriptors
+            messages.close((self._pidfd, *itertools.chain(*descriptors)))
             from netlab.lab import workload
 
             workload.main(theirs)

@@ -97,7 +97,9 @@ def _dropped_by(
 ) -> Loss:
     place = place_of(chapter, case)
     sighting = chapter.passage.before if chapter else None
-    whose = f"the rule with handle {rule.handle}" if rule.handle else f"{rule.chain}'s policy"
+    whose = f"the {rule.number}" if rule.handle else f"{rule.chain}'s policy"
+    # x_tables tells which rule matched; its verdict stands in it.
+    reporter = "x_tables" if rule.legacy else "nf_tables"
     # A chain for all refusals has no reasons: who sent the packet there has.
     decider = before if _led_by_element(before, rule) else rule
     assert decider is not None
@@ -111,7 +113,7 @@ def _dropped_by(
         reason=reason,
         where=f"chain {decider.chain} of table {decider.table} on {place}",
         rule=decider.rule,
-        evidence=[*found, f"nf_tables reported the verdict drop of {whose}", *_came_back(case)],
+        evidence=[*found, f"{reporter} reported the verdict drop of {whose}", *_came_back(case)],
         explanation=explanation,
         fix=fix,
     )

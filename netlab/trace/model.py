@@ -206,9 +206,10 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 class Rule(Step, frozen=True, kw_only=True):
     """A rule that matched, as `iptables-save` or `nft` prints it, and its verdict.
 
-    `handle` is nftables' number of the rule; `rule` is null if the rule went away before its text
-    could be read.  `element` is what the rule found for the packet in a verdict map of nftables,
-    unless that leads to a chain which is named after its Service, or in a set of refusals.
+    `handle` is nftables' number of the rule, of iptables-legacy (`legacy`) its place in the chain;
+    `rule` is null if the rule went away before its text could be read.  `element` is what the rule
+    found for the packet in a verdict map of nftables, unless that leads to a chain which is named
+    after its Service, or in a set of refusals.
     `object` is the Kubernetes object that the rule serves.
     """
 
@@ -223,6 +224,7 @@ class Rule(Step, frozen=True, kw_only=True):
     object: str | None = None
     family: str = "ip"  # of the table
     outer: bool = False  # whether it matched the outer packet of a tunnel
+    legacy: bool = False
 
     @property
     def action(self) -> str:
@@ -233,7 +235,12 @@ class Rule(Step, frozen=True, kw_only=True):
         return found[0] if found else self.verdict
 
     def __str__(self) -> str:
-        return f"{self.table} {self.chain}: {self.rule or f'rule with handle {self.handle}'}"
+        return f"{self.table} {self.chain}: {self.rule or self.number}"
+
+    @property
+    def number(self) -> str:
+        """The rule by its number: "rule with handle 7", of iptables-legacy "rule 7"."""
+        return f"rule {'' if self.legacy else 'with handle '}{self.handle}"
 
 
 class Nat(Step, frozen=True, kw_only=True):

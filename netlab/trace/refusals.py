@@ -176,7 +176,8 @@ def _accepting(rule: Rule) -> str:
 
 
 def _iptables(rule: Rule) -> str:
-    return next(each.iptables for each in (IPV4, IPV6) if each.nft == rule.family)
+    tool = next(each.iptables for each in (IPV4, IPV6) if each.nft == rule.family)
+    return f"{tool}-legacy" if rule.legacy else tool
 
 
 def _of_any(rule: Rule, place: Place) -> Doubt:

@@ -33,6 +33,7 @@ Texts = Callable[[Run, Match], Rule]
 
 
 _FIRST_HOOKS = ("PREROUTING", "OUTPUT")
+_LAST_HOOK = "POSTROUTING"
 
 
 class Chapter(msgspec.Struct):
@@ -71,6 +72,9 @@ class Narrator:
         """The steps of a passage."""
         passage = chapter.passage
         rules = [rule for run in chapter.runs for rule in self.rules(run)]
+        if len({rule.legacy for rule in rules}) > 1:
+            # Two reporters, neither of which tells when: those of one hook stay together.
+            rules.sort(key=lambda rule: (rule.hook not in _FIRST_HOOKS) + (rule.hook == _LAST_HOOK))
         outer = [rule for rule in rules if rule.outer]
         if not _enters_tunnel(passage):
             yield from outer

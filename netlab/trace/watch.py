@@ -20,10 +20,11 @@ from netlab.trace.correlate import Observed
 from netlab.trace.mark import Mark
 from netlab.trace.model import Socket, Tuple, Witnesses
 from netlab.trace.probe import Answer
-from netlab.trace.witnesses import Witness
+from netlab.trace.witnesses import Witness, together
 from netlab.trace.witnesses.conntrack import Connections, of_probe
 from netlab.trace.witnesses.decisions import Decisions
 from netlab.trace.witnesses.kernel import Kernel
+from netlab.trace.witnesses.legacy_rules import LegacyRules
 from netlab.trace.witnesses.packets import Packets, Sighting, watched_words
 from netlab.trace.witnesses.rule_text import RuleTexts
 from netlab.trace.witnesses.rules import Rules
@@ -38,12 +39,14 @@ class Watch:
         self._family = mark.family
         self._packets = Packets(mark, lab.overlay.port, self._cookie)
         self._rules = Rules(mark, lab.overlay.port, self._cookie)
+        self._legacy_rules = LegacyRules(lab.name, mark, lab.overlay.port, self._cookie)
         self._connections = Connections(mark.family)
         self._kernel = Kernel(mark, lab.overlay.port, watched_words(mark, self._cookie))
         self.decisions = Decisions(mark.family)
         self._witnesses: list[Witness] = [
             self._packets,
             self._rules,
+            self._legacy_rules,
             self._connections,
             self._kernel,
             self.decisions,
@@ -117,13 +120,14 @@ class Watch:
         sightings = [
             each for each in self._packets.events(sent_to) if not _is_of_source(each, self._aim)
         ]
-        runs = self._rules.events()
+        runs = [*self._rules.events(), *self._legacy_rules.events()]
         moments = self._kernel.events(sightings)
         self._compare(now)
         if is_last:
             self._beside(self._packets.disarm)
             self._beside(self._rules.disarm)
             self._beside(self._kernel.disarm)
+            self._beside(self._legacy_rules.disarm)
         else:
             self._packets.count_lost()
         texts = self._texts = RuleTexts(runs, self._texts)
@@ -155,7 +159,7 @@ class Watch:
         packets = self._packets.report
         if self._aim.unwatched:
             packets = f"partial: {self._aim.unwatched} more pods may receive it and are not watched"
-        rules = self._rules.report
+        rules = together(self._rules.report, self._legacy_rules.report)
         kernel = self._kernel.report
         if packets == "ok" and "packets" in self._missed:
             packets = f"partial: {'; '.join(self._missed['packets'])}"

@@ -58,3 +58,12 @@ class News(Protocol):
 
     def dropped(self) -> bool:
         """Whether, for all that is known now, the probe or its answer was lost."""
+
+
+def together(report: str, other: str) -> str:
+    """The report of two that watch the same: it is partial if either is blind."""
+    if "ok" in (report, other):
+        return other if report == "ok" else report
+    both = report.startswith("unavailable") and other.startswith("unavailable")
+    reasons = "; ".join(each.partition(": ")[2] for each in (report, other))
+    return f"{'unavailable' if both else 'partial'}: {reasons}"

@@ -66,7 +66,8 @@ class RuleTexts:
     """
 
     def __init__(self, runs: Iterable[Run], earlier: RuleTexts | None = None) -> None:
-        runs = [run for run in runs if run.matches]
+        # Those of iptables-legacy bring their texts.
+        runs = [run for run in runs if run.matches and not run.legacy]
         chains = {
             (run.place, run.family, run.table, match.chain) for run in runs for match in run.matches
         }
@@ -105,9 +106,12 @@ class RuleTexts:
             or self._served_in_nftables(run, match),
             family=_FAMILIES[run.family],
             outer=run.outer,
+            legacy=run.legacy,
         )
 
     def _text(self, run: Run, match: Match) -> str | None:
+        if run.legacy:
+            return match.text
         return self._texts.get((run.place, run.family, run.table, match.chain), {}).get(
             match.handle
         )

@@ -3,7 +3,8 @@
 In each node's namespace a table of our own, before connection tracking in prerouting and output,
 sets `nftrace` on the probe, its answers and errors, plain or inside VXLAN, and on nothing else.
 The kernel then reports each rule over netlink (group NFNLGRP_NFTRACE).  Rules loaded with
-iptables-nft are nf_tables rules and are reported like any other; those of iptables-legacy are not.
+iptables-nft are nf_tables rules and are reported like any other; what iptables-legacy does with the
+same packets, `legacy_rules` tells.
 
 The table is owned by the process (`flags owner`): it goes with it, `kill -9` included.
 
@@ -24,10 +25,9 @@ import msgspec
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import attributes
 from netlab.kernel.nfnetlink import SUBSYSTEM_NFTABLES, Listener
-from netlab.kernel.xtables import legacy_tables
 from netlab.trace.aim import Place
 from netlab.trace.family import IPV4
-from netlab.trace.mark import Mark
+from netlab.trace.mark import Mark, bytes_at
 from netlab.trace.model import Socket, Tuple
 from netlab.trace.witnesses import Canary
 
@@ -38,6 +38,7 @@ _MESSAGE_TRACE = SUBSYSTEM_NFTABLES << 8 | 17
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
 _NETWORK, _TRANSPORT, _IIF, _OIF, _MARK, _POLICY = 8, 9, 10, 12, 13, 16
 _TYPE_POLICY, _TYPE_RULE = 1, 3
+_UDP_HEADER = 8
 
 _VERDICTS = {0: "drop", 1: "accept", 2: "stolen", 3: "queue", 4: "repeat"} | {
     -1: "continue",
@@ -52,25 +53,35 @@ TABLE = """\
 table {family} {name} {{
   flags owner;
   comment "netlab trace";
+  chain tunnelled {{
+    {tunnelled}
+  }}
   chain prerouting {{
     type filter hook prerouting priority -350; policy accept;
     {rules}
+    udp dport {vxlan_port} jump tunnelled
   }}
   chain output {{
     type filter hook output priority -350; policy accept;
     {rules}
+    udp dport {vxlan_port} jump tunnelled
   }}
 }}
 """
 
 
 class Match(msgspec.Struct, frozen=True):
-    """One rule that matched; `target` is the chain of a jump or goto."""
+    """One rule that matched; `target` is the chain of a jump or goto.
+
+    `handle` is nftables' number of it; of iptables-legacy the place in the chain, and `text` the
+    rule as it is printed.
+    """
 
     chain: str
     handle: int
     verdict: str
     target: str | None = None
+    text: str | None = None
 
 
 class Run(msgspec.Struct):
@@ -91,6 +102,7 @@ class Run(msgspec.Struct):
     family: int = IPV4.address_family  # of the table, NFPROTO_*
     matches: list[Match] = []
     policy: str | None = None
+    legacy: bool = False  # whether these are rules of iptables-legacy
 
     @property
     def dropped(self) -> bool:
@@ -119,9 +131,8 @@ class Rules:
         self._runs: dict[Place, list[Run]] = {}
         self._open: dict[tuple[Place, int], Run] = {}
         self._canaries: set[tuple[Place, bytes]] = set()
-        self._devices: dict[tuple[Place, int], str] = {}
+        self._devices = DeviceNames()
         self._failed: list[str] = []
-        self._legacy: list[str] = []
         self._overrun = False
 
     def arm(self, places: Sequence[Place]) -> None:
@@ -137,19 +148,18 @@ class Rules:
     def _arm_here(self, place: Place) -> None:
         import nftables
 
-        legacy = legacy_tables(self._mark.family.address_family)
-        if legacy:
-            self._legacy.append(f"{place.name} ({', '.join(legacy)})")
         listener = Listener([_GROUP_NFTRACE])
         # The library's own netlink socket owns the table, so the object is kept until disarm.
         owner = nftables.Nftables()
-        conditions = [
-            *self._mark.conditions(self._vxlan_port),
-            f"meta l4proto udp @th,64,64 0x{self._canary.hex()}",
-        ]
-        rules = "\n    ".join(f"{condition} meta nftrace set 1" for condition in conditions)
+        canary = bytes_at(_UDP_HEADER, self._canary, "meta l4proto udp")
         status, _, refused = owner.cmd(
-            TABLE.format(family=self._mark.family.nft, name=self._table, rules=rules)
+            TABLE.format(
+                family=self._mark.family.nft,
+                name=self._table,
+                rules=_marking([*self._mark.conditions(), canary]),
+                vxlan_port=self._vxlan_port,
+                tunnelled=_marking(self._mark.tunnelled_conditions()),
+            )
         )
         if status:
             listener.close()
@@ -211,7 +221,7 @@ class Rules:
         if kind == _TYPE_RULE and _HANDLE in event:
             verdict, target = _verdict(event.get(_VERDICT, b""))
             handle = int.from_bytes(event[_HANDLE], "big")
-            run.matches.append(Match(_text(event[_CHAIN]), handle, verdict, target))
+            run.matches.append(Match(text_of(event[_CHAIN]), handle, verdict, target))
         elif kind == _TYPE_POLICY:
             run.policy = _VERDICTS.get(int.from_bytes(event.get(_POLICY, b""), "big"))
 
@@ -224,38 +234,19 @@ class Rules:
         if protocol == 17 and self._canary == transport[8:16]:
             self._canaries.add((place, transport[8:]))
             return None
-        sport, dport = struct.unpack_from("!HH", transport.ljust(4, b"\0"))
-        ported = protocol in (6, 17)
-        ours = self._mark.in_transport(transport, protocol)
-        source, destination = ip.ends(network)
-        error = protocol == ip.icmp_number and not ours
-        return Run(
+        return run_of(
+            self._mark,
+            self._vxlan_port,
+            network,
+            transport,
             place=place,
-            table=_text(event[_TABLE]),
-            chain=_text(event[_CHAIN]),
-            iif=self._device(place, event.get(_IIF)),
-            oif=self._device(place, event.get(_OIF)),
-            protocol=_PROTOCOL_NAMES.get(protocol, str(protocol)),
-            flow=Tuple(
-                source=Socket(ip=source, port=sport if ported else None),
-                destination=Socket(ip=destination, port=dport if ported else None),
-            ),
-            ip_id=_identity(network),
-            quoted=transport[:2] + transport[8:14] if error else b"",
-            outer=protocol == 17 and not ours and dport == self._vxlan_port,
-            ours=ours,
+            table=text_of(event[_TABLE]),
+            chain=text_of(event[_CHAIN]),
+            iif=self._devices(place, event.get(_IIF)),
+            oif=self._devices(place, event.get(_OIF)),
             mark=int.from_bytes(event.get(_MARK, b""), "big"),
             family=family,
         )
-
-    def _device(self, place: Place, index: bytes | None) -> str | None:
-        if index is None:
-            return None
-        key = place, int.from_bytes(index, "big")
-        if key not in self._devices:
-            with entered(place.namespace):
-                self._devices[key] = socket.if_indextoname(key[1])
-        return self._devices[key]
 
     def forget(self) -> None:
         for place, listener in self._listeners.items():
@@ -281,15 +272,51 @@ class Rules:
     @property
     def report(self) -> str:
         problems = list(self._failed)
-        if self._legacy:
-            program = f"{self._mark.family.iptables}-legacy"
-            problems.append(f"{program} rules report nothing: {', '.join(self._legacy)}")
         if self._overrun or any(each.overrun for each in self._listeners.values()):
             problems.append("events came faster than they were read")
         if not problems:
             return "ok"
-        blind = not self._runs or len(self._legacy) == len(self._runs)
-        return f"{'unavailable' if blind else 'partial'}: {'; '.join(problems)}"
+        return f"{'partial' if self._runs else 'unavailable'}: {'; '.join(problems)}"
+
+
+class DeviceNames:
+    """Names of devices, each asked for once."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[Place, int], str] = {}
+
+    def __call__(self, place: Place, index: bytes | None) -> str | None:
+        """The name behind an index as netfilter's messages have it; None if they have none."""
+        if index is None:
+            return None
+        key = place, int.from_bytes(index, "big")
+        if key not in self._names:
+            with entered(place.namespace):
+                self._names[key] = socket.if_indextoname(key[1])
+        return self._names[key]
+
+
+def run_of(probe: Mark, vxlan_port: int, network: bytes, transport: bytes, /, **known: Any) -> Run:
+    """A run that begins; `known` is what the packet's headers do not tell."""
+    ip = probe.family
+    protocol = network[ip.protocol_at]
+    sport, dport = struct.unpack_from("!HH", transport.ljust(4, b"\0"))
+    ported = protocol in (6, 17)
+    ours = probe.in_transport(transport, protocol)
+    source, destination = ip.ends(network)
+    error = protocol == ip.icmp_number and not ours
+    return Run(
+        protocol=_PROTOCOL_NAMES.get(protocol, str(protocol)),
+        flow=Tuple(
+            source=Socket(ip=source, port=sport if ported else None),
+            destination=Socket(ip=destination, port=dport if ported else None),
+        ),
+        ip_id=_identity(network),
+        quoted=transport[:2] + transport[8:14] if error else b"",
+        outer=protocol == 17 and not ours and dport == vxlan_port,
+        ours=ours,
+        **known,
+    )
 
 
 def ended(runs: Sequence[Run]) -> bool:
@@ -304,6 +331,10 @@ def ended(runs: Sequence[Run]) -> bool:
     return not any(run.iif is None and run.flow.destination.ip == back for run in runs)
 
 
+def _marking(conditions: Sequence[str]) -> str:
+    return "\n    ".join(f"{condition} meta nftrace set 1" for condition in conditions)
+
+
 def _identity(network: bytes) -> int:
     """The identification of IPv4, the flow label of IPv6."""
     if network[0] >> 4 == 4:
@@ -311,7 +342,8 @@ def _identity(network: bytes) -> int:
     return int.from_bytes(network[:4], "big") & 0xFFFFF
 
 
-def _text(value: bytes) -> str:
+def text_of(value: bytes) -> str:
+    """A string of netlink, which ends with a zero."""
     return value.rstrip(b"\0").decode(errors="replace")
 
 
@@ -319,4 +351,4 @@ def _verdict(data: bytes) -> tuple[str, str | None]:
     inside = attributes(data)
     (code,) = struct.unpack("!i", inside.get(1, b"\0\0\0\0"))
     target = inside.get(2)
-    return _VERDICTS.get(code, str(code)), _text(target) if target else None
+    return _VERDICTS.get(code, str(code)), text_of(target) if target else None
