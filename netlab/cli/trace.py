@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("source", metavar="SRC", shell_complete=complete_reference)
-@click.argument("destination", metavar="DST", shell_complete=complete_reference)
+@click.argument("destination", metavar="[DST]", required=False, shell_complete=complete_reference)
 @click.option(
     "--protocol",
     type=click.Choice(("tcp", "udp", "icmp")),
@@ -52,7 +52,20 @@ if TYPE_CHECKING:
     "timeout_s",
     type=click.FloatRange(0.01, 60),
     metavar="SECONDS",
-    help="How long to wait for an answer; over TCP at most 0.95.  [default: 0.8]",
+    help="How long to wait for an answer; over TCP at most 0.95.  [default: 0.8]  "
+    "With --watch, for the packet.  [default: until Ctrl-C]",
+)
+@click.option(
+    "--watch",
+    "watched",
+    metavar="[FILTER]",
+    is_flag=False,
+    flag_value="",
+    help="Send nothing: trace the next TCP connection that SRC opens and that FILTER, in tcpdump's "
+    "language, holds for.",
+)
+@click.option(
+    "--dropped", is_flag=True, help="With --watch: one that was not answered and is tried again."
 )
 @click.option(
     "--pcapng",
@@ -65,13 +78,15 @@ if TYPE_CHECKING:
 @output_option("json")
 def trace(
     source: str,
-    destination: str,
+    destination: str | None,
     protocol: ProbeProtocol | None,
     port: int | None,
     family: Literal[4, 6] | None,
     source_port: int | None,
     size: int | None,
     timeout_s: float | None,
+    watched: str | None,
+    dropped: bool,
     pcapng: str | None,
     namespace: str | None,
     lab_name: str | None,
@@ -84,29 +99,49 @@ def trace(
 
     The exit code is 0 if it was delivered there and back, 1 if it was rejected or dropped, 4 if it
     could not be observed.
-    """
-    # Nothing that one command makes is garbage before it ends.
-    gc.disable()
-    lab = running_lab(lab_name)
-    from netlab.trace.aim import DEFAULT_TIMEOUT_S, Request
-    from netlab.trace.run import Recorded
-    from netlab.trace.run import trace as run
 
-    request = Request(
-        source=source,
-        destination=destination,
-        namespace=namespace,
-        protocol=protocol,
-        port=port,
-        family=family,
-        timeout_s=DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
-        size=size,
-        source_port=source_port,
-    )
+    \b
+      netlab trace pod1 svc/myblog
+      netlab trace pod1 --watch 'tcp port 80'
+    """
+    # Nothing that one command makes is garbage before it ends, unless it waits for long.
+    if watched is None:
+        gc.disable()
+    lab = running_lab(lab_name)
+    from netlab.trace.run import Recorded
+
     if pcapng == "-" and output:
         raise click.UsageError(f"-o {output} and --pcapng - both write to stdout")
     recorded: list[Recorded] = []
-    found = run(lab, request, recorded)
+    if watched is not None:
+        from netlab.trace.waiting import Wait, trace_next
+
+        if any((destination, protocol, port, source_port, size)):
+            raise click.UsageError("a packet of SRC's own is as it is: only SRC goes with --watch")
+        wait = Wait(source, watched, dropped, timeout_s, namespace, family)
+        found = trace_next(
+            lab, wait, recorded, lambda place: click.echo(f"waiting for {place} to send", err=True)
+        )
+    elif destination is None:
+        raise click.UsageError("a probe needs a DST; --watch waits for a packet of SRC's own")
+    elif dropped:
+        raise click.UsageError("--dropped tells --watch what to wait for")
+    else:
+        from netlab.trace.aim import DEFAULT_TIMEOUT_S, Request
+        from netlab.trace.run import trace as run
+
+        request = Request(
+            source=source,
+            destination=destination,
+            namespace=namespace,
+            protocol=protocol,
+            port=port,
+            family=family,
+            timeout_s=DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
+            size=size,
+            source_port=source_port,
+        )
+        found = run(lab, request, recorded)
     if pcapng == "-":
         from netlab.report.terminal import headline
 

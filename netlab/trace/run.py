@@ -10,13 +10,14 @@ from netlab.kernel import namespaces
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab
 from netlab.trace import probe
-from netlab.trace.aim import Aim, Request, aim
+from netlab.trace.aim import Aim, Place, Request, aim
 from netlab.trace.canary import Blind
 from netlab.trace.case import Case
 from netlab.trace.correlate import correlate, hops
 from netlab.trace.explain import Explained, explain
 from netlab.trace.mark import Mark
 from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
+from netlab.trace.probe import Answer
 from netlab.trace.watch import Watch
 from netlab.trace.witnesses.packets import Sighting
 
@@ -37,16 +38,24 @@ def trace(lab: Lab, request: Request, recorded: list[Recorded] | None = None) ->
     the way is missing.  What could not be observed is no error but the disposition `unobserved`.
     """
     decided = aim(lab, request)
-    _require_namespaces(lab, decided)
+    require_namespaces(lab, decided.places)
     with Watch(lab, decided, mark := Mark.random(decided.protocol, decided.family)) as watch:
         answer = probe.send(decided, mark, request.timeout_s, watch)
-        observed = watch.observed(answer)
-        story = correlate(observed)
-        explained = explain(Case(lab, decided, answer, story, watch.decisions, observed.moments))
+        return told(lab, decided, watch, answer, recorded)
+
+
+def told(
+    lab: Lab, decided: Aim, watch: Watch, answer: Answer, recorded: list[Recorded] | None = None
+) -> Trace:
+    """The trace of a probe that has had its answer or its time, by the witnesses that watched."""
+    observed = watch.observed(answer)
+    story = correlate(observed)
+    explained = explain(Case(lab, decided, answer, story, watch.decisions, observed.moments))
     origin = observed.sightings[0].t_ns if observed.sightings else 0
     if recorded is not None:
         recorded += map(Recorded, observed.sightings, watch.frames)
     blind = watch.blind
+    watch.disarm()
     return Trace(
         lab=lab.name,
         probe=Probe(
@@ -68,8 +77,9 @@ def trace(lab: Lab, request: Request, recorded: list[Recorded] | None = None) ->
     )
 
 
-def _require_namespaces(lab: Lab, decided: Aim) -> None:
-    missing = [place for place in decided.places if not namespaces.is_mounted(place.namespace)]
+def require_namespaces(lab: Lab, places: Sequence[Place]) -> None:
+    """NetlabError (exit 3) if a namespace is missing."""
+    missing = [place for place in places if not namespaces.is_mounted(place.namespace)]
     if missing:
         raise NetlabError(
             [

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from netlab.kernel.skb_events import pattern_of_word
 from netlab.topology.model import Lab
 from netlab.trace import canary, dissect
 from netlab.trace.aim import Aim
@@ -24,7 +25,7 @@ from netlab.trace.witnesses import Witness
 from netlab.trace.witnesses.conntrack import Connections, of_probe
 from netlab.trace.witnesses.decisions import Decisions
 from netlab.trace.witnesses.kernel import Kernel
-from netlab.trace.witnesses.packets import Packets, watched_words
+from netlab.trace.witnesses.packets import Packets, program, watched_words
 from netlab.trace.witnesses.rule_text import RuleTexts
 from netlab.trace.witnesses.rules import Rules
 
@@ -40,10 +41,12 @@ class Watch:
         self._aim = aim
         self._cookie = canary.new_cookie()
         self._family = mark.family
-        self._packets = Packets(mark, lab.overlay.port, self._cookie)
+        words = watched_words(mark, self._cookie)
+        self._packets = Packets(mark, lab.overlay.port, program(words))
         self._rules = Rules(mark, lab.overlay.port, self._cookie)
         self._connections = Connections(mark.family)
-        self._kernel = Kernel(mark, lab.overlay.port, watched_words(mark, self._cookie))
+        patterns = [pattern_of_word(offset, word) for offset, word in words]
+        self._kernel = Kernel(mark, lab.overlay.port, patterns)
         self.decisions = Decisions(mark.family)
         self._witnesses: list[Witness] = [
             self._packets,
@@ -67,7 +70,7 @@ class Watch:
                 if self.blind or self._packets.stamping:
                     break
         except BaseException:
-            self._disarm()
+            self.disarm()
             raise
         return self
 
@@ -77,7 +80,7 @@ class Watch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._disarm()
+        self.disarm()
 
     @property
     def descriptors(self) -> list[int]:
@@ -170,7 +173,8 @@ class Watch:
         while self._threads:
             self._threads.pop().join()
 
-    def _disarm(self) -> None:
+    def disarm(self) -> None:
+        """End all witnesses, whose reports are complete then.  Can be called more than once."""
         self._join()
         for witness in self._witnesses:
             witness.disarm()

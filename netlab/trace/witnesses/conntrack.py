@@ -21,6 +21,7 @@ from netlab.trace.model import Socket, Tuple
 from netlab.trace.witnesses import Canary
 
 _GROUPS = (1, 2, 3)  # new, update, destroy
+_MOST = 4096  # entries that are remembered while a probe is waited for
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -88,6 +89,16 @@ class Connections:
             entry = conntrack.decode(family, payload)
             if entry:
                 self._entries[place, entry.id] = entry
+
+    def forget(self) -> None:
+        """Drop what was announced long ago, and what was lost before the last call is no matter."""
+        self._overrun = any(listener.overrun for listener in self._listeners.values())
+        for listener in self._listeners.values():
+            listener.overrun = False
+        self.events()
+        for key in list(self._entries)[:-_MOST]:
+            if key not in self._canaries:
+                del self._entries[key]
 
     def disarm(self) -> None:
         self._forget_canaries()

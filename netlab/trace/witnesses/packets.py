@@ -51,17 +51,17 @@ class Packets:
 
     name = "packets"
 
-    def __init__(self, mark: Mark, vxlan_port: int, canary: bytes) -> None:
+    def __init__(self, mark: Mark, vxlan_port: int, filter_: bytes) -> None:
         self._mark = mark
         self._vxlan_port = vxlan_port
-        self._filter = program(watched_words(mark, canary))
+        self._filter = filter_
         self._taps: dict[Place, Tap] = {}
         self._frames: dict[Place, list[Frame]] = {}
         self._seen: list[bytes] = []
-        self._needles = mark.needles
+        self._old: dict[Place, int] = {}
         self._canaries: set[bytes] = set()
         self._stamped = False
-        self._lost = 0
+        self._lost = self._lost_then = self._lost_now = 0
         self._failed: list[str] = []
 
     def arm(self, places: Sequence[Place]) -> None:
@@ -89,6 +89,25 @@ class Packets:
         if canary.cookie not in self._canaries:
             self._read(canary.place, canary.cookie)
         return canary.cookie in self._canaries
+
+    def forget(self) -> None:
+        """Drop what was read before the last call, and what was lost before it is no matter."""
+        lost = sum(tap.lost for tap in self._taps.values())
+        self._lost_then, self._lost_now = self._lost_now, lost
+        for place, kept in self._frames.items():
+            self._read(place)
+            del kept[: self._old.get(place, 0)]
+            self._old[place] = len(kept)
+
+    def adopt(self, mark: Mark) -> None:
+        """Of what was seen, and from now on, only what bears a mark is the probe."""
+        for place in self._taps:
+            self._read(place)
+        self._mark = mark
+        self._frames = {
+            place: [each for each in kept if any(needle in each.data for needle in mark.needles)]
+            for place, kept in self._frames.items()
+        }
 
     def events(self) -> list[Sighting]:
         """Every sighting of the probe, in time order; that of one namespace is never broken."""
@@ -137,7 +156,7 @@ class Packets:
             if canary and canary in frame.data:
                 self._canaries.add(canary)
                 self._stamped = frame.t_ns < before
-            elif any(needle in frame.data for needle in self._needles):
+            elif any(needle in frame.data for needle in self._mark.needles):
                 kept.append(frame)
             before = time.clock_gettime_ns(time.CLOCK_REALTIME)
 
@@ -154,8 +173,8 @@ class Packets:
         problems = list(self._failed)
         if not self._stamped:
             problems.append("arrivals were not stamped, so their order between namespaces may err")
-        if self._lost:
-            problems.append(f"{self._lost} frames of the traffic meanwhile did not fit the buffer")
+        if lost := self._lost - self._lost_then:
+            problems.append(f"{lost} frames of the traffic meanwhile did not fit the buffer")
         return f"partial: {'; '.join(problems)}" if problems else "ok"
 
 
