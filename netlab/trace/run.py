@@ -10,10 +10,10 @@ from netlab.kernel import namespaces
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab
 from netlab.trace import probe
-from netlab.trace.aim import Aim, Place, Request, aim
+from netlab.trace.aim import Aim, Request, aim
 from netlab.trace.canary import Blind
 from netlab.trace.case import Case
-from netlab.trace.correlate import correlate, hops
+from netlab.trace.correlate import Observed, Story, correlate, hops
 from netlab.trace.explain import Explained, explain
 from netlab.trace.mark import Mark
 from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
@@ -38,24 +38,39 @@ def trace(lab: Lab, request: Request, recorded: list[Recorded] | None = None) ->
     the way is missing.  What could not be observed is no error but the disposition `unobserved`.
     """
     decided = aim(lab, request)
-    require_namespaces(lab, decided.places)
+    require_namespaces(lab, decided)
     with Watch(lab, decided, mark := Mark.random(decided.protocol, decided.family)) as watch:
         answer = probe.send(decided, mark, request.timeout_s, watch)
-        return told(lab, decided, watch, answer, recorded)
+        followed = follow(lab, decided, answer, watch)
+    if recorded is not None:
+        recorded += map(Recorded, followed.observed.sightings, watch.frames)
+    return tell(lab, followed, watch)
 
 
-def told(
-    lab: Lab, decided: Aim, watch: Watch, answer: Answer, recorded: list[Recorded] | None = None
-) -> Trace:
-    """The trace of a probe that has had its answer or its time, by the witnesses that watched."""
+class Followed(msgspec.Struct, frozen=True):
+    """A probe that was sent, and what became of it."""
+
+    aim: Aim
+    answer: Answer
+    observed: Observed
+    story: Story
+    explained: Explained
+
+
+def follow(lab: Lab, decided: Aim, answer: Answer, watch: Watch) -> Followed:
+    """Put together what was seen of a probe that has had its answer or its time."""
     observed = watch.observed(answer)
     story = correlate(observed)
-    explained = explain(Case(lab, decided, answer, story, watch.decisions, observed.moments))
+    case = Case(lab, decided, answer, story, watch.decisions, observed.moments)
+    return Followed(decided, answer, observed, story, explain(case))
+
+
+def tell(lab: Lab, followed: Followed, watch: Watch) -> Trace:
+    """The trace of a probe, with what the witnesses say of themselves until now."""
+    decided, observed, story = followed.aim, followed.observed, followed.story
+    explained = followed.explained
     origin = observed.sightings[0].t_ns if observed.sightings else 0
-    if recorded is not None:
-        recorded += map(Recorded, observed.sightings, watch.frames)
     blind = watch.blind
-    watch.disarm()
     return Trace(
         lab=lab.name,
         probe=Probe(
@@ -73,13 +88,13 @@ def told(
         forward=_ended("forward", hops(story.forward, origin), explained, decided),
         reply=_ended("reply", hops(story.reply, origin), explained, decided),
         witnesses=watch.reports(),
-        elapsed_us=answer.elapsed_us,
+        elapsed_us=followed.answer.elapsed_us,
     )
 
 
-def require_namespaces(lab: Lab, places: Sequence[Place]) -> None:
-    """NetlabError (exit 3) if a namespace is missing."""
-    missing = [place for place in places if not namespaces.is_mounted(place.namespace)]
+def require_namespaces(lab: Lab, decided: Aim) -> None:
+    """NetlabError (exit code 3) if a place on the way is not there."""
+    missing = [place for place in decided.places if not namespaces.is_mounted(place.namespace)]
     if missing:
         raise NetlabError(
             [

@@ -48,7 +48,7 @@ from netlab.trace.openings import (
     pcap_word,
 )
 from netlab.trace.probe import Answer, Outcome
-from netlab.trace.run import Recorded, require_namespaces, told
+from netlab.trace.run import Recorded, follow, require_namespaces, tell
 from netlab.trace.watch import Watch
 from netlab.trace.witnesses.kernel import Kernel
 from netlab.trace.witnesses.packets import Packets, Sighting, watched_words
@@ -96,15 +96,13 @@ def trace_next(
     source = sender(lab, Request(wait.source, "", wait.namespace))
     family = _family(lab, wait)
     chosen = _chosen(wait.filter, family)
-    pods = [t.place for t in everything(lab) if t.place.kind == "pod" and t.place != source]
-    others = [t.place for t in everything(lab) if t.place.kind != "pod" and t.place != source]
-    places = (source, *others, *pods[:MOST_PODS])
-    require_namespaces(lab, places)
+    anything = _anything(lab, source, family)
+    require_namespaces(lab, anything)
     with namespaces.entered(source.namespace):
         tap = Tap(Filter(pcap(family), WHOLE).program, _BUFFER)
     try:
         before = _Sent(wait.lost)
-        with _WideWatch(lab, family, places, len(pods[MOST_PODS:])) as watch:
+        with _WideWatch(lab, anything, family) as watch:
             tap.forget()
             armed(source)
             frame, ip = _await(tap, chosen, before, wait, watch)
@@ -112,23 +110,22 @@ def trace_next(
             sent = watch.sent_as(_flow(ip))
             watch.adopt(decided := _decided(lab, wait, sent, watch), mark)
             answer = _answer(tap, watch, mark, frame, sent.source, lab.overlay.port)
-            return told(lab, decided, watch, answer, recorded)
+            followed = follow(lab, decided, answer, watch)
     finally:
         tap.close()
+    if recorded is not None:
+        recorded += map(Recorded, followed.observed.sightings, watch.frames)
+    return tell(lab, followed, watch)
 
 
 class _WideWatch(Watch):
     """Witnesses of every packet that might be the one; after `adopt` of the one."""
 
-    def __init__(self, lab: Lab, family: Family, places: tuple[Place, ...], unwatched: int) -> None:
-        source = places[0]
-        ends = (
-            *source.addresses,
-            *(end for node in lab.nodes for end in place_of_node(lab, node).addresses),
-        )
-        ends = tuple(dict.fromkeys(end for end in ends if family_of(end) is family))
+    def __init__(self, lab: Lab, aim: Aim, family: Family) -> None:
+        nodes = [place_of_node(lab, node) for node in lab.nodes]
+        known = dict.fromkeys(end for place in (aim.source, *nodes) for end in place.addresses)
+        ends = tuple(end for end in known if family_of(end) is family)
         nothing = Openings("tcp", b"", family, ends=ends)
-        aim = Aim(source, None, family.unspecified, None, "tcp", places, unwatched)
         super().__init__(lab, aim, nothing)
         port = lab.overlay.port
         words = watched_words(nothing, self._cookie)
@@ -161,10 +158,10 @@ class _WideWatch(Watch):
     def aim(self) -> Aim:
         return self._aim
 
-    def forget(self) -> None:
+    def age(self) -> None:
         """Drop what was seen before the last call."""
         for witness in (self._packets, self._rules, self._connections, self._kernel):
-            witness.forget()
+            witness.age()
 
     def sent_as(self, flow: Tuple) -> Tuple:
         """What a socket sent that left the source so: a node translates its own before that."""
@@ -224,7 +221,7 @@ def _await(
 ) -> tuple[Frame, Network]:
     """The packet, once it leaves the source.
 
-    Whatever happened to a packet is forgotten at the second :meth:`forget` after it at the
+    Whatever happened to a packet is forgotten at the second :meth:`age` after it at the
     earliest, and its frame at the source is read before that.
     """
     poll = select.poll()
@@ -242,7 +239,7 @@ def _await(
             if ip and ip.source in addresses and before.is_chosen(frame, ip):
                 return frame, ip
         if time.monotonic() >= forget:
-            watch.forget()
+            watch.age()
             forget = time.monotonic() + _FORGET_S
     raise _none_came(watch.aim.source, wait)
 
@@ -274,6 +271,15 @@ def _family(lab: Lab, wait: Wait) -> Family:
         message = f"lab {lab.name} has no {family.name}"
         raise NetlabError(Problem("other-family", message))
     return family
+
+
+def _anything(lab: Lab, source: Place, family: Family) -> Aim:
+    """Whatever a source may send: all of the lab is on its way, of many pods the first."""
+    places = [each.place for each in everything(lab) if each.place != source]
+    pods = [place for place in places if place.kind == "pod"]
+    unwatched = set(pods[MOST_PODS:])
+    watched = (source, *(place for place in places if place not in unwatched))
+    return Aim(source, None, family.unspecified, None, "tcp", watched, len(unwatched))
 
 
 def _flow(ip: Network) -> Tuple:

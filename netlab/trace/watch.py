@@ -70,7 +70,7 @@ class Watch:
                 if self.blind or self._packets.stamping:
                     break
         except BaseException:
-            self.disarm()
+            self._disarm()
             raise
         return self
 
@@ -80,7 +80,7 @@ class Watch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.disarm()
+        self._disarm()
 
     @property
     def descriptors(self) -> list[int]:
@@ -173,8 +173,7 @@ class Watch:
         while self._threads:
             self._threads.pop().join()
 
-    def disarm(self) -> None:
-        """End all witnesses, whose reports are complete then.  Can be called more than once."""
+    def _disarm(self) -> None:
         self._join()
         for witness in self._witnesses:
             witness.disarm()

@@ -90,7 +90,7 @@ class Connections:
             if entry:
                 self._entries[place, entry.id] = entry
 
-    def forget(self) -> None:
+    def age(self) -> None:
         """Drop what was announced long ago, and what was lost before the last call is no matter."""
         self._overrun = any(listener.overrun for listener in self._listeners.values())
         for listener in self._listeners.values():

@@ -120,7 +120,7 @@ class Kernel:
             place == canary.place and canary.cookie in frame for place, frame in self._canaries
         )
 
-    def forget(self) -> None:
+    def age(self) -> None:
         """Drop what was read before the last call, and what was lost before it is no matter."""
         self._read()
         if self._events:

@@ -90,7 +90,7 @@ class Packets:
             self._read(canary.place, canary.cookie)
         return canary.cookie in self._canaries
 
-    def forget(self) -> None:
+    def age(self) -> None:
         """Drop what was read before the last call, and what was lost before it is no matter."""
         lost = sum(tap.lost for tap in self._taps.values())
         self._lost_then, self._lost_now = self._lost_now, lost

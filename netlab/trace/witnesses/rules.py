@@ -170,7 +170,7 @@ class Rules:
         self._read(canary.place)
         return (canary.place, canary.cookie) in self._canaries
 
-    def forget(self) -> None:
+    def age(self) -> None:
         """Drop what was read before the last call, and what was lost before it is no matter."""
         self._overrun = any(listener.overrun for listener in self._listeners.values())
         for listener in self._listeners.values():
