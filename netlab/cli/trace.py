@@ -61,11 +61,13 @@ if TYPE_CHECKING:
     metavar="[FILTER]",
     is_flag=False,
     flag_value="",
-    help="Send nothing: trace the next TCP connection that SRC opens and that FILTER, in tcpdump's "
-    "language, holds for.",
+    help="Send nothing: trace the next TCP connection that SRC opens, or its ping, that FILTER, in "
+    "tcpdump's language, holds for.",
 )
 @click.option(
-    "--dropped", is_flag=True, help="With --watch: one that was not answered and is tried again."
+    "--dropped",
+    is_flag=True,
+    help="With --watch: a connection that has no answer.",
 )
 @click.option(
     "--pcapng",

@@ -1,4 +1,4 @@
-"""Packets that open or refuse a TCP connection (SYN, RST), and ICMP errors, plain or inside VXLAN.
+"""Packets that open or refuse a TCP connection (SYN, RST), pings, ICMP errors, also inside VXLAN.
 
 The same in three languages: pcap's, nft's, and patterns for BPF.  As in :mod:`netlab.trace.mark`
 nothing but plain headers is expected before them.
@@ -16,8 +16,9 @@ SYN, RST, ACK = 0x02, 0x04, 0x10
 _TCP, _UDP = 6, 17
 _FLAGS_AT = 13  # in a TCP header
 _TUNNEL = 8 + 8 + 14  # from the outer UDP header to the inner IP header
-# Types of ICMP errors.
-_ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}
+# Types of ICMP: errors, echo request, echo reply.
+_ICMP_TYPES = {4: (3, 11, 12, 8, 0), 6: (1, 2, 3, 4, 128, 129)}
+_ECHO_REQUEST = {4: 8, 6: 128}
 
 
 class Openings(Mark, frozen=True):
@@ -54,8 +55,10 @@ class Openings(Mark, frozen=True):
         # There they come from it, back they go to it.
         for at, side in enumerate(("saddr", "daddr")):
             end = f"@th,{8 * (_TUNNEL + family.source_at + at * size)},{8 * size} {{ {raw} }}"
+            plain = f"{family.nft} {side} {{ {ends} }}"
             conditions += [
-                f"{family.nft} {side} {{ {ends} }} tcp flags & (syn | rst) != 0x0",
+                f"{plain} tcp flags & (syn | rst) != 0x0",
+                f"{plain} {family.icmp} type {{ echo-request, echo-reply }}",
                 f"{inner} {_TCP} {end} @th,{flags},8 & {SYN | RST} != 0x0",
                 f"{inner} {family.icmp_number} {end}",
             ]
@@ -63,10 +66,13 @@ class Openings(Mark, frozen=True):
 
 
 def pcap_opening(family: Family) -> str:
-    """A filter for the first packet of a TCP connection."""
-    ip = _pcap_name(family)
-    flags = family.header + _FLAGS_AT
-    return f"{ip}[{family.protocol_at}] = {_TCP} and {ip}[{flags}] & {SYN | RST | ACK} = {SYN}"
+    """A filter for the first packet of a TCP connection, and for a ping."""
+    ip, number, transport = _pcap_name(family), family.protocol_at, family.header
+    echo = _ECHO_REQUEST[family.version]
+    return (
+        f"(({ip}[{number}] = {_TCP} and {ip}[{transport + _FLAGS_AT}] & {SYN | RST | ACK} = {SYN}) "
+        f"or ({ip}[{number}] = {family.icmp_number} and {ip}[{transport}] = {echo}))"
+    )
 
 
 def pcap(family: Family) -> str:
@@ -111,9 +117,9 @@ def _plain(family: Family, base: int) -> Iterator[list[Half]]:
     for flag in (SYN, RST):
         flags = Half(base + family.header + _FLAGS_AT - 1, flag, flag)
         yield [_protocol(family, base, _TCP), flags]
-    for kind in _ERRORS[family.version]:
-        error = Half(base + family.header, 0xFF00, kind << 8)
-        yield [_protocol(family, base, family.icmp_number), error]
+    for kind in _ICMP_TYPES[family.version]:
+        message = Half(base + family.header, 0xFF00, kind << 8)
+        yield [_protocol(family, base, family.icmp_number), message]
 
 
 def _protocol(family: Family, base: int, number: int) -> Half:

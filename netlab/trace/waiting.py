@@ -2,8 +2,9 @@
 
 What translation will make of it nobody knows beforehand, and only the first packet of a connection
 meets the rules of nat.  So the witnesses are armed for every packet that opens or refuses a TCP
-connection, and what they saw is forgotten again as long as the awaited one does not come.  Once
-that leaves its source, its sequence number is its mark, as that of a probe of ours would be.
+connection, and for pings, and what they saw is forgotten again as long as the awaited one does not
+come.  Once that leaves its source, it is known by what a probe of ours would be known by: its
+sequence number, or the first bytes that a ping carries.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from netlab.capture.headers import Network, ethernet, network
+from netlab.capture.headers import TCP, Network, ethernet, network
 from netlab.capture.targets import everything
 from netlab.kernel import namespaces
 from netlab.kernel.packet_sockets import WHOLE, Frame, Tap
@@ -24,6 +25,7 @@ from netlab.kernel.pcap_filter import Filter
 from netlab.kernel.skb_events import pattern_of_word
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab
+from netlab.trace import dissect
 from netlab.trace.aim import (
     DEFAULT_TIMEOUT_S,
     MOST_PODS,
@@ -35,10 +37,9 @@ from netlab.trace.aim import (
     sender,
 )
 from netlab.trace.correlate import Observed
-from netlab.trace.dissect import dissect
 from netlab.trace.family import IPV4, IPV6, Family, family_of
-from netlab.trace.mark import Mark
-from netlab.trace.model import Socket, Trace, Tuple
+from netlab.trace.mark import COOKIE_BYTES, Mark
+from netlab.trace.model import ProbeProtocol, Socket, Trace, Tuple
 from netlab.trace.openings import (
     Openings,
     patterns,
@@ -57,6 +58,7 @@ from netlab.trace.witnesses.rules import Run
 # How often it is forgotten what others did.
 _FORGET_S = 0.1
 _BUFFER = 4 << 20
+_MORE_CANARIES = range(100, 110)
 # Connections that were seen to begin, while one is waited for that has to begin again.
 _MOST_BEGUN = 4096
 # What an answer may take after a witness told of a loss, as for a probe of ours.
@@ -88,7 +90,7 @@ def trace_next(
     recorded: list[Recorded] | None = None,
     armed: Callable[[Place], object] = str,
 ) -> Trace:
-    """Trace the next TCP connection that a pod or a node opens, by its first packet.
+    """Trace the next TCP connection that a pod or a node opens, by its first packet, or its ping.
 
     `armed` is called with the source when all witnesses are.  NetlabError: exit 2 if that cannot
     be meant, 4 if none came in time; else as :func:`run.trace`.
@@ -106,7 +108,7 @@ def trace_next(
             tap.forget()
             armed(source)
             frame, ip = _await(tap, chosen, before, wait, watch)
-            mark = Mark("tcp", ip.body[4:8], family)
+            mark = _mark(ip)
             sent = watch.sent_as(_flow(ip))
             watch.adopt(decided := _decided(lab, wait, sent, watch), mark)
             answer = _answer(tap, watch, mark, frame, sent.source, lab.overlay.port)
@@ -150,7 +152,13 @@ class _WideWatch(Watch):
         ]
 
     def __enter__(self) -> _WideWatch:
+        # There is time: nothing need be done beside the arming, and who was slow may try again.
+        dissect.load()
         super().__enter__()
+        for number in _MORE_CANARIES:
+            if not self.blind:
+                break
+            self.blind = self._fly(number)
         self.adopt(self.aim, Openings("tcp", b"", self._family, everything=True))
         return self
 
@@ -206,7 +214,7 @@ class _Sent:
         self._known: dict[tuple[str, str, bytes], None] = {}
 
     def is_chosen(self, frame: Frame, ip: Network) -> bool:
-        """Whether this is the packet: any, or one that was sent before."""
+        """Whether this is the packet: any, or one that was sent before, which pings never are."""
         key = frame.device, f"{ip.source} {ip.destination}", ip.body[:8]
         if not self._wanted or key in self._known:
             return True
@@ -236,7 +244,8 @@ def _await(
                 continue
             ether = ethernet(frame.data)
             ip = network(ether) if ether else None
-            if ip and ip.source in addresses and before.is_chosen(frame, ip):
+            ours = ip and ip.source in addresses and _is_whole(ip)
+            if ip and ours and before.is_chosen(frame, ip):
                 return frame, ip
         if time.monotonic() >= forget:
             watch.age()
@@ -245,12 +254,15 @@ def _await(
 
 
 def _none_came(source: Place, wait: Wait) -> NetlabError:
-    what = "that was not answered" if wait.lost else "at all"
-    held = f' that "{wait.filter}" holds for' if wait.filter else ""
+    which = f' that "{wait.filter}" holds for' if wait.filter else ""
+    if wait.lost:
+        what = f"sent no SYN{which} again"
+    else:
+        what = f"opened no TCP connection and sent no ping{which}"
     return NetlabError(
         Problem(
             "no-packet",
-            f"{source} opened no TCP connection{held} in {wait.wait_s:g} s, or none {what}",
+            f"{source} {what} in {wait.wait_s:g} s",
             hint=f"`netlab capture {source.name}` shows what it sends",
         ),
         Exit.UNOBSERVED,
@@ -273,6 +285,17 @@ def _family(lab: Lab, wait: Wait) -> Family:
     return family
 
 
+def _mark(ip: Network) -> Mark:
+    if ip.protocol == TCP:
+        return Mark("tcp", ip.body[4:8], ip.family)
+    return Mark("icmp", ip.body[8 : 8 + COOKIE_BYTES], ip.family)
+
+
+def _is_whole(ip: Network) -> bool:
+    """Whether a packet has what it is to be known by."""
+    return len(ip.body) >= (20 if ip.protocol == TCP else 8 + COOKIE_BYTES)
+
+
 def _anything(lab: Lab, source: Place, family: Family) -> Aim:
     """Whatever a source may send: all of the lab is on its way, of many pods the first."""
     places = [each.place for each in everything(lab) if each.place != source]
@@ -293,8 +316,10 @@ def _flow(ip: Network) -> Tuple:
 def _decided(lab: Lab, wait: Wait, sent: Tuple, watch: _WideWatch) -> Aim:
     """What a probe of ours to the same destination would be, with what is watched."""
     end = sent.destination
-    decided = aim(lab, Request(wait.source, str(end), wait.namespace, protocol="tcp"))
-    to = f"svc/{decided.service}:{end.port}" if decided.service else str(end)
+    protocol: ProbeProtocol = "icmp" if end.port is None else "tcp"
+    decided = aim(lab, Request(wait.source, str(end), wait.namespace, protocol))
+    port = "" if end.port is None else f":{end.port}"
+    to = f"svc/{decided.service}{port}" if decided.service else str(end)
     return replace(decided, places=watch.aim.places, unwatched=watch.aim.unwatched, to=to)
 
 
@@ -309,7 +334,7 @@ def _answer(
     while (left := end - time.monotonic()) > 0:
         poll.poll(left * 1000)
         while back := tap.read():
-            seen = dissect(back.data, mark, vxlan_port)
+            seen = dissect.dissect(back.data, mark, vxlan_port)
             if back.direction == "in" and seen and seen.role in _OUTCOMES:
                 elapsed_us = (back.t_ns - frame.t_ns) // 1000
                 return Answer(source, _OUTCOMES[seen.role], elapsed_us)

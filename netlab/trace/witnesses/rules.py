@@ -189,6 +189,7 @@ class Rules:
             for run in runs:
                 number = _PROTOCOL_NUMBERS.get(run.protocol, 0)
                 run.ours = mark.in_transport(run.transport, number)
+                run.quoted = b"" if run.ours else run.quoted
         self._mark = mark
         self._adopted = True
 
