@@ -106,28 +106,28 @@ def trace(
       netlab trace pod1 svc/myblog
       netlab trace pod1 --watch 'tcp port 80'
     """
+    if pcapng == "-" and output:
+        raise click.UsageError(f"-o {output} and --pcapng - both write to stdout")
+    if watched is not None and any((destination, protocol, port, source_port, size)):
+        raise click.UsageError("a packet of SRC's own is as it is: only SRC goes with --watch")
+    if watched is None and dropped:
+        raise click.UsageError("--dropped tells --watch what to wait for")
     # Nothing that one command makes is garbage before it ends, unless it waits for long.
     if watched is None:
         gc.disable()
     lab = running_lab(lab_name)
     from netlab.trace.run import Recorded
 
-    if pcapng == "-" and output:
-        raise click.UsageError(f"-o {output} and --pcapng - both write to stdout")
     recorded: list[Recorded] = []
     if watched is not None:
         from netlab.trace.waiting import Wait, trace_next
 
-        if any((destination, protocol, port, source_port, size)):
-            raise click.UsageError("a packet of SRC's own is as it is: only SRC goes with --watch")
         wait = Wait(source, watched, dropped, timeout_s, namespace, family)
         found = trace_next(
             lab, wait, recorded, lambda place: click.echo(f"waiting for {place} to send", err=True)
         )
     elif destination is None:
         raise click.UsageError("a probe needs a DST; --watch waits for a packet of SRC's own")
-    elif dropped:
-        raise click.UsageError("--dropped tells --watch what to wait for")
     else:
         from netlab.trace.aim import DEFAULT_TIMEOUT_S, Request
         from netlab.trace.run import trace as run
