@@ -25,6 +25,7 @@ from benchmarks.traffic import Traffic
 from netlab.datapath.state import namespace_name
 from netlab.kernel import nft
 from netlab.kernel.namespaces import entered
+from netlab.kernel.skb_events import pattern_of_word
 from netlab.lab import lifecycle
 from netlab.topology.load import load
 from netlab.topology.model import Lab
@@ -38,7 +39,7 @@ from netlab.trace.series import traces
 from netlab.trace.witnesses import Witness
 from netlab.trace.witnesses.conntrack import Connections
 from netlab.trace.witnesses.kernel import Kernel
-from netlab.trace.witnesses.packets import Packets, watched_words
+from netlab.trace.witnesses.packets import Packets, program, watched_words
 from netlab.trace.witnesses.rules import Rules
 
 TRACES = 30
@@ -229,12 +230,15 @@ def _shape(found: Trace) -> _Shape:
 
 def _witnesses(lab: Lab, with_kernel: bool) -> Sequence[Witness]:
     mark, cookie, port = Mark.random("icmp", IPV4), canary.new_cookie(), lab.overlay.port
+    words = watched_words(mark, cookie)
     found: list[Witness] = [
-        Packets(mark, port, cookie),
+        Packets(mark, port, program(words)),
         Rules(mark, port, cookie),
         Connections(IPV4),
     ]
-    return [*found, Kernel(mark, port, watched_words(mark, cookie))] if with_kernel else found
+    if not with_kernel:
+        return found
+    return [*found, Kernel(mark, port, [pattern_of_word(offset, word) for offset, word in words])]
 
 
 def _round_trips(pinger: socket.socket) -> list[float]:

@@ -20,6 +20,7 @@ from labs import dual_stack_lab, small_lab
 from netlab.capture.headers import carried, packet
 from netlab.capture.merging import MARGIN_NS, Merging
 from netlab.capture.targets import Target, require_device, understand
+from netlab.kernel import pcap_filter
 from netlab.kernel.namespaces import entered
 from netlab.kernel.packet_sockets import Frame
 from netlab.kernel.pcap_filter import Filter
@@ -106,6 +107,17 @@ def test_a_filter_is_libpcaps_and_so_are_its_errors() -> None:
     frame = bytes(l2.Ether() / inet.IP(dst="10.0.0.1") / inet.TCP(dport=80))
     assert Filter("tcp port 80", 100).matches(frame)
     assert not Filter("tcp port 81", 100).matches(frame)
+
+
+def test_without_libpcap_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pcap_filter, "_LIBRARIES", ("libnowhere.so.1",))
+    pcap_filter._libpcap.cache_clear()
+    try:
+        with pytest.raises(NetlabError, match=r"apt-get install libpcap0\.8") as caught:
+            Filter("tcp", 100)
+    finally:
+        pcap_filter._libpcap.cache_clear()
+    assert caught.value.exit_code is Exit.MACHINE
 
 
 # -- one order from many sources -------------------------------------------------------------------

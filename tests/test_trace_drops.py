@@ -279,7 +279,7 @@ def test_only_packets_with_the_words_are_reported_and_nothing_stays(lab: Lab) ->
             if os.path.exists(each.path)
         }
 
-    events = skb_events.SkbEvents([(28, b"ours")])
+    events = skb_events.SkbEvents([skb_events.pattern_of_word(28, b"ours")])
     try:
         assert any("bpf" in each for each in descriptors())
         with entered(namespace(lab, "demo", "p1")):

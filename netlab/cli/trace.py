@@ -43,7 +43,7 @@ def _print_schema(context: click.Context, parameter: click.Parameter, what: str 
 
 @click.command()
 @click.argument("source", metavar="SRC", shell_complete=complete_reference)
-@click.argument("destination", metavar="DST", shell_complete=complete_reference)
+@click.argument("destination", metavar="[DST]", required=False, shell_complete=complete_reference)
 @click.option(
     "--protocol",
     type=click.Choice(("tcp", "udp", "icmp", "http", "dns")),
@@ -91,7 +91,22 @@ def _print_schema(context: click.Context, parameter: click.Parameter, what: str 
     "timeout_s",
     type=click.FloatRange(0.01, 60),
     metavar="SECONDS",
-    help="How long to wait for an answer; over TCP at most 0.95.  [default: 0.8]",
+    help="How long to wait for an answer; over TCP at most 0.95.  [default: 0.8]  "
+    "With --watch, for the packet.  [default: until Ctrl-C]",
+)
+@click.option(
+    "--watch",
+    "watched",
+    metavar="[FILTER]",
+    is_flag=False,
+    flag_value="",
+    help="Send nothing: trace the next TCP connection that SRC opens, or its ping, that FILTER, in "
+    "tcpdump's language, holds for.",
+)
+@click.option(
+    "--dropped",
+    is_flag=True,
+    help="With --watch: a connection that has no answer.",
 )
 @click.option(
     "--pcapng",
@@ -150,7 +165,7 @@ def _print_schema(context: click.Context, parameter: click.Parameter, what: str 
 @output_option("json", "ndjson")
 def trace(
     source: str,
-    destination: str,
+    destination: str | None,
     protocol: AskedProtocol | None,
     port: int | None,
     family: Literal[4, 6] | None,
@@ -167,6 +182,8 @@ def trace(
     to: str | None,
     count: int | None,
     endpoint: str | None,
+    watched: str | None,
+    dropped: bool,
     pcapng: str | None,
     predict: bool,
     topology: str | None,
@@ -183,15 +200,26 @@ def trace(
     The exit code is 0 if it was delivered there and back, 1 if it was rejected or dropped, 4 if it
     could not be observed.  With --expect, --via or --to it is 0 if all was as expected, 1 if not;
     with --predict it is that of what should happen.
+
+    \b
+      netlab trace pod1 svc/myblog
+      netlab trace pod1 --watch 'tcp port 80'
     """
+    of_probe = (destination, protocol, port, source_port, size, fragment, ttl, from_address)
+    if watched is not None and any((*of_probe, path, query, count, endpoint)):
+        raise click.UsageError("a packet of SRC's own is as it is: only SRC goes with --watch")
+    if watched is None and dropped:
+        raise click.UsageError("--dropped tells --watch what to wait for")
+    if watched is None and destination is None:
+        raise click.UsageError("a probe needs a DST; --watch waits for a packet of SRC's own")
     if count and endpoint:
         raise click.UsageError("--count leaves the choice to the Service, --endpoint does not.")
-    if predict and (count or endpoint or pcapng or expect or via or to):
+    if predict and (watched is not None or count or endpoint or pcapng or expect or via or to):
         raise click.UsageError("--predict sends nothing: it goes with what a probe is, alone.")
     if topology and not predict:
         raise click.UsageError("--topology goes with --predict: only a lab that is up is traced")
-    if not count:
-        # Nothing that one trace makes is garbage before it ends.
+    if not count and watched is None:
+        # Nothing that one trace makes is garbage before it ends, unless it waits for long.
         gc.disable()
     if topology:
         declared = _loaded(topology)
@@ -202,7 +230,7 @@ def trace(
 
     request = Request(
         source=source,
-        destination=destination,
+        destination=destination or "",
         namespace=namespace,
         protocol=protocol,
         port=port,
@@ -237,7 +265,18 @@ def trace(
             lab, declared, request, count, expected, output, None if output else _console()
         )
     recorded: list[Recorded] = []
-    if endpoint:
+    if watched is not None:
+        from netlab.trace.waiting import Wait, trace_next
+
+        wait = Wait(source, watched, dropped, timeout_s, namespace, family)
+        found = trace_next(
+            lab,
+            wait,
+            recorded,
+            lambda place: click.echo(f"waiting for {place} to send", err=True),
+            declared,
+        )
+    elif endpoint:
         from netlab.trace.series import trace_to_endpoint
 
         found = trace_to_endpoint(lab, request, endpoint, declared)

@@ -78,6 +78,10 @@ class Assembler:
     def add_register(self, to: int, source: int) -> None:
         self._emit(0x0F, to, source)
 
+    def mask(self, to: int, value: int) -> None:
+        """Keep those bits alone."""
+        self._emit(0x57, to, immediate=value)
+
     def load(self, size: int, to: int, source: int, offset: int) -> None:
         self._emit(0x61 | size, to, source, offset)
 

@@ -257,9 +257,9 @@ def _nftrace() -> str:
 
 def _bpf() -> str:
     """Programs that look at packets are taken and attached; no packet begins with that word."""
-    from netlab.kernel.skb_events import SkbEvents
+    from netlab.kernel.skb_events import SkbEvents, pattern_of_word
 
-    SkbEvents([(0, b"none")]).close()
+    SkbEvents([pattern_of_word(0, b"none")]).close()
     return ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import weakref
 from collections.abc import Iterator
 
 from netlab.kernel.packet_sockets import INSTRUCTION
@@ -57,6 +58,7 @@ class Filter:
                     )
                 )
         self._library = library
+        weakref.finalize(self, library.pcap_freecode, ctypes.byref(self._compiled))
 
     @property
     def program(self) -> bytes:
@@ -115,5 +117,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ctypes.c_int,
         ctypes.c_uint32,
     )
+    library.pcap_freecode.argtypes = (ctypes.c_void_p,)
+    library.pcap_freecode.restype = None
     library.pcap_offline_filter.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
     return library

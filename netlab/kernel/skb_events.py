@@ -65,6 +65,25 @@ class SkbEvent(msgspec.Struct, frozen=True):
     function: str | None = None
 
 
+class Half(msgspec.Struct, frozen=True):
+    """Two bytes at an even offset from the start of an IP header, of which some bits are given."""
+
+    offset: int
+    mask: int  # big-endian, as on the wire
+    value: int
+
+
+# What a packet has all of.
+Pattern = Sequence[Half]
+
+
+def pattern_of_word(offset: int, word: bytes) -> Pattern:
+    """The pattern of four bytes at an offset."""
+    return [
+        Half(offset + half, 0xFFFF, int.from_bytes(word[half : half + 2], "big")) for half in (0, 2)
+    ]
+
+
 class _Layout(msgspec.Struct, frozen=True):
     """Byte offsets in the kernel's structures, and whether drops have reasons (5.17 and newer)."""
 
@@ -114,12 +133,11 @@ def _reasons() -> dict[int, str]:
 class SkbEvents:
     """Programs at work until `close`; the kernel ends them with the process at the latest.
 
-    `words`: (offset from the start of an IP header, four bytes); one that holds makes a packet
-    count.  Raises OSError without privilege or BPF, KeyError if the kernel's structures are not as
-    they are expected to be.
+    One of the patterns that holds makes a packet count.  Raises OSError without privilege or BPF,
+    KeyError if the kernel's structures are not as they are expected to be.
     """
 
-    def __init__(self, words: Sequence[tuple[int, bytes]]) -> None:
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
         self._open = contextlib.ExitStack()
         layout = _layout()
         try:
@@ -128,7 +146,7 @@ class SkbEvents:
             self._lost = self._kept(bpf.counter())
             symbol = self._kept(bpf.constant(b"%pS\0"))
             for number, (_, tracepoint) in enumerate(_TRACEPOINTS):
-                code = _program(number, words, layout, self.ring.descriptor, self._lost, symbol)
+                code = _program(number, patterns, layout, self.ring.descriptor, self._lost, symbol)
                 with contextlib.ExitStack() as program:
                     descriptor = bpf.load(code)
                     program.callback(os.close, descriptor)
@@ -191,7 +209,7 @@ def _whole(frame: bytes) -> bytes:
 
 def _program(
     number: int,
-    words: Sequence[tuple[int, bytes]],
+    patterns: Sequence[Pattern],
     layout: _Layout,
     ring: int,
     lost: int,
@@ -199,7 +217,8 @@ def _program(
 ) -> bytes:
     """The program for one tracepoint: filter first, and report what passes."""
     kind = _TRACEPOINTS[number][0]
-    window = -(-(max(offset for offset, _ in words) + 4) // 8) * 8
+    last = max(half.offset for pattern in patterns for half in pattern)
+    window = -(-(last + 2) // 8) * 8
     begin, end = layout.way
     packet = begin - end - window
     code = bpf.Assembler()
@@ -216,12 +235,13 @@ def _program(
         code.add_register(_NETWORK, 1)
     code.move(3, _NETWORK)
     _read(code, _FRAME_POINTER, packet, window)
-    for place, (offset, word) in enumerate(words):
+    for place, pattern in enumerate(patterns):
         # The stack may be read at its alignment only, and half a word is that of all headers.
-        for half in (0, 2):
-            code.load(bpf.HALF, 1, _FRAME_POINTER, packet + offset + half)
-            value = int.from_bytes(word[half : half + 2], sys.byteorder)
-            code.jump_unless(1, value, f"not {place}")
+        for half in pattern:
+            code.load(bpf.HALF, 1, _FRAME_POINTER, packet + half.offset)
+            if half.mask != 0xFFFF:
+                code.mask(1, _as_loaded(half.mask))
+            code.jump_unless(1, _as_loaded(half.value), f"not {place}")
         code.jump("ours")
         code.label(f"not {place}")
     code.jump("end")
@@ -231,6 +251,11 @@ def _program(
     code.set(0, 0)
     code.exit()
     return code.assemble()
+
+
+def _as_loaded(value: int) -> int:
+    """Two bytes from the wire as the processor reads them."""
+    return int.from_bytes(value.to_bytes(2, "big"), sys.byteorder)
 
 
 def _report(

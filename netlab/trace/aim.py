@@ -177,6 +177,11 @@ def in_lab(lab: Lab, address: str) -> bool:
     return address in ours or _within(number, cidrs)
 
 
+def sender(lab: Lab, request: Request) -> Place:
+    """Where the source of a request is.  NetlabError (exit 2) if it cannot send."""
+    return _sender(lab, request, resolve(lab, request.source, request.namespace))
+
+
 def place_of_node(lab: Lab, node: Node) -> Place:
     """The namespace of a node."""
     # Without a tunnel there is no end of one.

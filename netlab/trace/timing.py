@@ -20,7 +20,7 @@ from netlab.trace import canary, dissect, probe
 from netlab.trace.aim import Aim, Place
 from netlab.trace.mark import Mark
 from netlab.trace.model import Receiver
-from netlab.trace.witnesses.packets import Packets, Sighting
+from netlab.trace.witnesses.packets import Packets, Sighting, program, watched_words
 
 _TIMEOUT_S = 0.5
 
@@ -41,7 +41,9 @@ class Stopwatch:
         self._mark = Mark.random(aim.protocol, aim.family)
         self._cookie = canary.new_cookie()
         self._ends = _ends(aim, receiver)
-        self._packets = Packets(self._mark, lab.overlay.port, self._cookie)
+        self._packets = Packets(
+            self._mark, lab.overlay.port, program(watched_words(self._mark, self._cookie))
+        )
         self._begun: list[int] = []
 
     def __enter__(self) -> Stopwatch:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from netlab.kernel.skb_events import pattern_of_word
 from netlab.topology.model import Lab
 from netlab.trace import canary, dissect
 from netlab.trace.aim import Aim
@@ -23,9 +24,10 @@ from netlab.trace.probe import Answer
 from netlab.trace.witnesses import Witness, together
 from netlab.trace.witnesses.conntrack import Connections, of_probe
 from netlab.trace.witnesses.decisions import Decisions
+from netlab.trace.witnesses.fragments import later_pieces
 from netlab.trace.witnesses.kernel import Kernel
 from netlab.trace.witnesses.legacy_rules import LegacyRules
-from netlab.trace.witnesses.packets import Packets, Sighting, watched_words
+from netlab.trace.witnesses.packets import Packets, Sighting, program, watched_words
 from netlab.trace.witnesses.rule_text import RuleTexts
 from netlab.trace.witnesses.rules import Rules
 
@@ -37,11 +39,17 @@ class Watch:
         self._aim = aim
         self._cookie = canary.new_cookie()
         self._family = mark.family
-        self._packets = Packets(mark, lab.overlay.port, self._cookie)
+        words = watched_words(mark, self._cookie)
+        self._packets = Packets(
+            mark,
+            lab.overlay.port,
+            program(words, later_pieces(mark.family) if mark.fragmented else ()),
+        )
         self._rules = Rules(mark, lab.overlay.port, self._cookie)
         self._legacy_rules = LegacyRules(lab.name, mark, lab.overlay.port, self._cookie)
         self._connections = Connections(mark.family)
-        self._kernel = Kernel(mark, lab.overlay.port, watched_words(mark, self._cookie))
+        patterns = [pattern_of_word(offset, word) for offset, word in words]
+        self._kernel = Kernel(mark, lab.overlay.port, patterns)
         self.decisions = Decisions(mark.family)
         self._witnesses: list[Witness] = [
             self._packets,

@@ -21,6 +21,7 @@ from netlab.trace.model import Socket, Tuple
 from netlab.trace.witnesses import Canary
 
 _GROUPS = (1, 2)  # new, update
+_MOST = 4096  # entries that are remembered while a probe is waited for
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -98,6 +99,19 @@ class Connections:
             listener.overrun = False
         # Those of canaries are still to be deleted.
         self._entries = {key: self._entries[key] for key in self._canaries}
+
+    def age(self) -> None:
+        """Drop what was announced long ago, and what was lost before the last call is no matter."""
+        self._overrun = any(listener.overrun for listener in self._listeners.values())
+        for listener in self._listeners.values():
+            listener.overrun = False
+        self.events()
+        for key in list(self._entries)[:-_MOST]:
+            if key not in self._canaries:
+                del self._entries[key]
+        self._on_loopback = {
+            end: key for end, key in self._on_loopback.items() if key in self._entries
+        }
 
     def disarm(self) -> None:
         self._forget_canaries()

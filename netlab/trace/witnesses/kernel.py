@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import msgspec
 
 from netlab.kernel import namespaces, tracefs
-from netlab.kernel.skb_events import Kind, SkbEvent, SkbEvents
+from netlab.kernel.skb_events import Kind, Pattern, SkbEvent, SkbEvents
 from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
 from netlab.trace.mark import Mark
@@ -74,12 +74,14 @@ class Kernel:
 
     name = "kernel"
 
-    def __init__(self, mark: Mark, vxlan_port: int, words: Sequence[tuple[int, bytes]]) -> None:
+    def __init__(self, mark: Mark, vxlan_port: int, patterns: Sequence[Pattern]) -> None:
         self._mark = mark
         self._vxlan_port = vxlan_port
-        self._words = words
+        self._patterns = patterns
         self._events: SkbEvents | None = None
         self._kept: list[tuple[SkbEvent, Place]] = []
+        self._old = 0
+        self._lost_then = self._lost_now = 0
         self._canaries: list[tuple[Place, bytes]] = []
         self._places: dict[int, Place] = {}
         self._owners: dict[int, Place] = {}
@@ -94,7 +96,7 @@ class Kernel:
             self._places = {
                 os.stat(namespaces.path(place.namespace)).st_ino: place for place in places
             }
-            self._events = SkbEvents(self._words)
+            self._events = SkbEvents(self._patterns)
         except OSError as error:
             self._failed = f"BPF: {error.strerror or error}"
         except (KeyError, ValueError) as error:
@@ -117,6 +119,22 @@ class Kernel:
         return self._events is None or any(
             place == canary.place and canary.cookie in frame for place, frame in self._canaries
         )
+
+    def age(self) -> None:
+        """Drop what was read before the last call, and what was lost before it is no matter."""
+        self._read()
+        if self._events:
+            self._lost_then, self._lost_now = self._lost_now, self._events.lost
+        del self._kept[: self._old]
+        self._old = len(self._kept)
+        self._owners = {event.buffer: place for event, place in self._kept}
+        self._canaries.clear()
+
+    def adopt(self, mark: Mark) -> None:
+        """Of what was seen, and from now on, only what bears a mark is the probe."""
+        self._read()
+        self._mark = mark
+        self._kept = [pair for pair in self._kept if mark.is_in(pair[0].frame)]
 
     def events(self, sightings: Sequence[Sighting] = ()) -> list[Moment]:
         """Every moment of the probe, in time order.
@@ -206,7 +224,7 @@ class Kernel:
             return f"partial: {self._failed}; tracefs tells drops by device, length and time"
         if self._failed:
             return f"unavailable: {self._failed}"
-        lost = self._lost + (self._events.lost if self._events else 0)
+        lost = self._lost + (self._events.lost if self._events else 0) - self._lost_then
         return f"partial: {lost} events did not fit the buffer" if lost else "ok"
 
 

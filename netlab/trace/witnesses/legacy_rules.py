@@ -97,6 +97,9 @@ class LegacyRules:
         self._nodes = 0
         self._overrun = False
         self._failed: list[str] = []
+        # What was logged while it was not known what the probe bears, and how much of it is old.
+        self._waiting: list[tuple[Place, int, dict[int, bytes]]] = []
+        self._old = 0
 
     def arm(self, places: Sequence[Place]) -> None:
         for place in places:
@@ -130,6 +133,22 @@ class LegacyRules:
             resolve(run, hits, tables.get((run.place, run.table)))
         return [run for run, _ in runs]
 
+    def age(self) -> None:
+        """Drop what was read before the last call."""
+        for place in self._channels:
+            self._read(place)
+        del self._waiting[: self._old]
+        self._old = len(self._waiting)
+
+    def adopt(self, mark: Mark) -> None:
+        """Of what was seen, and from now on, what bears a mark is the probe."""
+        for place in self._channels:
+            self._read(place)
+        self._mark, self._words = mark, mark.words()
+        waiting, self._waiting = self._waiting, []
+        for event in waiting:
+            self._event(*event)
+
     def forget(self) -> None:
         for place in self._channels:
             self._read(place)
@@ -161,6 +180,9 @@ class LegacyRules:
         transport = packet[header:]
         if transport.startswith(self._canary, _UDP_HEADER):
             self._canaries.add((place, transport[_UDP_HEADER:]))
+            return
+        if not self._words:
+            self._waiting.append((place, family, event))
             return
         if not any(packet.startswith(word, offset) for offset, word in self._words):
             return

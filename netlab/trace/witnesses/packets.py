@@ -22,7 +22,7 @@ from netlab.trace.family import IPV4, IPV6
 from netlab.trace.mark import Mark
 from netlab.trace.model import Direction, Packet, Socket
 from netlab.trace.witnesses import Canary, socket_filter
-from netlab.trace.witnesses.fragments import Key, counted, later_pieces, piece_of
+from netlab.trace.witnesses.fragments import Key, counted, piece_of
 from netlab.trace.witnesses.socket_filter import Test, equal
 
 _MAC_HEADER = 14
@@ -50,19 +50,18 @@ class Packets:
 
     name = "packets"
 
-    def __init__(self, mark: Mark, vxlan_port: int, canary: bytes) -> None:
+    def __init__(self, mark: Mark, vxlan_port: int, filter_: bytes) -> None:
         self._mark = mark
         self._vxlan_port = vxlan_port
-        self._filter = program(
-            watched_words(mark, canary), later_pieces(mark.family) if mark.fragmented else ()
-        )
+        self._filter = filter_
         self._taps: dict[Place, Tap] = {}
         self._frames: dict[Place, list[Frame]] = {}
         self._pieces: dict[Place, list[Frame]] = {}
         self._seen: list[bytes] = []
+        self._old: dict[Place, int] = {}
         self._canaries: set[bytes] = set()
         self._stamped = False
-        self._lost = 0
+        self._lost = self._lost_then = self._lost_now = 0
         self._failed: list[str] = []
 
     def arm(self, places: Sequence[Place]) -> None:
@@ -91,6 +90,25 @@ class Packets:
         if canary.cookie not in self._canaries:
             self._read(canary.place, canary.cookie)
         return canary.cookie in self._canaries
+
+    def age(self) -> None:
+        """Drop what was read before the last call, and what was lost before it is no matter."""
+        lost = sum(tap.lost for tap in self._taps.values())
+        self._lost_then, self._lost_now = self._lost_now, lost
+        for place, kept in self._frames.items():
+            self._read(place)
+            del kept[: self._old.get(place, 0)]
+            self._old[place] = len(kept)
+
+    def adopt(self, mark: Mark) -> None:
+        """Of what was seen, and from now on, only what bears a mark is the probe."""
+        for place in self._taps:
+            self._read(place)
+        self._mark = mark
+        self._frames = {
+            place: [each for each in kept if mark.is_in(each.data)]
+            for place, kept in self._frames.items()
+        }
 
     def events(self, sent_to: Socket | None = None) -> list[Sighting]:
         """Every sighting of the probe, in time order; that of one namespace is never broken.
@@ -212,8 +230,8 @@ class Packets:
         problems = list(self._failed)
         if not self._stamped:
             problems.append("arrivals were not stamped, so their order between namespaces may err")
-        if self._lost:
-            problems.append(f"{self._lost} frames of the traffic meanwhile did not fit the buffer")
+        if lost := self._lost - self._lost_then:
+            problems.append(f"{lost} frames of the traffic meanwhile did not fit the buffer")
         return f"partial: {'; '.join(problems)}" if problems else "ok"
 
 

@@ -48,6 +48,7 @@ _VERDICTS = {0: "drop", 1: "accept", 2: "stolen", 3: "queue", 4: "repeat"} | {
     -5: "return",
 }
 _PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
+_PROTOCOL_NUMBERS = {name: number for number, name in _PROTOCOL_NAMES.items()}
 
 TABLE = """\
 table {family} {name} {{
@@ -98,6 +99,7 @@ class Run(msgspec.Struct):
     quoted: bytes  # of an ICMP error what its header and the quoted one begin with, else empty
     outer: bool  # whether this is the outer packet of a tunnel
     ours: bool  # known by its transport header
+    transport: bytes = b""  # as much of that as was reported
     mark: int = 0  # when it entered the chain
     family: int = IPV4.address_family  # of the table, NFPROTO_*
     matches: list[Match] = []
@@ -132,6 +134,8 @@ class Rules:
         self._open: dict[tuple[Place, int], Run] = {}
         self._canaries: set[tuple[Place, bytes]] = set()
         self._devices = DeviceNames()
+        self._old: dict[Place, int] = {}
+        self._adopted = False
         self._failed: list[str] = []
         self._overrun = False
 
@@ -176,6 +180,29 @@ class Rules:
         self._read(canary.place)
         return (canary.place, canary.cookie) in self._canaries
 
+    def age(self) -> None:
+        """Drop what was read before the last call, and what was lost before it is no matter."""
+        self._overrun = any(listener.overrun for listener in self._listeners.values())
+        for listener in self._listeners.values():
+            listener.overrun = False
+        for place, runs in self._runs.items():
+            self._read(place)
+            del runs[: self._old.get(place, 0)]
+            self._old[place] = len(runs)
+        recent = {id(run) for runs in self._runs.values() for run in runs}
+        self._open = {key: run for key, run in self._open.items() if id(run) in recent}
+
+    def adopt(self, mark: Mark) -> None:
+        """Of what was seen, and from now on, what bears a mark is the probe."""
+        for place, runs in self._runs.items():
+            self._read(place)
+            for run in runs:
+                number = _PROTOCOL_NUMBERS.get(run.protocol, 0)
+                run.ours = mark.in_transport(run.transport, number)
+                run.quoted = b"" if run.ours else run.quoted
+        self._mark = mark
+        self._adopted = True
+
     def events(self) -> list[Run]:
         """What the probe met, run by run, in the order of each namespace."""
         return [
@@ -189,6 +216,9 @@ class Rules:
         # Packets that carry the mark too far behind for the reported header are known by our own
         # table, which let through nothing else.
         keys = {run.key for run in runs if run.table == self._table}
+        if self._adopted:
+            # It let through others too, of which those that the header tells are known by now.
+            runs = [run for run in runs if run.ours or run.outer or run.quoted]
         return [run for run in runs if run.ours or run.key in keys]
 
     @property
@@ -315,6 +345,7 @@ def run_of(probe: Mark, vxlan_port: int, network: bytes, transport: bytes, /, **
         quoted=transport[:2] + transport[8:14] if error else b"",
         outer=protocol == 17 and not ours and dport == vxlan_port,
         ours=ours,
+        transport=transport,
         **known,
     )
 
