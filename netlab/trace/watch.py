@@ -94,9 +94,7 @@ class Watch:
         self._join()
         now = time.monotonic_ns()
         sent_to = Socket(ip=self._aim.destination, port=self._aim.port)
-        sightings = [
-            each for each in self._packets.events(sent_to) if not _is_of_source(each, self._aim)
-        ]
+        sightings = _without_complaints(self._packets.events(sent_to), self._aim)
         runs = self._rules.events()
         moments = self._kernel.events(sightings)
         self._compare(now)
@@ -174,7 +172,16 @@ class Watch:
             witness.disarm()
 
 
-def _is_of_source(sighting: Sighting, aim: Aim) -> bool:
-    """Whether it is the source that complains: of an answer that no socket of its own waits for."""
-    own, packet = aim.source.addresses, sighting.packet
-    return sighting.role == "error" and packet.src in own and packet.dst not in own
+def _without_complaints(sightings: list[Sighting], aim: Aim) -> list[Sighting]:
+    """Leave out the source's own errors, of an answer that no socket of its own waits for."""
+    own = aim.source.addresses
+    answered = {
+        (each.packet.dst, each.packet.src)
+        for each in sightings
+        if each.role == "answer" and each.packet.dst in own
+    }
+    return [
+        each
+        for each in sightings
+        if each.role != "error" or (each.packet.src, each.packet.dst) not in answered
+    ]
