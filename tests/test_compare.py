@@ -19,7 +19,7 @@ from netlab.problems import NetlabError
 from netlab.report.compare import print_comparison
 from netlab.topology.model import Fault, Lab
 from netlab.trace.aim import Place, Request, aim
-from netlab.trace.effort import Effort, compared, efforts
+from netlab.trace.effort import Effort, compared, efforts, places_of
 from netlab.trace.model import (
     AnyStep,
     Disposition,
@@ -195,11 +195,22 @@ def test_rules_are_counted_for_each_leg() -> None:
         delivered(),
         [run(Match("PREROUTING", 1, "jump", "SERVICES")), run(flow=back)],
         {"lab:n1": HANDLES},
+        {},
     )
     assert found == {
         "forward": Effort(compared=5, matched=1),
         "reply": Effort(compared=1, matched=0),
     }
+
+
+def test_rules_of_iptables_legacy_are_counted_by_their_places() -> None:
+    saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:MINE - [0:0]\n-A PREROUTING -j MINE\n-A MINE -j A\n"
+    places = places_of(saved + "-A MINE -j B\nCOMMIT\n", 2)
+    assert places == {(2, "nat", "PREROUTING"): [1], (2, "nat", "MINE"): [1, 2]}
+    met = run(Match("PREROUTING", 1, "jump", "MINE"), Match("MINE", 2, "accept"))
+    met.legacy = True
+    found = efforts(delivered(), [met], {"lab:n1": HANDLES}, {"lab:n1": places})
+    assert found["forward"] == Effort(compared=3, matched=2)
 
 
 # Sentences and the table
@@ -534,10 +545,10 @@ def test_the_outer_packet_of_a_tunnel_belongs_to_the_leg_that_it_carries() -> No
     found = replace(delivered(), forward=[carried])
     there = Tuple(source=Socket(ip=outer.src, port=1), destination=Socket(ip=outer.dst, port=8472))
     outside = replace(run(flow=there), outer=True)
-    assert efforts(found, [outside], {"lab:n1": HANDLES})["forward"] == Effort(
+    assert efforts(found, [outside], {"lab:n1": HANDLES}, {})["forward"] == Effort(
         compared=1, matched=0
     )
     returning = replace(run(flow=there.reversed), outer=True)
-    assert efforts(found, [returning], {"lab:n1": HANDLES})["reply"] == Effort(
+    assert efforts(found, [returning], {"lab:n1": HANDLES}, {})["reply"] == Effort(
         compared=1, matched=0
     )

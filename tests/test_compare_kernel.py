@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from netlab.cli.common import only_lab
 from netlab.compare import run as comparing
 from netlab.compare import twins
 from netlab.compare.model import Comparison, Measured, Variant
 from netlab.compare.run import compare
 from netlab.kernel import namespaces, nft_contents
 from netlab.lab import lifecycle, record
+from netlab.lab.named import only_lab
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Fault, Lab, Service, ServicePort
 from netlab.trace.aim import Request, aim

@@ -379,3 +379,21 @@ def test_a_client_that_complains_of_a_strangers_answer_refuses_nothing(
     assert (found.disposition, found.drop.reason) == ("dropped", "not-masqueraded")
     assert found.prediction is not None
     assert found.prediction.differs == []
+
+
+def test_a_pod_refuses_its_own_datagram(up: Callable[[Lab], object]) -> None:
+    """The error is of the source's namespace, and a refusal all the same."""
+    lab = trace_lab()
+    closed = tuple(
+        replace(each, endpoints=tuple(replace(end, port=8003) for end in each.endpoints))
+        if each.service == "datagrams"
+        else each
+        for each in lab.endpoints
+    )
+    lab = replace(lab, endpoints=closed)
+    up(lab)
+    found = trace(lab, Request("p1", "svc/datagrams", timeout_s=TIMEOUT_S))
+    assert found.drop is not None
+    assert (found.disposition, found.drop.reason) == ("rejected", "port-closed")
+    assert found.prediction is not None
+    assert found.prediction.differs == []

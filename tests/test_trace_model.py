@@ -147,6 +147,7 @@ def test_a_trace_has_every_key_of_the_schema() -> None:
         "prediction",
         "elapsed_us",
         "application",
+        "tries",
     ]
     assert found["schema"] == "netlab.trace/v1"
     assert found["probe"]["from"] == "demo/p0"

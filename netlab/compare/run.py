@@ -29,7 +29,7 @@ from netlab.problems import Exit, NetlabError
 from netlab.topology.model import Lab
 from netlab.trace.aim import Aim, Request, aim
 from netlab.trace.correlate import Observed
-from netlab.trace.effort import efforts
+from netlab.trace.effort import Chain, efforts, places_of
 from netlab.trace.model import Trace
 from netlab.trace.run import traced
 from netlab.trace.timing import Stopwatch
@@ -164,20 +164,29 @@ def _measured(twin: _Twin) -> Measured:
         for place in decided.places
         if place.kind == "node"
     }
+    legacy = {
+        namespace: places_of(
+            dict(zip(_LEGACY, xtables.save(namespace, backend="legacy"), strict=True))[version],
+            version,
+        )
+        for namespace in held
+        if xtables.in_use(namespace, "legacy")
+    }
     at_client = namespace_name(lab.name, decided.source.node or "")
-    legacy = not _reports_rules(twin.trace)
+    untold = not _reports_rules(twin.trace)
     found = efforts(
         twin.trace,
         twin.observed.runs,
         {namespace: each.chains for namespace, each in held.items()},
+        legacy,
     )
     return Measured(
         twin=lab.name,
         trace=twin.trace,
         tries=twin.tries,
-        there=None if legacy else found["forward"],
-        back=None if legacy or not twin.trace.reply else found["reply"],
-        ruleset=_ruleset(at_client, held, version),
+        there=None if untold else found["forward"],
+        back=None if untold or not twin.trace.reply else found["reply"],
+        ruleset=_ruleset(held[at_client], legacy.get(at_client, {})),
         load_ms=_load_ms(lab, decided.source.node or ""),
         cost=Cost.of(twin.samples),
     )
@@ -187,16 +196,14 @@ def _reports_rules(trace: Trace) -> bool:
     return trace.witnesses.rules == "ok"
 
 
-def _ruleset(namespace: str, held: Mapping[str, Contents], family: int) -> RuleSet:
+def _ruleset(there: Contents, legacy: Mapping[Chain, Sequence[int]]) -> RuleSet:
     """Of nf_tables and of iptables-legacy together."""
-    there = held[namespace]
-    chains, counted = len(there.chains), sum(map(len, there.chains.values()))
-    if xtables.in_use(namespace, "legacy"):
-        texts = dict(zip(_LEGACY, xtables.save(namespace, backend="legacy"), strict=True))
-        lines = texts[family].splitlines()
-        chains += sum(line.startswith(":") for line in lines)
-        counted += sum(line.startswith("-A ") for line in lines)
-    return RuleSet(chains=chains, rules=counted, sets=there.sets, elements=there.elements)
+    return RuleSet(
+        chains=len(there.chains) + len(legacy),
+        rules=sum(map(len, (*there.chains.values(), *legacy.values()))),
+        sets=there.sets,
+        elements=there.elements,
+    )
 
 
 _LEGACY = (2, 10)  # AF_INET and AF_INET6: what `xtables.save` returns, in this order

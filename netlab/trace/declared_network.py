@@ -120,9 +120,7 @@ class DeclaredNetwork:
 
     def pod_of(self, place: Place) -> Pod:
         """The pod that a place is."""
-        pod = self.pod_at(place.addresses[0])
-        assert pod is not None
-        return pod
+        return next(pod for pod in self._pods.values() if pod.key == place.name)
 
     def place_of(self, owner: Node | Pod) -> Place:
         """The namespace of a node or a pod."""
@@ -154,8 +152,12 @@ class DeclaredNetwork:
         )
 
     def address_on(self, place: Place, device: str) -> str:
-        """The first address of a device: what the place sends from by that device."""
-        return next(own for name, own in self._own(place) if name == device)
+        """The first address of a device: what the place sends from by that device.
+
+        Without one it is the unspecified address.
+        """
+        found = (own for name, own in self._own(place) if name == device)
+        return next(found, self.family.unspecified)
 
     def local_addresses(self, place: Place) -> list[str]:
         """Every address of a place but loopback's."""
@@ -219,13 +221,20 @@ class DeclaredNetwork:
             if self._is_ours(gateway):
                 yield Way(self.family.every_address, UPLINK, gateway)
         yield from (Way(each, BRIDGE) for each in node.pod_cidrs)
+        if first_of(self.family, node.pod_cidrs) is None:
+            return
+        peers = {
+            peer.name: (cidr, peer)
+            for peer in self.lab.nodes
+            if peer is not node and (cidr := first_of(self.family, peer.pod_cidrs))
+        }
+        yield from (self._to_peer(cidr, peer) for cidr, peer in peers.values())
         for address, home in self._strays:
             alone = f"{address}/{self.family.bits}"
-            yield Way(alone, BRIDGE) if home is node else self._to_peer(alone, home)
-        for peer in self.lab.nodes:
-            cidr = first_of(self.family, peer.pod_cidrs)
-            if peer is not node and cidr and first_of(self.family, node.pod_cidrs):
-                yield self._to_peer(cidr, peer)
+            if home is node:
+                yield Way(alone, BRIDGE)
+            elif home.name in peers:
+                yield self._to_peer(alone, home)
 
     @functools.cached_property
     def _strays(self) -> list[tuple[str, Node]]:

@@ -1,14 +1,16 @@
 """How many rules a packet was held against, and how many matched.
 
 The kernel reports the rules that matched.  Those before them in their chains were compared too, and
-all that were left where a chain came to its end: counted here by the order of handles.  A look-up
-in a map is one rule, however many elements the map has.
+all that were left where a chain came to its end: counted here by the order of handles, or of
+iptables-legacy by the places in a chain.  A look-up in a map is one rule, however many elements the
+map has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from netlab.datapath.services.iptables_save import parse
 from netlab.trace.model import Data, Leg, Trace
 from netlab.trace.witnesses.rules import Run
 
@@ -55,19 +57,32 @@ def compared(run: Run, rules: Mapping[Chain, Sequence[int]]) -> int | None:
         return None
 
 
-def efforts(
-    trace: Trace, runs: Iterable[Run], rules: Mapping[str, Mapping[Chain, Sequence[int]]]
-) -> dict[Leg, Effort | None]:
-    """What the probe and its answer met; `rules` as in :func:`compared`, by namespace.
+def places_of(saved: str, family: int) -> dict[Chain, Sequence[int]]:
+    """Rules by their places in what `iptables-legacy-save` prints."""
+    return {
+        (family, name, chain): [*range(1, len(table.rules.get(chain, ())) + 1)]
+        for name, table in parse(saved).items()
+        for chain in table.policies
+    }
 
-    None for a leg of which something cannot be told.
+
+def efforts(
+    trace: Trace,
+    runs: Iterable[Run],
+    rules: Mapping[str, Mapping[Chain, Sequence[int]]],
+    legacy: Mapping[str, Mapping[Chain, Sequence[int]]],
+) -> dict[Leg, Effort | None]:
+    """What the probe and its answer met.
+
+    `rules` and `legacy` (those of iptables-legacy) as in :func:`compared`, by namespace.  None for
+    a leg of which something cannot be told.
     """
     found: dict[Leg, Effort | None] = {leg: Effort(compared=0, matched=0) for leg in _LEGS}
     way = _Way(trace)
     for run in runs:
         leg = way.leg(run)
         so_far = found[leg]
-        count = compared(run, rules.get(run.place.namespace, {}))
+        count = compared(run, (legacy if run.legacy else rules).get(run.place.namespace, {}))
         if so_far is None or count is None:
             found[leg] = None
         else:

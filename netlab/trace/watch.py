@@ -63,6 +63,8 @@ class Watch:
         self._threads: list[threading.Thread] = []
         self._texts: RuleTexts | None = None
         self.blind: list[Blind] = []
+        # The frames of the sightings that `observed` told, whole and in the same order.
+        self.frames: list[bytes] = []
 
     def __enter__(self) -> Watch:
         self._beside(dissect.load)
@@ -125,9 +127,11 @@ class Watch:
         self._join()
         now = time.monotonic_ns()
         sent_to = Socket(ip=self._aim.destination, port=self._aim.port)
-        sightings = [
-            each for each in self._packets.events(sent_to) if not _is_of_source(each, self._aim)
-        ]
+        seen_here = self._packets.events(sent_to)
+        sightings = _without_complaints(seen_here, self._aim)
+        kept = set(map(id, sightings))
+        pairs = zip(seen_here, self._packets.seen, strict=True)
+        self.frames = [data for sighting, data in pairs if id(sighting) in kept]
         runs = [*self._rules.events(), *self._legacy_rules.events()]
         moments = self._kernel.events(sightings)
         self._compare(now)
@@ -156,11 +160,6 @@ class Watch:
             moments=moments,
             answer_ends=self._aim.answer_ends,
         )
-
-    @property
-    def frames(self) -> list[bytes]:
-        """The frames of the sightings that :meth:`observed` told, whole and in the same order."""
-        return self._packets.seen
 
     def reports(self) -> Witnesses:
         """What the witnesses say of themselves, at the end."""
@@ -211,7 +210,16 @@ class Watch:
             witness.disarm()
 
 
-def _is_of_source(sighting: Sighting, aim: Aim) -> bool:
-    """Whether it is the source that complains: of an answer that no socket of its own waits for."""
-    own, packet = aim.source.addresses, sighting.packet
-    return sighting.role == "error" and packet.src in own and packet.dst not in own
+def _without_complaints(sightings: list[Sighting], aim: Aim) -> list[Sighting]:
+    """Leave out the source's own errors, of an answer that no socket of its own waits for."""
+    own = aim.source.addresses
+    answered = {
+        (each.packet.dst, each.packet.src)
+        for each in sightings
+        if each.role == "answer" and each.packet.dst in own
+    }
+    return [
+        each
+        for each in sightings
+        if each.role != "error" or (each.packet.src, each.packet.dst) not in answered
+    ]
