@@ -7,7 +7,7 @@ a link without our mark is never deleted, nor are routes of the kernel or of a r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from netlab.datapath.state import Change, Found, Item, LabState, Link, Namespace, Sysctl
 
@@ -37,7 +37,7 @@ def plan(desired: LabState, found: Mapping[str, Found]) -> list[Change]:
     return changes
 
 
-def caused(changes: Iterable[Change], before: LabState, after: LabState) -> list[Change]:
+def caused(changes: Sequence[Change], before: LabState, after: LabState) -> list[Change]:
     """Those of changes that lead from one state to another.
 
     The others would take back what somebody did by hand, whom a change of something else does not
@@ -45,14 +45,31 @@ def caused(changes: Iterable[Change], before: LabState, after: LabState) -> list
     """
     old, new = (
         {
-            (ns.name, *_identity(item)): item
-            for ns in state.namespaces()
-            for item in (ns, *_items(ns))
+            (namespace.name, *_identity(item)): item
+            for namespace in state.namespaces()
+            for item in (namespace, *_items(namespace))
         }
         for state in (before, after)
     )
-    keys = ((change, (change.namespace, *_identity(change.item))) for change in changes)
-    return [change for change, key in keys if old.get(key) != new.get(key)]
+    keys = [(change.namespace, *_identity(change.item)) for change in changes]
+    wanted = [old.get(key) != new.get(key) for key in keys]
+    # With a link goes what is on it, which is made anew with it: a VXLAN device, addresses, routes.
+    touched: set[tuple[str, str | None]] = set()
+    for change, is_wanted in zip(changes, wanted, strict=True):
+        if isinstance(link := change.item, Link) and (
+            is_wanted or (link.vxlan and (change.namespace, link.vxlan.device) in touched)
+        ):
+            touched.add((change.namespace, link.name))
+    return [
+        change
+        for change, is_wanted in zip(changes, wanted, strict=True)
+        if is_wanted or (change.namespace, _on(change.item)) in touched
+    ]
+
+
+def _on(item: Item) -> str | None:
+    """The link that an item is, or is on."""
+    return item.name if isinstance(item, Link) else _link_of(item)
 
 
 def _identity(item: Item) -> tuple[object, ...]:

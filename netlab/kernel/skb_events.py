@@ -199,8 +199,13 @@ def _text(value: bytes) -> str:
 
 
 def _whole(frame: bytes) -> bytes:
-    """A frame without what stands in memory behind its packet, and with the type of that."""
+    """A frame without what stands in memory behind its packet, and with the type of that.
+
+    Nothing if it is none of IP, such as ARP, behind which the packet may stand that asked for it.
+    """
     version = frame[_MAC_HEADER] >> 4
+    if version not in (4, 6):
+        return b""
     at, more, kind = (4, 40, b"\x86\xdd") if version == 6 else (2, 0, b"\x08\x00")
     (length,) = struct.unpack_from("!H", frame, _MAC_HEADER + at)
     end = _MAC_HEADER + length + more

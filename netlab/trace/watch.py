@@ -31,6 +31,9 @@ from netlab.trace.witnesses.packets import Packets, Sighting, program, watched_w
 from netlab.trace.witnesses.rule_text import RuleTexts
 from netlab.trace.witnesses.rules import Rules
 
+# The kernel tells of a frame before the sockets get it; meanwhile the processor may be taken away.
+_LATE_S = 0.02
+
 
 class Watch:
     """Witnesses on the way of a probe, from `with` to the end of its body."""
@@ -186,7 +189,10 @@ class Watch:
         """Two witnesses see packets come in: who saw fewer missed some."""
         if self._packets.report != "ok" or self._kernel.report != "ok":
             return
-        seen, told = self._packets.arrivals(), self._kernel.arrivals(until_ns)
+        told = self._kernel.arrivals(until_ns)
+        patience = time.monotonic() + _LATE_S
+        while told - (seen := self._packets.arrivals()) and time.monotonic() < patience:
+            time.sleep(_LATE_S / 20)
         for who, other, missed in (
             ("packets", "kernel", told - seen),
             ("kernel", "packets", seen - told),

@@ -90,6 +90,7 @@ class Kernel:
         self._to_wall_ns = 0
         self._failed: str | None = None
         self._lost = 0
+        self._since = 0
 
     def arm(self, places: Sequence[Place]) -> None:
         try:
@@ -153,6 +154,8 @@ class Kernel:
         if self._events is None:
             return
         for event in self._events.read():
+            if event.t_ns < self._since:
+                continue
             place = self._places.get(event.namespace) or self._owners.get(event.buffer)
             if place is None:
                 continue
@@ -203,6 +206,8 @@ class Kernel:
         return last.kind == "drop" and last.reason not in _HARMLESS
 
     def forget(self) -> None:
+        # What is still being written, or stands behind that, is read later.
+        self._since = time.monotonic_ns()
         self._read()
         for each in (self._kept, self._canaries, self._lines):
             each.clear()

@@ -61,6 +61,7 @@ class Packets:
         self._old: dict[Place, int] = {}
         self._canaries: set[bytes] = set()
         self._stamped = False
+        self._since = 0
         self._lost = self._lost_then = self._lost_now = 0
         self._failed: list[str] = []
 
@@ -182,7 +183,9 @@ class Packets:
         return told
 
     def arrivals(self) -> Counter[tuple[Place, str]]:
-        """How often a frame that may be the probe's came in on each device."""
+        """How often a frame that may be the probe's came in on each device, until now."""
+        for place in self._taps:
+            self._read(place)
         return Counter(
             (place, frame.device)
             for place, frames in self._frames.items()
@@ -198,6 +201,8 @@ class Packets:
             if canary and canary in frame.data:
                 self._canaries.add(canary)
                 self._stamped = frame.t_ns < before
+            elif frame.t_ns < self._since:
+                pass
             elif self._mark.is_in(frame.data):
                 kept.append(frame)
             elif self._mark.fragmented:
@@ -205,6 +210,7 @@ class Packets:
             before = time.clock_gettime_ns(time.CLOCK_REALTIME)
 
     def forget(self) -> None:
+        self._since = time.time_ns()
         for place, tap in self._taps.items():
             self._read(place)
             self._frames[place] = []
