@@ -213,18 +213,18 @@ def _receiver(trace: Trace, expected: Prediction) -> Iterator[str]:
 
 
 def _translations(seen: Sequence[Translation], due: Sequence[Translation]) -> Iterator[str]:
-    # Where another connection has the port, the kernel takes the next one: nf_nat_used_tuple().
-    seen = [each for each in seen if each.kind == "dnat" or each.before.ip != each.after.ip]
     found = [_change(each) for each in seen]
     wanted = [_change(each) for each in due]
     for each in wanted:
         if each not in found:
             node, kind, to = each
             yield f"node {node} did not do the {kind} to {to} that is declared"
-    for each, rule in zip(found, (one.rule for one in seen), strict=True):
-        if each not in wanted:
+    for each, one in zip(found, seen, strict=True):
+        # Where another connection has the port, the kernel takes the next one: nf_nat_used_tuple().
+        only_port = one.kind != "dnat" and one.before.ip == one.after.ip
+        if each not in wanted and not only_port:
             node, kind, to = each
-            by = f", by {rule}" if rule else ""
+            by = f", by {one.rule}" if one.rule else ""
             yield f"node {node} did a {kind} to {to}{by}; none is declared"
 
 
