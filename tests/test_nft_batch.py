@@ -210,8 +210,9 @@ def test_many_services_are_printed_as_after_the_tool(
     start = transactions(namespace)
     nft.load(namespace, rules)
     in_parts = transactions(namespace) - start
-    assert in_parts > 2
     ours = printed(namespace)
+    redirected = nft_batch.redirection(nft._context().nft_ctx_new)
+    assert in_parts > 2, f"{redirected}, {ours.count('chain')} chains: {ours[:200]}"
     nft.load(namespace, rules)
     assert transactions(namespace) == start + in_parts + 1
     assert printed(namespace) == ours

@@ -65,10 +65,16 @@ class Listener:
             yield from messages(data)
 
     def datagrams(self) -> Iterator[bytes]:
-        """What waits, as :func:`messages` reads it."""
-        while True:
+        """What waits, as :func:`messages` reads it.
+
+        No more than fits the buffer: more may come faster than it is read.
+        """
+        left = _BUFFER
+        while left > 0:
             try:
-                yield self._socket.recv(_RECEIVE)
+                data = self._socket.recv(_RECEIVE)
+                left -= len(data)
+                yield data
             except BlockingIOError:
                 return
             except OSError as error:

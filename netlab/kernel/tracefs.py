@@ -74,13 +74,16 @@ class Instance:
             os.close(descriptor)
 
     def read(self) -> list[Line]:
-        """What happened since it was read last."""
-        text = self._rest
+        """What happened since it was read last, until now: more may come faster than it is read."""
+        now_us = time.monotonic_ns() // 1000
+        found: list[Line] = []
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._pipe, 1 << 16):
-                text += data.decode(errors="replace")
-        *lines, self._rest = text.split("\n")
-        return [line for line in map(parse, lines) if line]
+                *lines, self._rest = (self._rest + data.decode(errors="replace")).split("\n")
+                found += filter(None, map(parse, lines))
+                if found and found[-1].t_us > now_us:
+                    break
+        return found
 
     def close(self) -> None:
         if self._pipe >= 0:
