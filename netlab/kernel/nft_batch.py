@@ -83,7 +83,7 @@ def parts(batch: bytes, new: bool) -> list[bytes]:
             unused -= len(_TEMPLATE.findall(message))
         elif kind in (_NEWSET, _NEWSETELEM) and _TEMPLATE.search(message):
             found = _attributes(message)
-            template = found.pop(_SET_NAME)[_ATTRIBUTE.size :].rstrip(b"\0")
+            template = _text(found.pop(_SET_NAME))
             if b"%" not in template:
                 return []
             if kind == _NEWSET:
@@ -118,7 +118,12 @@ def _kind(message: bytes) -> int:
 
 def _table(message: bytes) -> bytes:
     """Family and name."""
-    return message[_FAMILY : _FAMILY + 1] + _attributes(message)[_TABLE]
+    return message[_FAMILY : _FAMILY + 1] + _text(_attributes(message)[_TABLE])
+
+
+def _text(attribute: bytes) -> bytes:
+    """A string in an attribute; behind it the library may leave whatever was in memory."""
+    return attribute[_ATTRIBUTE.size :].partition(b"\0")[0]
 
 
 def _attributes(message: bytes) -> dict[int, bytes]:
