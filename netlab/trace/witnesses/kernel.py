@@ -23,11 +23,13 @@ from netlab.trace.dissect import Role, dissect
 from netlab.trace.mark import Mark
 from netlab.trace.model import Packet
 from netlab.trace.witnesses import Canary
-from netlab.trace.witnesses.packets import Sighting
+from netlab.trace.witnesses.packets import Sighting, words_of
 
 # Freed as lost, but nothing is: what belongs to sockets that end, copies for taps, and frames for
 # another MAC, which a flooding bridge sends to everybody.
 _HARMLESS = ("QUEUE_PURGE", "PACKET_SOCK_ERROR", "OTHERHOST", "SOCKET_FILTER")
+
+_MAC_HEADER = 14
 
 # How far the stamp of a packet and the line of tracefs about it may lie apart.
 _APART_NS = 1_000_000
@@ -76,6 +78,7 @@ class Kernel:
 
     def __init__(self, mark: Mark, vxlan_port: int, patterns: Sequence[Pattern]) -> None:
         self._mark = mark
+        self._marking = words_of(mark)
         self._vxlan_port = vxlan_port
         self._patterns = patterns
         self._events: SkbEvents | None = None
@@ -135,7 +138,8 @@ class Kernel:
         """Of what was seen, and from now on, only what bears a mark is the probe."""
         self._read()
         self._mark = mark
-        self._kept = [pair for pair in self._kept if mark.is_in(pair[0].frame)]
+        self._marking = words_of(mark)
+        self._kept = [pair for pair in self._kept if self._bears(pair[0].frame)]
 
     def events(self, sightings: Sequence[Sighting] = ()) -> list[Moment]:
         """Every moment of the probe, in time order.
@@ -160,11 +164,20 @@ class Kernel:
             if place is None:
                 continue
             self._owners[event.buffer] = place
-            if self._mark.is_in(event.frame):
+            if self._bears(event.frame):
                 self._kept.append((event, place))
             elif event.kind == "in":
                 self._canaries.append((place, event.frame))
         self._kept.sort(key=lambda pair: pair[0].t_ns)
+
+    def _bears(self, frame: bytes) -> bool:
+        """Whether a frame has the mark where it may stand.
+
+        The programs look behind the end of short packets too, where others may have left it.
+        """
+        if not self._marking:
+            return self._mark.is_in(frame)
+        return any(frame.startswith(word, _MAC_HEADER + at) for at, word in self._marking)
 
     def _moment(self, event: SkbEvent, place: Place) -> Moment | None:
         seen = None

@@ -241,11 +241,17 @@ class Packets:
         return f"partial: {'; '.join(problems)}" if problems else "ok"
 
 
-def watched_words(mark: Mark, canary: bytes) -> list[tuple[int, bytes]]:
-    """(Offset from the start of an IP header, four bytes): those of the probe and of canaries."""
+def words_of(mark: Mark) -> list[tuple[int, bytes]]:
+    """(Offset from the start of an IP header, four bytes): one holds for each of its packets."""
     words = mark.words()
     if mark.family is IPV6:
         words += [(offset + _EXTENSION, word) for offset, word in words]
+    return words
+
+
+def watched_words(mark: Mark, canary: bytes) -> list[tuple[int, bytes]]:
+    """(Offset from the start of an IP header, four bytes): those of the probe and of canaries."""
+    words = words_of(mark)
     canaries = {family.header + _UDP_HEADER for family in (IPV4, mark.family)}
     return words + [(offset, canary[:4]) for offset in sorted(canaries)]
 
