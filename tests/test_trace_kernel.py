@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -420,6 +421,12 @@ def test_a_lab_with_a_namespace_missing_is_an_error(lab: Lab) -> None:
         (Request("10.244.9.9", "p0"), "bad-source"),
         (Request("p0", "p1", timeout_s=2.0), "timeout-too-long"),
         (Request("p0", "node/n1", protocol="tcp"), "port-needed"),
+        (Request("p0", "node/n1:80", protocol="icmp"), "icmp-port"),
+        (Request("p0", "p1:8002", port=8003), "two-ports"),
+        (Request("p0", "224.0.0.1"), "not-unicast"),
+        (Request("p0", "255.255.255.255"), "not-unicast"),
+        (Request("p0", "0.0.0.0"), "not-unicast"),
+        (Request("nod/n1", "p1"), "unknown-name"),  # nodes are in no namespace
     ],
 )
 def test_requests_that_cannot_be_meant(request_: Request, code: str) -> None:
@@ -431,9 +438,20 @@ def test_requests_that_cannot_be_meant(request_: Request, code: str) -> None:
     assert [problem.code for problem in raised.value.problems] == [code]
 
 
-def test_the_answer_is_read_on_the_terminal_and_as_json(lab: Lab) -> None:
-    import json
+def test_without_the_right_to_choose_a_sequence_number_udp_is_traced(lab: Lab) -> None:
+    netlab = str(Path(sys.executable).parent / "netlab")
+    without = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", netlab, "trace"]
+    words = [*without, "--lab", lab.name, "p0", "10.244.2.2:8002"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == Exit.MACHINE
+    assert "error[not-permitted]" in done.stderr
+    words += ["--protocol", "udp", "-o", "json"]
+    found = json.loads(subprocess.run(words, capture_output=True, text=True).stdout)
+    assert found["disposition"] == "delivered"
+    assert found["witnesses"]["rules"].startswith("unavailable: ")
 
+
+def test_the_answer_is_read_on_the_terminal_and_as_json(lab: Lab) -> None:
     netlab = str(Path(sys.executable).parent / "netlab")
     words = [netlab, "trace", "--lab", lab.name, "p0", "svc/remote"]
     told = subprocess.run(

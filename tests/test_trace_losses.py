@@ -244,6 +244,20 @@ def test_a_pod_address_that_nobody_has_is_followed_to_its_node(lab: Lab) -> None
 
 
 @kernel
+def test_with_a_device_go_its_routes(lab: Lab) -> None:
+    in_node(lab, "n2", "ip", "link", "set", "cbr0", "down")
+    found, said = lost(lab, "p0", "p1:8002")
+    assert found.drop
+    assert (found.drop.reason, found.drop.node) == ("link-down", "n2")
+    assert said.startswith("cbr0 of node n2 is down, and ")
+    assert "link set cbr0 up" in said
+    in_pod(lab, "p0", "ip", "link", "set", "eth0", "down")
+    found, said = lost(lab, "p0", "p1:8002")
+    assert found.reason == "link-down"
+    assert "eth0 of pod demo/p0 is down" in said
+
+
+@kernel
 def test_a_policy_and_a_foreign_rule_come_with_a_fix(lab: Lab) -> None:
     in_node(lab, "n1", "iptables", "-P", "FORWARD", "DROP")
     _, said = lost(lab, "p0", "p1:8002")

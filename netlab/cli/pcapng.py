@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from netlab.problems import NetlabError, Problem
 
@@ -24,11 +25,23 @@ def pcapng_stream(path: str) -> Iterator[BinaryIO]:
             )
         yield sys.stdout.buffer
         return
+    with _opened(path, "wb") as file:
+        yield file
+
+
+def require_writable(path: str) -> None:
+    """Raise NetlabError (exit 2) before anything is sent whose packets could not be written."""
+    if path != "-":
+        is_new = not os.path.exists(path)
+        _opened(path, "ab").close()
+        if is_new:
+            os.unlink(path)
+
+
+def _opened(path: str, mode: Literal["wb", "ab"]) -> BinaryIO:
     try:
-        file = open(path, "wb")  # noqa: SIM115
+        return open(path, mode)
     except OSError as error:
         raise NetlabError(
             Problem("pcapng-file", f'"{path}" cannot be written: {error.strerror}')
         ) from None
-    with file:
-        yield file

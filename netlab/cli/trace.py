@@ -265,6 +265,10 @@ def trace(
             lab, declared, request, count, expected, output, None if output else _console()
         )
     recorded: list[Recorded] = []
+    if pcapng:
+        from netlab.cli.pcapng import require_writable
+
+        require_writable(pcapng)
     if watched is not None:
         from netlab.trace.waiting import Wait, trace_next
 
@@ -284,14 +288,14 @@ def trace(
         from netlab.trace.run import trace as run
 
         found = run(lab, request, recorded, declared)
+    if pcapng:  # before who reads what is printed may go away
+        _write_pcapng(found, recorded, pcapng)
     if pcapng == "-":
         from netlab.report.terminal import headline
 
         click.echo(headline(found), err=True)
     else:
         _print(found, output)
-    if pcapng:
-        _write_pcapng(found, recorded, pcapng)
     return _exit_code(found, expected)
 
 

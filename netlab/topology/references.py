@@ -65,7 +65,7 @@ def resolve(lab: Lab, text: str, namespace: str | None = None) -> Reference:
     if slash and first.lower() in _OWNERS:
         return _owned(lab, _OWNERS[first.lower()], rest, port, namespace)
     if slash:
-        namespace, name = first, rest
+        return _bare(lab, rest, port, first, with_nodes=False)
     return _bare(lab, name, port, namespace)
 
 
@@ -150,13 +150,18 @@ def _of_kind(lab: Lab, kind: str, name: str, port: str | None, namespace: str | 
     return _reference(lab, _only(lab, kind, name, hits, known, namespace), port)
 
 
-def _bare(lab: Lab, name: str, port: str | None, namespace: str | None) -> Reference:
+def _bare(
+    lab: Lab, name: str, port: str | None, namespace: str | None, with_nodes: bool = True
+) -> Reference:
+    """A name by itself, or with a namespace, which nodes have none of."""
     hits: dict[str, Pod | Service | Node] = {
         **_pods(lab, name, namespace),
         **_services(lab, name, namespace),
-        **_nodes(lab, name),
+        **(_nodes(lab, name) if with_nodes else {}),
     }
-    known = _names((*lab.pods, *lab.services), namespace) + [node.name for node in lab.nodes]
+    known = _names((*lab.pods, *lab.services), namespace)
+    if with_nodes:
+        known += [node.name for node in lab.nodes]
     return _reference(lab, _only(lab, "name", name, hits, known, namespace), port)
 
 

@@ -138,6 +138,14 @@ def aim(lab: Lab, request: Request) -> Aim:
     check_form(request, protocol, family, said, spoofed)
     if request.source_port and protocol == "icmp":
         raise _error("icmp-port", "an ICMP probe has no source port", "take TCP or UDP")
+    stated = target.port_number if target.kind == "address" or not target.service else None
+    if protocol == "icmp" and (request.port or stated):
+        raise _error("icmp-port", "an ICMP probe has no port", "take TCP or UDP, or leave it out")
+    if request.port and target.port_number and request.port != target.port_number:
+        raise _error(
+            "two-ports",
+            f'"{request.destination}" names port {target.port_number}, and --port {request.port}',
+        )
     receivers = _receivers(lab, target, service, service_port, family)
     pods = [place for place in receivers if place.kind == "pod"]
     unwatched = set(pods[MOST_PODS:])
@@ -269,8 +277,10 @@ def _destination(request: Request, sources: tuple[Reference, ...], target: Refer
 
 
 def _require_unicast(destination: str) -> None:
-    """Refuse those addresses of IPv6 that say nothing of where a packet goes."""
+    """Refuse those addresses that are no host's, or say nothing of where a packet goes."""
     address = ip_address(destination)
+    if address.is_multicast or address.is_unspecified or destination == "255.255.255.255":
+        raise _error("not-unicast", f"{destination} is the address of no single host")
     if address.version == 4:
         return
     if address.is_link_local:

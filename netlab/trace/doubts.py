@@ -48,12 +48,12 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
     yield from (refused(step, place) for step in steps if isinstance(step, Route) and step.refuses)
     for step in steps:
         if isinstance(step, Route) and step.device and not step.refuses:
-            yield from _down(case, place, step.device)
+            yield from down(case, place, step.device)
     # Before neighbours: a link that is down answers nobody who asks for its MAC.
     for address in [target, *(step.address for step in steps if isinstance(step, Neighbour))]:
         for owner in _owners(case, address):
             if owner != place:
-                yield from _down(case, owner, "eth0")
+                yield from down(case, owner, "eth0")
     for step in steps:
         if isinstance(step, Neighbour) and step.mac is None:
             yield _unresolved(case, place, step)
@@ -72,7 +72,7 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
 def unanswered(case: Case, place: Place, step: Neighbour) -> Doubt:
     """Why nobody told the MAC of a next hop."""
     for owner in _owners(case, step.address):
-        for doubt in _down(case, owner, "eth0"):
+        for doubt in down(case, owner, "eth0"):
             return doubt
     return _unresolved(case, place, step)
 
@@ -272,7 +272,7 @@ def _unresolved(case: Case, place: Place, step: Neighbour) -> Doubt:
     )
 
 
-def _down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
+def down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
     """A device that is down, or the one whose being down takes its carrier."""
     link = case.tables.link(place, device)
     if link is None or (link.up and link.carrier):
@@ -282,12 +282,22 @@ def _down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
         return
     if link.kind == "bridge":
         for port in case.tables.ports(place, device):
-            yield from _down(case, place, port.name)
+            yield from down(case, place, port.name)
     for owner in case.aim.places:
         far = case.tables.link(owner, link.peer) if link.peer and owner != place else None
         if far and far.peer == link.index and not far.up:
             yield _is_down(owner, far, case.aim.family)
     yield Doubt("link-down", f"{device} of {place} has no carrier: its other end is down", None)
+
+
+def off_at(case: Case, place: Place) -> Iterable[Doubt]:
+    """Devices of a node that are down, or have IPv6 switched off, and so have no routes."""
+    for device in ("eth0", "cbr0", vxlan_device(case.lab, case.aim.family.version)):
+        link = case.tables.link(place, device)
+        if link and not link.up:
+            yield _is_down(place, link, case.aim.family)
+        elif link and case.aim.family is IPV6:
+            yield from switched_off(case, place, device)
 
 
 def _is_down(place: Place, link: Link, family: Family) -> Doubt:

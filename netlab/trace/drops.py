@@ -38,6 +38,10 @@ _NO_ROUTE = (
     "unreachable",
     "prohibit",
     "host-unreachable",
+    # A cluster IP that nothing translates has no route.
+    "no-such-service",
+    "no-such-port",
+    "not-translated",
 )
 _NEIGHBOUR = (
     "neighbour-unresolved",

@@ -27,6 +27,8 @@ from netlab.trace.case import (
 from netlab.trace.doubts import (
     NO_ROUTE_FIX,
     doubts,
+    down,
+    off_at,
     refused,
     switched_off,
     unanswered,
@@ -64,8 +66,27 @@ def loss_of(case: Case) -> Loss:
     for finding in findings:
         loss = finding(case)
         if loss:
-            return with_kernel(loss, case)
+            return _with_devices(with_kernel(loss, case), case)
     return with_kernel(_by_silence(case), case)
+
+
+def _with_devices(loss: Loss, case: Case) -> Loss:
+    """A route is missing where a device of its node is off: with that went its routes."""
+    if loss.reason == "no-route":
+        # What a node has no route for it may send to the underlay's gateway, which has none.
+        passed = [each.passage.before.place for each in case.story.forward if each.passage.before]
+        nodes = [place for place in passed if place.kind == "node"]
+        for place in (*(each for each in nodes if str(each) == loss.where), *nodes[-1:]):
+            for doubt in off_at(case, place):
+                return msgspec.structs.replace(
+                    loss,
+                    node=place.node,
+                    where=str(place),
+                    reason=doubt.reason,
+                    explanation=f"{doubt.words}, and {loss.explanation}",
+                    fix=doubt.fix,
+                )
+    return loss
 
 
 def _by_stale_connection(case: Case) -> Loss | None:
@@ -302,7 +323,7 @@ def _never_sent(case: Case) -> Loss | None:
     source = case.aim.source
     doubt = Doubt("unknown", f"the probe was sent on no device of {source}; why is not known", None)
     route = case.tables.route(source, case.aim.destination)
-    off = next(iter(switched_off(case, source, "eth0")), None)
+    off = next(iter((*switched_off(case, source, "eth0"), *down(case, source, "eth0"))), None)
     if off:
         doubt = off
     elif route and route.refuses and route.type != "no-route":

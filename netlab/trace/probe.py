@@ -27,6 +27,7 @@ from typing import Literal
 import msgspec
 
 from netlab.kernel.namespaces import entered
+from netlab.problems import Exit, NetlabError, Problem
 from netlab.trace import application, dissect
 from netlab.trace.aim import Aim
 from netlab.trace.family import IPV4, Family, first_of
@@ -88,6 +89,16 @@ def send(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
     try:
         return probe(aim, mark, timeout_s, news)
     except OSError as error:
+        if error.errno == errno.EPERM and aim.protocol == "tcp":
+            raise NetlabError(
+                Problem(
+                    "not-permitted",
+                    "a TCP probe chooses its sequence number, by which it is known again, and this "
+                    "process may not: it lacks CAP_NET_ADMIN",
+                    hint="`--protocol udp` and `icmp` do without",
+                ),
+                Exit.MACHINE,
+            ) from None
         # The address to send from is not there, or no port is free.
         source = Socket(ip=_own_address(aim))
         return _answer(source, begin, error.errno, unsent=True)

@@ -89,10 +89,8 @@ def chosen(trace: Trace) -> Socket | None:
 def service_port(lab: Lab, decided: Aim) -> tuple[Service, ServicePort]:
     """The Service's port that is aimed at.  NetlabError (exit code 2) if there is none."""
     protocol = decided.protocol.upper()
-    for service in lab.services:
-        for port in service.ports if service.key == decided.service else ():
-            if port.protocol == protocol and decided.port in (port.port, port.node_port):
-                return service, port
+    if found := known_port(lab, decided):
+        return found
     raise NetlabError(
         Problem(
             "no-service",
@@ -101,6 +99,16 @@ def service_port(lab: Lab, decided: Aim) -> tuple[Service, ServicePort]:
             hint="an endpoint is that of a destination such as svc/NAME",
         )
     )
+
+
+def known_port(lab: Lab, decided: Aim) -> tuple[Service, ServicePort] | None:
+    """The Service's port that is aimed at, if it has that one."""
+    for service in lab.services:
+        for port in service.ports if service.key == decided.service else ():
+            same = port.protocol == decided.protocol.upper()
+            if same and decided.port in (port.port, port.node_port):
+                return service, port
+    return None
 
 
 def endpoints(lab: Lab, decided: Aim) -> dict[Socket, Endpoint]:

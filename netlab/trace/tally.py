@@ -17,7 +17,7 @@ from netlab.topology.model import Lab, Service, ServicePort
 from netlab.trace.aim import Aim
 from netlab.trace.expectation import Expectation
 from netlab.trace.model import Data, Disposition, Leg, ProbeProtocol, Socket, Trace
-from netlab.trace.series import chosen, endpoints, service_port
+from netlab.trace.series import chosen, endpoints, known_port
 
 SCHEMA = "netlab.trace-series/v1"
 
@@ -212,9 +212,10 @@ def declared(lab: Lab, aim: Aim) -> Endpoints | None:
     None where there is no Service that chooses, where the first choice of a client is kept, and
     where the choice depends on more than on the destination (externalTrafficPolicy Local).
     """
-    if aim.service is None or aim.port is None or not endpoints(lab, aim):
+    found_port = known_port(lab, aim)
+    if found_port is None or not endpoints(lab, aim):
         return None
-    service, port = service_port(lab, aim)
+    service, port = found_port
     if service.session_affinity == "ClientIP":
         return None
     found = _chosen_at(lab, aim, service, port)
