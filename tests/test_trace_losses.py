@@ -244,6 +244,15 @@ def test_a_pod_address_that_nobody_has_is_followed_to_its_node(lab: Lab) -> None
 
 
 @kernel
+def test_a_bridge_waits_for_the_mac_of_whom_it_was_translated_to(lab: Lab) -> None:
+    in_pod(lab, "p2", "sysctl", "-q", "net.ipv4.conf.eth0.arp_ignore=8")
+    in_node(lab, "n1", "ip", "neigh", "flush", "dev", "cbr0")
+    found, said = lost(lab, "p0", "svc/local")
+    assert found.reason == "arp-ignored"
+    assert "pod demo/p2 does not answer ARP for 10.244.1.3" in said
+
+
+@kernel
 def test_with_a_device_go_its_routes(lab: Lab) -> None:
     in_node(lab, "n2", "ip", "link", "set", "cbr0", "down")
     found, said = lost(lab, "p0", "p1:8002")

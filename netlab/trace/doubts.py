@@ -12,7 +12,7 @@ from netlab.datapath.overlay import vtep_mac, vxlan_device
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_steps
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
-from netlab.trace.model import Bridge, Leg, Neighbour, Route
+from netlab.trace.model import Bridge, Leg, Neighbour, Route, Rule
 from netlab.trace.refusals import Doubt
 from netlab.trace.witnesses.decisions import Link
 from netlab.trace.witnesses.packets import Sighting
@@ -57,6 +57,8 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
     for step in steps:
         if isinstance(step, Neighbour) and step.mac is None:
             yield _unresolved(case, place, step)
+    if any(isinstance(step, Rule) and step.action.lower() == "dnat" for step in steps):
+        yield from _without_neighbour(case, place)
     if not outer:
         yield from _no_hairpin(case, leg, last, target)
     if place.kind == "switch" and last.direction == "in" and outer:
@@ -67,6 +69,25 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
             f"let UDP port {outer.dport} (VXLAN) pass between the nodes; in this lab "
             f"`ip netns exec {place.namespace} nft list ruleset` shows what stops it",
         )
+
+
+def _without_neighbour(case: Case, place: Place) -> Iterable[Doubt]:
+    """A bridge sends what was translated to its own network by itself: by the neighbour's MAC.
+
+    To whom it was translated is announced when it leaves, so one of the endpoints is asked for.
+    """
+    behind = (
+        endpoint.address
+        for entry in case.lab.endpoints
+        if f"{entry.namespace}/{entry.service}" == case.aim.service
+        for endpoint in entry.endpoints
+    )
+    for address in dict.fromkeys(behind):
+        route = case.tables.route(place, address)
+        if route and route.device and route.via is None and not route.refuses:
+            neighbour = case.tables.neighbour(place, address, route.device)
+            if neighbour and neighbour.mac is None and neighbour.state != "none":
+                yield unanswered(case, place, neighbour)
 
 
 def unanswered(case: Case, place: Place, step: Neighbour) -> Doubt:
