@@ -421,8 +421,6 @@ def test_a_lab_with_a_namespace_missing_is_an_error(lab: Lab) -> None:
         (Request("10.244.9.9", "p0"), "bad-source"),
         (Request("p0", "p1", timeout_s=2.0), "timeout-too-long"),
         (Request("p0", "node/n1", protocol="tcp"), "port-needed"),
-        (Request("p0", "node/n1:80", protocol="icmp"), "icmp-port"),
-        (Request("p0", "p1:8002", port=8003), "two-ports"),
         (Request("p0", "224.0.0.1"), "not-unicast"),
         (Request("p0", "255.255.255.255"), "not-unicast"),
         (Request("p0", "0.0.0.0"), "not-unicast"),

@@ -138,14 +138,6 @@ def aim(lab: Lab, request: Request) -> Aim:
     check_form(request, protocol, family, said, spoofed)
     if request.source_port and protocol == "icmp":
         raise _error("icmp-port", "an ICMP probe has no source port", "take TCP or UDP")
-    stated = target.port_number if target.kind == "address" or not target.service else None
-    if protocol == "icmp" and (request.port or stated):
-        raise _error("icmp-port", "an ICMP probe has no port", "take TCP or UDP, or leave it out")
-    if request.port and target.port_number and request.port != target.port_number:
-        raise _error(
-            "two-ports",
-            f'"{request.destination}" names port {target.port_number}, and --port {request.port}',
-        )
     receivers = _receivers(lab, target, service, service_port, family)
     pods = [place for place in receivers if place.kind == "pod"]
     unwatched = set(pods[MOST_PODS:])
