@@ -21,22 +21,16 @@ from netlab.topology.model import Fault, Lab
 from netlab.trace.aim import Place, Request, aim
 from netlab.trace.effort import Effort, compared, efforts, places_of
 from netlab.trace.model import (
-    AnyStep,
     Disposition,
     Hop,
     Loss,
-    Nat,
-    Outer,
-    Packet,
     Probe,
     Receiver,
-    Rule,
-    Socket,
     Trace,
     Translation,
-    Tuple,
     Witnesses,
 )
+from netlab.trace.model_steps import AnyStep, Nat, Outer, Packet, Rule, Socket, Tuple
 from netlab.trace.witnesses.rules import Match, Run
 
 CLIENT = Socket(ip="10.244.1.2", port=41000)

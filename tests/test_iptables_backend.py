@@ -22,7 +22,8 @@ from netlab.problems import Exit, NetlabError
 from netlab.topology.load import load
 from netlab.topology.model import IPTablesBackend, Lab, ProxyMode
 from netlab.trace.aim import Request
-from netlab.trace.model import Rule, Trace
+from netlab.trace.model import Trace
+from netlab.trace.model_steps import Rule
 from netlab.trace.run import trace
 from services_golden import STATES, golden_lab
 from test_cli import netlab

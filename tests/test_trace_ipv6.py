@@ -31,7 +31,8 @@ from netlab.trace.dissect import dissect, load
 from netlab.trace.explain import explain
 from netlab.trace.family import IPV6, family_of
 from netlab.trace.mark import Mark
-from netlab.trace.model import Bridge, Encapsulate, Neighbour, ProbeProtocol, Rule, Trace
+from netlab.trace.model import ProbeProtocol, Trace
+from netlab.trace.model_steps import Bridge, Encapsulate, Neighbour, Rule
 from netlab.trace.run import trace
 from netlab.trace.witnesses.packets import program, watched_words
 from test_trace_kernel import all_ok, in_node, places, run

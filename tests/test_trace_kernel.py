@@ -22,7 +22,8 @@ from netlab.problems import Exit, NetlabError
 from netlab.topology.model import Lab
 from netlab.trace import canary
 from netlab.trace.aim import Request
-from netlab.trace.model import Bridge, Encapsulate, Hop, Rule, Trace
+from netlab.trace.model import Hop, Trace
+from netlab.trace.model_steps import Bridge, Encapsulate, Rule
 from netlab.trace.run import trace
 from netlab.trace.witnesses.rules import Rules
 from trace_labs import lab, namespace

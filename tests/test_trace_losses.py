@@ -13,18 +13,8 @@ from netlab.datapath.overlay import vtep_mac
 from netlab.report.terminal import _headline, _told
 from netlab.topology.model import Lab, ServicePort
 from netlab.trace.aim import Request
-from netlab.trace.model import (
-    Conntrack,
-    Hop,
-    Nat,
-    Neighbour,
-    Probe,
-    Route,
-    Rule,
-    Socket,
-    Trace,
-    Witnesses,
-)
+from netlab.trace.model import Hop, Probe, Trace, Witnesses
+from netlab.trace.model_steps import Conntrack, Nat, Neighbour, Route, Rule, Socket
 from netlab.trace.run import trace
 from test_trace_kernel import in_node, run
 from trace_labs import lab, namespace, trace_lab
@@ -337,12 +327,12 @@ def test_the_headline_breaks_between_question_and_answer() -> None:
 
 
 def test_every_reason_stands_in_the_documentation() -> None:
-    from netlab.trace import doubts, endings, findings, refusals, run
+    from netlab.trace import came_back, doubts, endings, findings, refusals, run
     from netlab.trace.witnesses import decisions
 
-    said = set(decisions._REFUSALS.values()) | {code for code, _ in findings._ERRORS.values()}
+    said = set(decisions._REFUSALS.values()) | {code for code, _ in came_back._ERRORS.values()}
     said |= {"blackhole", "forwarding-off", "dropped-by-rule", "rejected-by-rule"}
-    for module in (doubts, endings, findings, refusals, run):
+    for module in (came_back, doubts, endings, findings, refusals, run):
         text = Path(module.__file__ or "").read_text()
         said |= set(re.findall(r'(?:Doubt\(\s*|reason=|reason = )"([a-z-]+)"', text))
     page = (Path(__file__).parents[1] / "docs" / "trace.md").read_text()

@@ -9,7 +9,8 @@ import pytest
 
 from netlab.trace.family import IPV4
 from netlab.trace.mark import Mark
-from netlab.trace.model import (
+from netlab.trace.model import Hop, Probe, Trace, Witnesses, encode
+from netlab.trace.model_steps import (
     AnyStep,
     Bridge,
     Conntrack,
@@ -17,19 +18,14 @@ from netlab.trace.model import (
     Deliver,
     Drop,
     Encapsulate,
-    Hop,
     Nat,
     Neighbour,
     Outer,
     Packet,
-    Probe,
     Route,
     Rule,
     Socket,
-    Trace,
     Tuple,
-    Witnesses,
-    encode,
 )
 
 SERVICE = Socket(ip="10.99.0.1", port=80)

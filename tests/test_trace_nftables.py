@@ -13,7 +13,8 @@ from netlab.lab import lifecycle
 from netlab.report.terminal import headline
 from netlab.topology.model import Endpoint, Lab, Service, ServiceEndpoints, ServicePort
 from netlab.trace.aim import Request
-from netlab.trace.model import Nat, Rule, Socket, Trace, Tuple
+from netlab.trace.model import Trace
+from netlab.trace.model_steps import Nat, Rule, Socket, Tuple
 from netlab.trace.run import trace
 from netlab.trace.witnesses.nftables_text import Lookup, lookup_of, served_by_chain
 from netlab.trace.witnesses.rules import Run, ended

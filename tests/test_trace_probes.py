@@ -34,7 +34,8 @@ from netlab.trace.dissect import dissect, load
 from netlab.trace.family import IPV4, IPV6, Family
 from netlab.trace.form import Dns
 from netlab.trace.mark import Mark
-from netlab.trace.model import Deliver, Rule, Trace
+from netlab.trace.model import Trace
+from netlab.trace.model_steps import Deliver, Rule
 from netlab.trace.run import trace
 from netlab.trace.witnesses.packets import program, watched_words
 from test_trace_kernel import all_ok, in_node, places, run

@@ -14,7 +14,8 @@ from labs import dual_stack_lab
 from netlab.lab import lifecycle
 from netlab.topology.model import Lab
 from netlab.trace.aim import Request, aim
-from netlab.trace.model import AnyStep, Data, encode
+from netlab.trace.model import encode
+from netlab.trace.model_steps import AnyStep, Data
 from netlab.trace.run import trace
 from netlab.trace.series import trace_to_endpoint, traces
 from netlab.trace.tally import Tally

@@ -29,14 +29,13 @@ from netlab.trace.model import (
     Disposition,
     Hop,
     Loss,
-    Packet,
     Probe,
     Receiver,
-    Socket,
     Trace,
     Translation,
     Witnesses,
 )
+from netlab.trace.model_steps import Packet, Socket
 from netlab.trace.run import trace
 from netlab.trace.series import chosen, trace_to_endpoint, traces
 from netlab.trace.tally import Tally, declared

@@ -11,13 +11,12 @@ import pytest
 from labs import six
 from netlab.trace.correlate import Story, hops
 from netlab.trace.explain import Explained
-from netlab.trace.model import (
+from netlab.trace.model import Hop, Leg
+from netlab.trace.model_steps import (
     Bridge,
     Conntrack,
     Decapsulate,
     Encapsulate,
-    Hop,
-    Leg,
     Neighbour,
     Route,
     Rule,

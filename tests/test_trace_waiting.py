@@ -24,7 +24,8 @@ from netlab.topology.model import Lab
 from netlab.trace.aim import Place, Request
 from netlab.trace.dissect import load
 from netlab.trace.family import IPV4, IPV6, Family
-from netlab.trace.model import Rule, Trace
+from netlab.trace.model import Trace
+from netlab.trace.model_steps import Rule
 from netlab.trace.openings import patterns, pcap, pcap_opening, pcap_tunnelled
 from netlab.trace.run import Recorded, trace
 from netlab.trace.waiting import Wait, trace_next

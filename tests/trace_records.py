@@ -20,7 +20,7 @@ from netlab.trace.aim import Aim, Place, Request, aim
 from netlab.trace.case import Case
 from netlab.trace.correlate import Observed, Story, correlate
 from netlab.trace.explain import Explained, explain
-from netlab.trace.model import Bridge, Neighbour, Route, Rule, Socket, Tuple
+from netlab.trace.model_steps import Bridge, Neighbour, Route, Rule, Socket, Tuple
 from netlab.trace.path import Tables
 from netlab.trace.probe import Answer
 from netlab.trace.steps import Texts

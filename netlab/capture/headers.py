@@ -13,7 +13,7 @@ import msgspec
 
 from netlab.trace.dissect import icmp_name
 from netlab.trace.family import IPV4, IPV6, Family
-from netlab.trace.model import Outer, Packet
+from netlab.trace.model_steps import Outer, Packet
 
 ARP, _IPV4, _IPV6 = 0x0806, 0x0800, 0x86DD
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58

@@ -12,7 +12,8 @@ import msgspec
 
 from netlab.topology.model import IPTablesBackend, ProxyMode
 from netlab.trace.effort import Effort
-from netlab.trace.model import Data, Disposition, Trace
+from netlab.trace.model import Disposition, Trace
+from netlab.trace.model_steps import Data
 
 SCHEMA = "netlab.compare/v1"
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from netlab.compare.model import Column, Comparison, Measured
 from netlab.report.terminal import DECIDING, SIGNS, rule_lines
 from netlab.trace.effort import Effort
-from netlab.trace.model import Hop, Nat, Rule, Trace
+from netlab.trace.model import Hop, Trace
+from netlab.trace.model_steps import Nat, Rule
 
 if TYPE_CHECKING:
     from rich.console import Console

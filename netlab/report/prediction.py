@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING
 
 from netlab.report.terminal import leg
 from netlab.trace.family import family_of
-from netlab.trace.model import (
-    Foretold,
-    Hop,
-    Outer,
-    Packet,
-    PredictedHop,
-    PredictedWay,
-    Prediction,
-    Probe,
-)
+from netlab.trace.model import Foretold, Hop, PredictedHop, PredictedWay, Prediction, Probe
+from netlab.trace.model_steps import Outer, Packet
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,19 +11,18 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from netlab.trace.model import (
+from netlab.trace.model import Hop, Trace
+from netlab.trace.model_steps import (
     AnyStep,
     Bridge,
     Conntrack,
     Deliver,
     Drop,
     Encapsulate,
-    Hop,
     Nat,
     Neighbour,
     Route,
     Rule,
-    Trace,
 )
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import BinaryIO
 from netlab.kernel.packet_sockets import WHOLE
 from netlab.report.pcapng import Writer, interface_of
 from netlab.report.terminal import headline, summary, told
-from netlab.trace.model import Direction, Drop, Hop, Trace
+from netlab.trace.model import Direction, Hop, Trace
+from netlab.trace.model_steps import Drop
 from netlab.trace.run import Recorded
 
 # Namespace, device and direction of a sight, and the time since the first one.

@@ -13,7 +13,8 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from netlab.trace.form import Dns, Http
-from netlab.trace.model import Application, Socket
+from netlab.trace.model import Application
+from netlab.trace.model_steps import Socket
 
 if TYPE_CHECKING:
     from netlab.trace.aim import Aim

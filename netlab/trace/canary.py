@@ -16,7 +16,7 @@ import msgspec
 from netlab.kernel.namespaces import entered
 from netlab.trace.aim import Place
 from netlab.trace.family import IPV4, Family
-from netlab.trace.model import Socket
+from netlab.trace.model_steps import Socket
 from netlab.trace.witnesses import Canary, Witness
 
 COOKIE_BYTES = 8

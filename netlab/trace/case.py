@@ -9,7 +9,8 @@ import msgspec
 from netlab.topology.model import Lab
 from netlab.trace.aim import Aim, Place
 from netlab.trace.correlate import Story
-from netlab.trace.model import AnyStep, Leg, Receiver, Rule
+from netlab.trace.model import Leg, Receiver
+from netlab.trace.model_steps import AnyStep, Rule
 from netlab.trace.path import Tables
 from netlab.trace.probe import Answer
 from netlab.trace.steps import Chapter

@@ -13,7 +13,8 @@ import msgspec
 
 from netlab.trace.aim import Place
 from netlab.trace.family import IPV4, family_of
-from netlab.trace.model import Hop, Leg, Nat, Outer, Rule, Tuple
+from netlab.trace.model import Hop, Leg
+from netlab.trace.model_steps import Nat, Outer, Rule, Tuple
 from netlab.trace.path import Passage, Tables, legs
 from netlab.trace.steps import Chapter, Narrator, Texts
 from netlab.trace.witnesses.conntrack import Entry

@@ -12,7 +12,7 @@ import msgspec
 
 from netlab.trace.family import IPV4, IPV6, Family
 from netlab.trace.mark import Mark
-from netlab.trace.model import Outer, Packet
+from netlab.trace.model_steps import Outer, Packet
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -12,7 +12,8 @@ from netlab.datapath.overlay import vtep_mac, vxlan_device
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_steps
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
-from netlab.trace.model import Bridge, Leg, Neighbour, Route, Rule
+from netlab.trace.model import Leg
+from netlab.trace.model_steps import Bridge, Neighbour, Route, Rule
 from netlab.trace.refusals import Doubt
 from netlab.trace.witnesses.decisions import Link
 from netlab.trace.witnesses.packets import Sighting

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from netlab.datapath.services.iptables_save import parse
-from netlab.trace.model import Data, Leg, Trace
+from netlab.trace.model import Leg, Trace
+from netlab.trace.model_steps import Data
 from netlab.trace.witnesses.rules import Run
 
 Chain = tuple[int, str, str]  # family (NFPROTO_*), table, chain

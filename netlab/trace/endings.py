@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_seen, rules
 from netlab.trace.family import IPV6
-from netlab.trace.model import Route, Socket, Tuple
+from netlab.trace.model_steps import Route, Socket, Tuple
 from netlab.trace.refusals import Doubt
 
 

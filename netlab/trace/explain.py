@@ -6,7 +6,8 @@ import msgspec
 
 from netlab.trace.case import Case, answered, first_back, last_seen, receiver
 from netlab.trace.findings import loss_of
-from netlab.trace.model import Disposition, Loss, Receiver, Socket, Translation
+from netlab.trace.model import Disposition, Loss, Receiver, Translation
+from netlab.trace.model_steps import Socket
 
 
 class Explained(msgspec.Struct, frozen=True):

@@ -12,12 +12,11 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
-from netlab.datapath.overlay import vxlan_device
 from netlab.trace.aim import Place, in_lab
+from netlab.trace.came_back import by_error, by_refusal, came_back
 from netlab.trace.case import (
     Case,
     answered,
-    first_back,
     last_seen,
     last_steps,
     place_of,
@@ -32,19 +31,16 @@ from netlab.trace.doubts import (
     refused,
     switched_off,
     unanswered,
-    up_again,
     wrong_tunnel,
 )
 from netlab.trace.drops import with_kernel
 from netlab.trace.endings import astray, stale, unheard
-from netlab.trace.family import IPV4, IPV6
-from netlab.trace.model import REFUSING, Bridge, Leg, Loss, Route, Rule
+from netlab.trace.model import Leg, Loss
+from netlab.trace.model_steps import REFUSING, Bridge, Route, Rule
 from netlab.trace.refusals import Doubt, missing_service, said_by
 from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.packets import Sighting
 
-# Fewer routers than this are between any two ends.
-_ENOUGH_TTL = 16
 _IN_USE = (os.strerror(errno.EADDRINUSE), os.strerror(errno.EADDRNOTAVAIL))
 
 
@@ -53,10 +49,10 @@ def loss_of(case: Case) -> Loss:
     findings = (
         _by_stale_connection,
         _by_rule,
-        _by_refusal,
+        by_refusal,
         _by_route,
         _by_tunnel,
-        _by_error,
+        by_error,
         _never_sent,
         _by_fragments,
         _by_missing_service,
@@ -134,7 +130,7 @@ def _dropped_by(
         reason=reason,
         where=f"chain {decider.chain} of table {decider.table} on {place}",
         rule=decider.rule,
-        evidence=[*found, f"{reporter} reported the verdict drop of {whose}", *_came_back(case)],
+        evidence=[*found, f"{reporter} reported the verdict drop of {whose}", *came_back(case)],
         explanation=explanation,
         fix=fix,
     )
@@ -144,52 +140,7 @@ def _led_by_element(before: Rule | None, rule: Rule) -> bool:
     return bool(before and before.element and before.verdict == f"goto {rule.chain}")
 
 
-def _came_back(case: Case) -> list[str]:
-    found = []
-    for role, words in (("refusal", "a TCP reset"), ("error", _icmp(case))):
-        first = first_back(case, role)
-        if first:
-            packet = first[0].packet
-            kind = f" {packet.icmp}" if packet.icmp else ""
-            found.append(f"{words}{kind} from {packet.src}, sent by {first[0].place}")
-    return found
-
-
-def _icmp(case: Case) -> str:
-    return "ICMPv6" if case.aim.family is IPV6 else "ICMP"
-
-
-# --- by what came back ---------------------------------------------------------------------------
-
-
-def _by_refusal(case: Case) -> Loss | None:
-    """A TCP reset."""
-    first = first_back(case, "refusal")
-    if first is None:
-        return None
-    sighting, chapter = first
-    port = chapter.begin.source.port
-    doubt = unheard(case, sighting.place, port) or Doubt(
-        "port-closed", f"nothing listens on TCP port {port} there", _listen(case, port)
-    )
-    return Loss(
-        direction="forward",
-        node=sighting.place.node,
-        device=sighting.device,
-        reason=doubt.reason,
-        where=str(sighting.place),
-        rule=None,
-        evidence=_came_back(case),
-        explanation=f"the SYN reached {sighting.place}, whose kernel answered with a reset: "
-        f"{doubt.words}",
-        fix=doubt.fix,
-    )
-
-
-def _listen(case: Case, port: int | None) -> str:
-    if case.aim.service:
-        return f"start what should listen on port {port}, or correct the Service's targetPort"
-    return f"start what should listen on port {port}, or trace another port"
+# --- by what the tables say ----------------------------------------------------------------------
 
 
 def _by_route(case: Case) -> Loss | None:
@@ -201,7 +152,7 @@ def _by_route(case: Case) -> Loss | None:
     for step in last_steps(case, leg):
         if isinstance(step, Route) and (step.type in REFUSING and (step.matched or step.rule)):
             doubt = refused(step, last.place)
-            return _loss(case, leg, last, doubt, [str(step), *_came_back(case)])
+            return _loss(case, leg, last, doubt, [str(step), *came_back(case)])
     return None
 
 
@@ -213,107 +164,8 @@ def _by_tunnel(case: Case) -> Loss | None:
         for step in chapter.steps:
             if entering and isinstance(step, Bridge) and step.remote:
                 for doubt in wrong_tunnel(case, entering.place, step):
-                    return _loss(case, leg, entering, doubt, _came_back(case))
+                    return _loss(case, leg, entering, doubt, came_back(case))
     return None
-
-
-_ERRORS = {
-    "net-unreachable": ("no-route", "has no route to {destination}"),
-    "no-route": ("no-route", "has no route to {destination}"),
-    "host-unreachable": ("host-unreachable", "cannot reach {destination} on its link"),
-    "address-unreachable": ("host-unreachable", "cannot reach {destination} on its link"),
-    "port-unreachable": ("port-closed", "has nothing that listens on {protocol} port {port}"),
-    "protocol-unreachable": ("protocol-unreachable", "does not speak {protocol}"),
-    "unknown-next-header": ("protocol-unreachable", "does not speak {protocol}"),
-    "fragmentation-needed": ("mtu", "cannot pass on {length} bytes in one piece"),
-    "packet-too-big": ("mtu", "cannot pass on {length} bytes in one piece"),
-    "time-exceeded": ("ttl", "found the {lifetime} used up"),
-}
-
-
-def _by_error(case: Case) -> Loss | None:
-    """An ICMP error."""
-    first = first_back(case, "error")
-    if first is None:
-        return None
-    sighting = first[0]
-    place = sighting.place
-    kind = sighting.packet.icmp or "error"
-    last = last_seen(case, "forward") if case.story.forward else None
-    at_tunnel = last and last.packet.outer and last.direction == "in"
-    reason, words = _ERRORS.get(kind, (kind, f"sent {_icmp(case)} {kind}"))
-    port = last.packet.dport if last else case.aim.port
-    fact = words.format(
-        destination=last.packet.dst if last else case.aim.destination,
-        protocol=case.aim.protocol.upper(),
-        port=port,
-        length=last.packet.length if last else case.aim.size or 0,
-        lifetime="hop limit" if case.aim.family is IPV6 else "time to live",
-    )
-    fix = _listen(case, port) if reason == "port-closed" else None
-    if reason == "no-route":
-        fix = NO_ROUTE_FIX
-    if reason == "mtu" and last:
-        fact, fix = _too_large(case, place, last, fact)
-    if reason == "ttl" and case.story.forward:
-        fact, fix = _out_of_time(case, fact)
-    if kind == "port-unreachable" and last and last.packet.outer and at_tunnel:
-        reason = "tunnel-closed"
-        tunnel = vxlan_device(case.lab, case.aim.family.version)
-        fact = (
-            f"does not listen on VXLAN port {last.packet.outer.dport}: its {tunnel} is down or "
-            "missing"
-        )
-        fix = up_again(place, tunnel, case.aim.family)
-        if case.aim.family is IPV4:
-            fix += ", or `netlab up`"
-    return Loss(
-        direction="forward",
-        node=place.node,
-        device=last.device if last and last.place == place else sighting.device,
-        reason=reason,
-        where=str(place),
-        rule=None,
-        evidence=_came_back(case),
-        explanation=f"{place} {fact}",
-        fix=fix,
-    )
-
-
-def _too_large(case: Case, place: Place, last: Sighting, fact: str) -> tuple[str, str | None]:
-    route = case.tables.route(place, last.packet.dst)
-    link = case.tables.link(place, route.device) if route and route.device else None
-    if link is None or link.mtu >= last.packet.length:
-        return fact, None
-    return (
-        f"{fact}: {link.name} takes {link.mtu}",
-        f"send no more than {link.mtu} bytes, or `ip -n {place.namespace} link set {link.name} mtu "
-        f"{last.packet.length}` if what is behind it takes that; `netlab up` sets a lab's own",
-    )
-
-
-def _out_of_time(case: Case, fact: str) -> tuple[str, str]:
-    """Sent with too little, or in a circle."""
-    source, first = case.aim.source, case.story.forward[0].passage.after
-    assert first is not None
-    if case.aim.ttl:
-        return f"{fact}, which was {case.aim.ttl} as asked for", "trace with a larger --ttl"
-    if first.packet.ttl >= _ENOUGH_TTL:
-        return (
-            f"{fact}, which was {first.packet.ttl} at first: it went in a circle",
-            "look where the nodes' routes send it: the route steps above tell",
-        )
-    if case.aim.family is IPV6:
-        setting = f"net.ipv6.conf.{first.device}.hop_limit"
-    else:
-        setting = "net.ipv4.ip_default_ttl"
-    return (
-        f"{fact}, which was {first.packet.ttl} as {source} sent it",
-        f"`ip netns exec {source.namespace} sysctl {setting}=64`",
-    )
-
-
-# --- by what the tables say ----------------------------------------------------------------------
 
 
 def _never_sent(case: Case) -> Loss | None:

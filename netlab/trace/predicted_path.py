@@ -24,18 +24,8 @@ from netlab.trace.declared_network import (
     Way,
 )
 from netlab.trace.family import first_of
-from netlab.trace.model import (
-    AnyStep,
-    Decapsulate,
-    Encapsulate,
-    Nat,
-    PredictedHop,
-    PredictedOuter,
-    Route,
-    Socket,
-    Translation,
-    Tuple,
-)
+from netlab.trace.model import PredictedHop, PredictedOuter, Translation
+from netlab.trace.model_steps import AnyStep, Decapsulate, Encapsulate, Nat, Route, Socket, Tuple
 from netlab.trace.predicted_services import Hook, Packet, Proxy, Refusal
 
 Role = Literal["probe", "answer", "reset", "error"]

@@ -25,7 +25,7 @@ from netlab.topology.model import (
 )
 from netlab.trace.declared_network import DeclaredNetwork, is_loopback
 from netlab.trace.family import family_of, first_of
-from netlab.trace.model import Socket
+from netlab.trace.model_steps import Socket
 
 _ADDRESSES = {"localhost": ("127.0.0.0/8", "::1/128"), "all": ("0.0.0.0/0", "::/0")}
 

@@ -15,19 +15,15 @@ from netlab.trace.aim import Aim, Place, Request, aim, in_lab
 from netlab.trace.declared_network import UPLINK, DeclaredNetwork
 from netlab.trace.family import IPV6
 from netlab.trace.model import (
-    AnyStep,
-    Deliver,
     Disposition,
-    Drop,
     Foretold,
     PredictedHop,
     PredictedWay,
     Prediction,
     Probe,
     Receiver,
-    Socket,
-    Tuple,
 )
+from netlab.trace.model_steps import AnyStep, Deliver, Drop, Socket, Tuple
 from netlab.trace.predicted_path import Arrival, Role, Stop, Walker
 
 MOST_WAYS = 32

@@ -33,7 +33,8 @@ from netlab.trace.aim import Aim
 from netlab.trace.family import IPV4, Family, first_of
 from netlab.trace.form import Dns, Http
 from netlab.trace.mark import Mark
-from netlab.trace.model import Application, Socket
+from netlab.trace.model import Application
+from netlab.trace.model_steps import Socket
 from netlab.trace.witnesses import News
 
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21

@@ -14,7 +14,7 @@ from netlab.topology.model import Service
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, rules
 from netlab.trace.family import IPV4, IPV6
-from netlab.trace.model import Rule, Socket
+from netlab.trace.model_steps import Rule, Socket
 from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.nftables_text import FLAT, KUBE_PROXY
 

@@ -15,7 +15,8 @@ from netlab.trace.canary import Blind
 from netlab.trace.case import Case
 from netlab.trace.correlate import Observed, Story, correlate, hops
 from netlab.trace.explain import Explained, explain
-from netlab.trace.model import AnyStep, Deliver, Drop, Hop, Leg, Loss, Probe, Socket, Trace
+from netlab.trace.model import Hop, Leg, Loss, Probe, Trace
+from netlab.trace.model_steps import AnyStep, Deliver, Drop, Socket
 from netlab.trace.prediction import predict, unpredictable
 from netlab.trace.probe import Answer
 from netlab.trace.undeclared import taken_endpoint, undeclared

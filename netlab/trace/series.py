@@ -19,7 +19,8 @@ from netlab.topology.model import Endpoint, Lab, Service, ServicePort
 from netlab.topology.references import resolve
 from netlab.trace import probe
 from netlab.trace.aim import Aim, Request, aim
-from netlab.trace.model import Socket, Trace
+from netlab.trace.model import Trace
+from netlab.trace.model_steps import Socket
 from netlab.trace.probe import Answer
 from netlab.trace.run import follow, require_namespaces, tell
 from netlab.trace.watch import Watch

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from netlab.trace.aim import Place
-from netlab.trace.model import (
+from netlab.trace.model import Leg
+from netlab.trace.model_steps import (
     AnyStep,
     Bridge,
     Conntrack,
     Decapsulate,
     Encapsulate,
-    Leg,
     Nat,
     Neighbour,
     Route,

@@ -16,7 +16,8 @@ from netlab.datapath.services.endpoints import Endpoints
 from netlab.topology.model import Lab, Service, ServicePort
 from netlab.trace.aim import Aim
 from netlab.trace.expectation import Expectation
-from netlab.trace.model import Data, Disposition, Leg, ProbeProtocol, Socket, Trace
+from netlab.trace.model import Disposition, Leg, ProbeProtocol, Trace
+from netlab.trace.model_steps import Data, Socket
 from netlab.trace.series import chosen, endpoints, known_port
 
 SCHEMA = "netlab.trace-series/v1"

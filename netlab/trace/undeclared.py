@@ -12,19 +12,8 @@ from netlab.datapath.overlay import vtep_mac
 from netlab.topology.model import Lab
 from netlab.trace.aim import Aim, Place
 from netlab.trace.declared_network import DeclaredNetwork
-from netlab.trace.model import (
-    Bridge,
-    Encapsulate,
-    Hop,
-    Leg,
-    Neighbour,
-    PredictedHop,
-    Prediction,
-    Route,
-    Socket,
-    Trace,
-    Translation,
-)
+from netlab.trace.model import Hop, Leg, PredictedHop, Prediction, Trace, Translation
+from netlab.trace.model_steps import Bridge, Encapsulate, Neighbour, Route, Socket
 
 # Waiting for a MAC ends with an ICMP error, or before.
 _UNRESOLVED = ("neighbour-unresolved", "host-unreachable")

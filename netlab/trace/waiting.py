@@ -39,7 +39,8 @@ from netlab.trace.aim import (
 from netlab.trace.correlate import Observed
 from netlab.trace.family import IPV4, IPV6, Family, family_of
 from netlab.trace.mark import COOKIE_BYTES, Mark
-from netlab.trace.model import ProbeProtocol, Socket, Trace, Tuple
+from netlab.trace.model import ProbeProtocol, Trace
+from netlab.trace.model_steps import Socket, Tuple
 from netlab.trace.openings import (
     Openings,
     patterns,

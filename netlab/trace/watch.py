@@ -19,7 +19,8 @@ from netlab.trace.aim import Aim
 from netlab.trace.canary import Blind
 from netlab.trace.correlate import Observed
 from netlab.trace.mark import Mark
-from netlab.trace.model import Socket, Tuple, Witnesses
+from netlab.trace.model import Witnesses
+from netlab.trace.model_steps import Socket, Tuple
 from netlab.trace.probe import Answer
 from netlab.trace.witnesses import Witness, together
 from netlab.trace.witnesses.conntrack import Connections, of_probe

@@ -9,6 +9,7 @@ from fractions import Fraction
 from netlab.datapath.services.claims import settled_ports
 from netlab.datapath.services.names import address_port, nftables_name, served_by
 from netlab.datapath.services.nftables_list import is_dynamic, parse
+from netlab.datapath.services.nftables_spelling import HEXADECIMAL, spelled
 from netlab.datapath.services.reading import Block, Blocks, Key, Known, Line, Owner, Stage
 from netlab.datapath.state import Rules, Tables
 from netlab.topology.model import Lab, Node
@@ -21,39 +22,6 @@ _DNAT = re.compile(r"dnat (?:ip6? )?to (\[[^\]]+\]:\d+|[\d.]+:\d+)")
 _CHOSEN = re.compile(r"(\d+) : goto (endpoint-[^\s,}]+)")
 
 _ANNOTATION = re.compile(r"[ \t]+# (?:handle|count) \d+.*$", re.M)
-
-_DURATION = re.compile(r"(?<=timeout )(?:\d+[dhms])+\b")
-_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-
-# How versions of nft, and its options for numbers, spell the same otherwise; ours to the right.
-_SPELLINGS = tuple(
-    (re.compile(pattern), ours)
-    for pattern, ours in (
-        (r"\s+", " "),
-        (r"\bmeta mark\b", "mark"),
-        (r"\bmark set mark or\b", "mark set mark |"),
-        (r"\bmark set mark xor\b", "mark set mark ^"),
-        (r"\bmark and\b", "mark &"),
-        (r" with icmp(v6|x)?( type)? port-unreachable", ""),
-        (r" with icmpx? (code )?(3|1|4)\b", ""),
-        (r"\bdnat ip6?( addr \. port)? to\b", "dnat to"),
-        (r"\bct state 0x0*8\b", "ct state new"),
-        (r"\bct status 0x0*20\b", "ct status dnat"),
-        (r"\bpriority dstnat - 10\b", "priority -110"),
-        (r"\bpriority dstnat\b", "priority -100"),
-        (r"\bpriority srcnat\b", "priority 100"),
-        (r"\bpriority filter\b", "priority 0"),
-        (r"\bdaddr type 2\b", "daddr type local"),
-        (r"\bsaddr type 2\b", "saddr type local"),
-        (r"\{ 6, 17, 132 \}", "{ tcp, udp, sctp }"),
-        (r"\{ ([^\s,:]+) \}", r"\1"),
-        (r"(?<=\d)/32\b|(?<=:)/128\b", ""),
-        (r"((?:^| \. |\bl4proto ))6(?= \. | dnat )", r"\1tcp"),
-        (r"((?:^| \. |\bl4proto ))17(?= \. | dnat )", r"\1udp"),
-        (r"((?:^| \. |\bl4proto ))132(?= \. | dnat )", r"\1sctp"),
-    )
-)
-_HEXADECIMAL = re.compile(r"\b0x[0-9a-f]+\b")
 
 
 class NftablesReading:
@@ -150,8 +118,8 @@ class NftablesReading:
             return line
         if comment and " : " in rest:  # an element's verdict comes behind its comment
             said, quote, verdict = rest.rpartition('"')
-            return f"{_spelled(text)}{comment}{said}{quote}{_spelled(verdict)}"
-        return f"{_spelled(text)}{comment}{rest}"
+            return f"{spelled(text)}{comment}{said}{quote}{spelled(verdict)}"
+        return f"{spelled(text)}{comment}{rest}"
 
     def is_shared(self, key: Key) -> bool:
         """No chain is."""
@@ -270,7 +238,7 @@ class NftablesReading:
         if key.name == "masquerading":
             if "@hairpin-connections" in rule:
                 return "an endpoint of this node that reached itself is masqueraded"
-            bit = _HEXADECIMAL.search(rule)
+            bit = HEXADECIMAL.search(rule)
             return (
                 f"marked with {bit[0] if bit else 'the bit'}: the mark is taken off, and the "
                 "node's own address becomes the source, so that the answer comes back here"
@@ -373,19 +341,6 @@ class NftablesReading:
             return f"{to}: dropped, for no endpoint is on this node (policy Local)"
         names = references(value)
         return f"{to}: {verdict(names[0])}" if names else to
-
-
-def _spelled(text: str) -> str:
-    for pattern, ours in _SPELLINGS:
-        text = pattern.sub(ours, text)
-    text = _DURATION.sub(_seconds, text)
-    return _HEXADECIMAL.sub(lambda number: str(int(number[0], 16)), text)
-
-
-def _seconds(duration: re.Match[str]) -> str:
-    """`3h` as `10800s`, as `nft -n` prints it."""
-    parts = re.findall(r"(\d+)([dhms])", duration[0])
-    return f"{sum(int(count) * _UNITS[unit] for count, unit in parts)}s"
 
 
 def is_element(key: Key, line: str) -> bool:

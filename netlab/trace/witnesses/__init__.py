@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from netlab.trace.aim import Place
-from netlab.trace.model import Socket
+from netlab.trace.model_steps import Socket
 
 
 class Canary(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from netlab.kernel.nfnetlink import Listener
 from netlab.problems import NetlabError
 from netlab.trace.aim import Place
 from netlab.trace.family import Family
-from netlab.trace.model import Socket, Tuple
+from netlab.trace.model_steps import Socket, Tuple
 from netlab.trace.witnesses import Canary
 
 _GROUPS = (1, 2)  # new, update

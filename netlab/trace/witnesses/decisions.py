@@ -46,7 +46,7 @@ from netlab.kernel.rtnetlink import (
 from netlab.problems import NetlabError
 from netlab.trace.aim import Place
 from netlab.trace.family import IPV6, Family
-from netlab.trace.model import REFUSING, Bridge, Neighbour, Route, Socket, Tuple
+from netlab.trace.model_steps import REFUSING, Bridge, Neighbour, Route, Socket, Tuple
 from netlab.trace.witnesses import Canary
 from netlab.trace.witnesses.refused_routes import TYPES, Question, find
 

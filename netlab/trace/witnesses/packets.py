@@ -20,7 +20,8 @@ from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.mark import Mark
-from netlab.trace.model import Direction, Packet, Socket
+from netlab.trace.model import Direction
+from netlab.trace.model_steps import Packet, Socket
 from netlab.trace.witnesses import Canary, socket_filter
 from netlab.trace.witnesses.fragments import Key, counted, piece_of
 from netlab.trace.witnesses.socket_filter import Test, equal

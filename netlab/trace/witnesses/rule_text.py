@@ -19,7 +19,7 @@ from netlab.kernel.netlink import Socket as Netlink
 from netlab.kernel.nfnetlink import SUBSYSTEM_NFTABLES, request_body
 from netlab.trace.aim import Place
 from netlab.trace.family import IPV4, IPV6
-from netlab.trace.model import Rule
+from netlab.trace.model_steps import Rule
 from netlab.trace.witnesses.nftables_text import (
     KUBE_PROXY,
     Listing,

@@ -28,7 +28,7 @@ from netlab.kernel.nfnetlink import SUBSYSTEM_NFTABLES, Listener
 from netlab.trace.aim import Place
 from netlab.trace.family import IPV4
 from netlab.trace.mark import Mark, bytes_at
-from netlab.trace.model import Socket, Tuple
+from netlab.trace.model_steps import Socket, Tuple
 from netlab.trace.witnesses import Canary
 
 _GROUP_NFTRACE = 9
