@@ -172,7 +172,8 @@ def _record_all() -> None:
 
 def _record_lab(lab: Lab, prefix: str) -> None:
     """Records of a lab of one family, with files that are called `prefix` and what they hold."""
-    from netlab.datapath.overlay import vtep_mac, vxlan_device
+    from netlab.datapath.overlay import vtep_mac
+    from netlab.datapath.overlays.vxlan import vxlan_device
     from netlab.lab import lifecycle
     from netlab.trace.family import family_of
     from trace_labs import namespace

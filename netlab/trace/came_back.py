@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netlab.datapath.overlay import vxlan_device
+from netlab.datapath.overlays import tunnel_from
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, first_back, last_seen
 from netlab.trace.doubts import NO_ROUTE_FIX, up_again
@@ -104,11 +104,9 @@ def by_error(case: Case) -> Loss | None:
         fact, fix = _out_of_time(case, fact)
     if kind == "port-unreachable" and last and last.packet.outer and at_tunnel:
         reason = "tunnel-closed"
-        tunnel = vxlan_device(case.lab, case.aim.family.version)
-        fact = (
-            f"does not listen on VXLAN port {last.packet.outer.dport}: its {tunnel} is down or "
-            "missing"
-        )
+        outer, version = last.packet.outer, case.aim.family.version
+        tunnel, _ = tunnel_from(case.lab, place.node or "", outer.src, version)
+        fact = f"does not listen on VXLAN port {outer.dport}: its {tunnel} is down or missing"
         fix = up_again(place, tunnel, case.aim.family)
         if case.aim.family is IPV4:
             fix += ", or `netlab up`"

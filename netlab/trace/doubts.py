@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from netlab.datapath.overlay import vtep_mac, vxlan_device
+from netlab.datapath.overlay import vtep_mac
+from netlab.datapath.overlays import tunnel_from, tunnels
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_steps
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
@@ -191,10 +192,12 @@ def _own_source(case: Case, place: Place, source: str) -> Iterable[Doubt]:
 
 def _other_network(case: Case, place: Place, last: Sighting) -> Iterable[Doubt]:
     """The sender's tunnel is not of the lab's VXLAN network."""
-    outer, vni = last.packet.outer, case.lab.overlay.vni
-    if outer and outer.vni != vni:
+    outer = last.packet.outer
+    if outer is None or place.node is None:
+        return
+    device, vni = tunnel_from(case.lab, place.node, outer.src, case.aim.family.version)
+    if outer.vni != vni:
         sender = next((each for each in _owners(case, outer.src)), None)
-        device = vxlan_device(case.lab, case.aim.family.version)
         yield Doubt(
             "vni-unknown",
             f"{sender or outer.src} sent it with VNI {outer.vni}, and {device} of {place} is of "
@@ -314,7 +317,10 @@ def down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
 
 def off_at(case: Case, place: Place) -> Iterable[Doubt]:
     """Devices of a node that are down, or have IPv6 switched off, and so have no routes."""
-    for device in ("eth0", "cbr0", vxlan_device(case.lab, case.aim.family.version)):
+    devices: tuple[str, ...] = ()
+    if place.kind == "node" and place.node:
+        devices = tunnels(case.lab, case.lab.node(place.node), case.aim.family.version)
+    for device in ("eth0", "cbr0", *devices):
         link = case.tables.link(place, device)
         if link and not link.up:
             yield _is_down(place, link, case.aim.family)

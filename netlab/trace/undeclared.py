@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from netlab.datapath.overlay import vtep_mac
 from netlab.topology.model import Lab
 from netlab.trace.aim import Aim, Place
-from netlab.trace.declared_network import DeclaredNetwork
+from netlab.trace.declared_network import NOWHERE, DeclaredNetwork
 from netlab.trace.model import Hop, Leg, PredictedHop, Prediction, Trace, Translation
 from netlab.trace.model_steps import Bridge, Encapsulate, Neighbour, Route, Socket
 
@@ -92,21 +92,24 @@ def _tables(network: DeclaredNetwork, decided: Aim, trace: Trace) -> Iterator[st
             continue
         for step in hop.steps:
             if isinstance(step, Route):
-                yield from _route(network, place, step)
+                yield from _route(network, place, step, hop.packet.src)
             elif isinstance(step, Neighbour):
                 yield from _neighbour(network, place, step)
-            elif isinstance(step, Bridge) and step.device == network.tunnel:
+            elif isinstance(step, Bridge) and network.is_tunnel(place, step.device):
                 yield from _fdb(network, place, step)
             elif isinstance(step, Encapsulate):
-                vni = network.lab.overlay.vni
+                peer = network.node_at(step.remote)
+                vni = network.vni(place, peer) if peer else step.vni
                 if step.vni != vni:
                     yield f"{step.device} of {place} is of VNI {step.vni}; declared is {vni}"
 
 
-def _route(network: DeclaredNetwork, place: Place, step: Route) -> Iterator[str]:
+def _route(network: DeclaredNetwork, place: Place, step: Route, source: str) -> Iterator[str]:
     if network.is_local(place, step.destination):
         return
-    due = network.route(place, step.destination)
+    due = network.route(place, step.destination, source)
+    if due and due.device == NOWHERE:
+        due = None
     way = f"via {due.via} dev {due.device}" if due and due.via else f"dev {due and due.device}"
     declared = f"declared is {due.matched} {way}" if due else "none is declared"
     if step.type == "forwarding-off":
@@ -116,8 +119,8 @@ def _route(network: DeclaredNetwork, place: Place, step: Route) -> Iterator[str]
 
 
 def _neighbour(network: DeclaredNetwork, place: Place, step: Neighbour) -> Iterator[str]:
-    """Entries for tunnel ends, which are declared; all others are learned."""
-    if step.device != network.tunnel:
+    """Entries for tunnel ends, where they are declared; all others are learned."""
+    if network.overlay == "vxlan-multicast" or not network.is_tunnel(place, step.device):
         return
     peer = next((n for n in network.lab.nodes if step.address in n.overlay_addresses), None)
     due = vtep_mac(peer, network.family.version) if peer else None
@@ -133,7 +136,7 @@ def _neighbour(network: DeclaredNetwork, place: Place, step: Neighbour) -> Itera
 def _fdb(network: DeclaredNetwork, place: Place, step: Bridge) -> Iterator[str]:
     version = network.family.version
     peer = next((n for n in network.lab.nodes if vtep_mac(n, version) == step.mac), None)
-    if peer is None:
+    if peer is None or network.overlay != "vxlan":
         return
     due = network.address_on(network.place_of(peer), "eth0")
     if step.remote != due:
