@@ -216,9 +216,11 @@ def _routes(
             yield _route(names, family, table, length, flags, found)
 
 
-def every_route(netlink: Socket, names: dict[int, str]) -> Iterable[Route]:
+def every_route(netlink: Socket) -> Iterable[Route]:
     """Unicast routes of IPv4 in the main table, whoever made them."""
     family = socket.AF_INET
+    _, index, _ = _links(netlink, "")
+    names = {number: link for link, number in index.items()}
     for answer in _dumped_routes(netlink, family, rt.RT_TABLE_MAIN):
         _, length, _, _, _, _, _, kind, flags = struct.unpack_from("=BBBBBBBBI", answer)
         found = attributes(answer, 12)

@@ -47,7 +47,10 @@ def _part(lab: Lab, node: Node, pods: PodsByNode) -> Part:
             Process(
                 name="bird",
                 namespace=namespace_name(lab.name, node.name),
-                command=("bird", "-f", "-c", _CONFIG, "-u", _USER, "-g", _USER),
+                command=(
+                    *("bird", "-f", "-c", _CONFIG, "-P", "/run/bird/bird.pid"),
+                    *("-u", _USER, "-g", _USER),
+                ),
                 package="bird2",
                 files=(File(path=_CONFIG, text=_config(lab, node, pods)),),
                 directories=(("/run/bird", _USER),),
@@ -72,9 +75,11 @@ def _lines(lab: Lab, node: Node, pods: PodsByNode) -> Iterable[str]:
         # An address of the block that no pod has is refused here, and goes round no default route.
         yield f"  route {block} {'unreachable' if block.endswith('/32') else 'blackhole'};"
     yield "}"
+    # Peers are the next hops of what they announce, and are looked up in this.
+    yield 'protocol direct uplink { ipv4; interface "eth0"; }'
     yield "protocol kernel {"
-    yield "  # A pod's own route to its link stands beside an announced /32 and must win."
-    yield "  ipv4 { import none; export where net.len < 32 || source = RTS_BGP; };"
+    # A block is refused to the kernel as a whole; a pod outside it has a route to its link there.
+    yield '  ipv4 { import none; export where source = RTS_BGP || (proto = "blocks" && net.len < 32); };'
     yield "}"
     for peer in peers(lab, node, 4):
         there = of(4, peer.addresses)
