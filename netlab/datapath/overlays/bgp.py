@@ -68,7 +68,9 @@ def _config(lab: Lab, node: Node, pods: PodsByNode) -> str:
 def _lines(lab: Lab, node: Node, pods: PodsByNode) -> Iterable[str]:
     yield "log stderr all;"
     yield f"router id {node.address};"
-    yield "protocol device { }"
+    # BIRD 2.0.12 may sleep for 3 s before it sends what it has to a new peer (io_loop() of
+    # sysdep/unix/io.c); a timer wakes it.
+    yield "protocol device { scan time 1; }"
     yield "protocol static blocks {"
     yield "  ipv4;"
     for block in blocks(lab, node, pods):
@@ -79,7 +81,10 @@ def _lines(lab: Lab, node: Node, pods: PodsByNode) -> Iterable[str]:
     yield 'protocol direct uplink { ipv4; interface "eth0"; }'
     yield "protocol kernel {"
     # A block is refused to the kernel as a whole; a pod outside it has a route to its link there.
-    yield '  ipv4 { import none; export where source = RTS_BGP || (proto = "blocks" && net.len < 32); };'
+    yield "  ipv4 {"
+    yield "    import none;"
+    yield '    export where source = RTS_BGP || (proto = "blocks" && net.len < 32);'
+    yield "  };"
     yield "}"
     for peer in peers(lab, node, 4):
         there = of(4, peer.addresses)
