@@ -88,11 +88,13 @@ def up(
 
         lab = replace(lab, iptables_backend=backend)
     require_root()
-    from netlab.doctor import preflight
+    from netlab.doctor import neighbour_warning, preflight
     from netlab.lab import lifecycle
     from netlab.lab.undone import undone
 
-    preflight()
+    preflight(lab)
+    if warning := neighbour_warning(lab):
+        click.echo(str(warning), err=True)
     tell = progress if output != "json" else lambda line: None
     outcome = lifecycle.up(lab, dry_run=dry_run or as_shell, tell=tell)
     taken_back = undone(outcome.before, lab)

@@ -322,6 +322,7 @@ ATTEMPTS: dict[str, Callable[[], str]] = {
     "veth": lambda: _link("veth"),
     "bridge": lambda: _link("bridge"),
     "vxlan": _vxlan,
+    "ipip": lambda: _link("ipip"),
     "br_netfilter": _br_netfilter,
     "nat": _nat,
     "nfacct": _nfacct,
