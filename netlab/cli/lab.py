@@ -93,8 +93,8 @@ def up(
     from netlab.lab.undone import undone
 
     preflight(lab)
-    if warning := neighbour_warning(lab):
-        click.echo(str(warning), err=True)
+    if crowded := neighbour_warning(lab):
+        click.echo(str(crowded), err=True)
     tell = progress if output != "json" else lambda line: None
     outcome = lifecycle.up(lab, dry_run=dry_run or as_shell, tell=tell)
     taken_back = undone(outcome.before, lab)

@@ -98,6 +98,12 @@ def forget_learned(names: Iterable[str]) -> None:
             )
 
 
+def _has_fallback_tunnels() -> bool:
+    """Whether a namespace that was just made has links beside `lo`."""
+    with namespaces.scratch() as fresh, namespaces.entered(fresh), Socket() as netlink:
+        return len(observe.links_there(netlink)) > 1
+
+
 def _is_hub(namespace: Namespace) -> bool:
     """Whether it is one that others hang on: it has a bridge, or makes the pairs to them."""
     return any(link.kind == "bridge" or link.makes_pair for link in namespace.links)
@@ -120,6 +126,8 @@ class _Work:
         # By the namespace that is waited for; then by who waits for it.
         self.waiting: dict[str, dict[str, list[Change]]] = {}
         self.waiting_links: dict[tuple[str, str], str] = {}  # (who waits, link): for whom
+        # Loaded modules such as ipip put a device of their own into every namespace (tunl0).
+        self.tunnels_of_the_kernel = _has_fallback_tunnels()
         self.ends = {
             (namespace.name, link.name): link
             for namespace in desired.values()
@@ -176,7 +184,10 @@ class _Work:
                 else:
                     namespaces.remove(name)  # the file of a killed start
                     descriptor = namespaces.make(name, self.lab, self.desired[name].sysctls)
-                    opened.put(_Open(name, descriptor, Socket()))
+                    fresh = _Open(name, descriptor, Socket())
+                    if self.tunnels_of_the_kernel:
+                        fresh.index |= observe.links_there(fresh.netlink)
+                    opened.put(fresh)
                     if name in bridged:
                         ready(name)
         except BaseException as error:  # raised by the thread that waits

@@ -78,6 +78,11 @@ def observe(name: str, marks: str, desired: Namespace | None) -> Found:
     return Found(namespace=namespace, index=index, marked=frozenset(marked))
 
 
+def links_there(netlink: Socket) -> dict[str, int]:
+    """Numbers of all links of a namespace, whoever made them, by name."""
+    return _links(netlink, "")[1]
+
+
 def await_ports(descriptor: int, timeout_s: float) -> None:
     """Wait until the bridges of a namespace and the ports in them carry frames.
 

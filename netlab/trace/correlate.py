@@ -152,7 +152,7 @@ def _leg_of(run: Run, forward: list[Chapter], reply: list[Chapter], observed: Ob
 
 def _carries(outer: Outer, run: Run) -> bool:
     """Whether the outer headers of a sighting are those of a run."""
-    if (outer.id, outer.sport) != (run.ip_id, run.flow.source.port):
+    if (outer.id, outer.sport) != (run.ip_id, run.flow.source.port or 0):
         return False
     # IPv6 has no identification, and the answer may be carried from the same port.
     return family_of(outer.src) is IPV4 or outer.src == run.flow.source.ip

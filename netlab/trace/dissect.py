@@ -110,6 +110,19 @@ def dissect(frame: bytes, mark: Mark, vxlan_port: int) -> Dissected | None:
             vni=vxlan.vni if int(vxlan.flags) & _VXLAN_VALID else 0,
         )
         ip, body = inner
+    elif isinstance(ip, inet.IP) and isinstance(body, inet.IP):
+        outer = Outer(
+            src=ip.src,
+            dst=ip.dst,
+            sport=0,
+            dport=0,
+            ttl=_ttl(ip),
+            length=_length(ip),
+            id=ip.id,
+            vni=0,
+            tunnel="ipip",
+        )
+        ip, body = body, body.payload
     role = _role(body, mark, layers)
     if role is None:
         return None
