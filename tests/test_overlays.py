@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
 
-from labs import fresh_name, small_lab
+from labs import fresh_name, require_overlay, small_lab
 from netlab.cli.main import netlab
 from netlab.datapath.build import build
 from netlab.datapath.describe import shell
@@ -44,15 +44,6 @@ SHOWN = {
     "vxlan-multicast": "vxlan-multicast",
     "eni": "eni",
 }
-# What a device that this kernel may lack is called.
-LACKED_BY_SOME = ("ipip",)
-
-
-def require(overlay: str) -> None:
-    """Skip where the kernel lacks what an overlay needs; a virtual machine has it."""
-    feature = TYPES[overlay].feature
-    if feature in LACKED_BY_SOME and not features.attempt([feature])[feature].ok:
-        pytest.skip(f"this kernel lacks the module {feature}")
 
 
 def overlay_lab(overlay: str, nodes: int = 3, pods: int = 6) -> Lab:
@@ -246,7 +237,7 @@ def test_a_kernel_without_a_module_says_so_before_anything_is_built() -> None:
 @pytest.mark.parametrize("topology", SHOWN)
 def test_a_shipped_topology_comes_up_carries_everything_and_goes(topology: str) -> None:
     """All pairs of pods there and back, as predicted; a second `up`; the host as it was."""
-    require(SHOWN[topology])
+    require_overlay(SHOWN[topology])
     name = fresh_name()
     lab = load(topology, name=name).lab
     before = host_snapshot(name)
@@ -286,7 +277,7 @@ def _everything(lab: Lab) -> list[Request]:
 def test_services_work_over_each_overlay(
     up: Callable[[Lab], object], overlay: str, mode: ProxyMode
 ) -> None:
-    require(overlay)
+    require_overlay(overlay)
     lab = overlay_lab(overlay)
     lab = replace(lab, service_proxy=replace(lab.service_proxy, mode=mode))
     up(lab)
