@@ -112,7 +112,7 @@ EXPECTED = {
 OTHERWISE = {
     "no-route": "node n1's route to 10.244.2.2: 10.244.2.2 matches 0.0.0.0/0",
     "forwarding-off": "forwarding on node n1 is off",
-    "rp-filter": "node n1's route to 10.244.1.2",
+    "rp-filter": "node n1's route back to 10.244.2.2 is not that by which this came",
     "neighbour-unresolved": "node n1's neighbour entry for node n2's tunnel end, 10.244.2.0",
     "fdb-missing": "node n1's FDB entry for node n2, 0e:23:f5:f5:ae:55 on flannel.1, is missing",
     "wrong-vtep": "node n1's FDB entry for node n2, 0e:23:f5:f5:ae:55 on flannel.1, leads to 192.",

@@ -88,6 +88,21 @@ def legs(
     return _passages("forward", there, tables), _passages("reply", back, tables)
 
 
+def of_answers(sightings: Sequence[Sighting]) -> list[Sighting]:
+    """ICMP errors about the answer, which go to who answered: no part of either leg."""
+    there = {each.packet.flow for each in sightings if each.role == "probe"}
+    back = {each.packet.flow for each in sightings if each.role == "answer"}
+    found = []
+    for each in sightings:
+        about = each.packet.quotes
+        if each.role != "error" or about is None or about in there:
+            continue
+        # It may have been translated behind the last sight of it.
+        if about in back or about.reversed in there:
+            found.append(each)
+    return found
+
+
 def _passages(leg: Leg, sightings: list[Sighting], tables: Tables) -> list[Passage]:
     path, flooded = _without_copies(sightings, tables)
     if not path:

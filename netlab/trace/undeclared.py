@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from netlab.datapath.overlay import vtep_mac
 from netlab.topology.model import Lab
 from netlab.trace.aim import Aim, Place
-from netlab.trace.declared_network import DeclaredNetwork
+from netlab.trace.declared_network import DeclaredNetwork, Way
 from netlab.trace.model import Hop, Leg, PredictedHop, Prediction, Trace, Translation
 from netlab.trace.model_steps import Bridge, Encapsulate, Neighbour, Route, Socket
 
@@ -92,7 +92,7 @@ def _tables(network: DeclaredNetwork, decided: Aim, trace: Trace) -> Iterator[st
             continue
         for step in hop.steps:
             if isinstance(step, Route):
-                yield from _route(network, place, step)
+                yield from _route(network, place, step, hop.packet.src)
             elif isinstance(step, Neighbour):
                 yield from _neighbour(network, place, step)
             elif isinstance(step, Bridge) and step.device == network.tunnel:
@@ -103,16 +103,25 @@ def _tables(network: DeclaredNetwork, decided: Aim, trace: Trace) -> Iterator[st
                     yield f"{step.device} of {place} is of VNI {step.vni}; declared is {vni}"
 
 
-def _route(network: DeclaredNetwork, place: Place, step: Route) -> Iterator[str]:
+def _route(network: DeclaredNetwork, place: Place, step: Route, source: str) -> Iterator[str]:
     if network.is_local(place, step.destination):
         return
     due = network.route(place, step.destination)
-    way = f"via {due.via} dev {due.device}" if due and due.via else f"dev {due and due.device}"
-    declared = f"declared is {due.matched} {way}" if due else "none is declared"
-    if step.type == "forwarding-off":
+    declared = _declared(due)
+    if step.type == "reverse-path":
+        back = _declared(network.route(place, source))
+        yield f"{place}'s route back to {source} is not that by which this came; {back}"
+    elif step.type == "forwarding-off":
         yield f"forwarding on {place} is off; declared is on"
     elif (None if step.refuses else (step.device, step.via)) != (due and (due.device, due.via)):
         yield f"{place}'s route to {step.destination}: {step}; {declared}"
+
+
+def _declared(due: Way | None) -> str:
+    if due is None:
+        return "none is declared"
+    way = f"via {due.via} dev {due.device}" if due.via else f"dev {due.device}"
+    return f"declared is {due.matched} {way}"
 
 
 def _neighbour(network: DeclaredNetwork, place: Place, step: Neighbour) -> Iterator[str]:

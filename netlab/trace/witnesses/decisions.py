@@ -266,7 +266,7 @@ class Decisions:
         back = self.route(place, question.source)
         if not filter_ or back is None or back.type == "local":
             return False
-        return back.matched is None or (filter_ == 1 and back.device != question.iif)
+        return back.refuses or (filter_ == 1 and back.device != question.iif)
 
     def setting(self, place: Place, path: str) -> str | None:
         """The value of a sysctl by its path below /proc/sys."""
