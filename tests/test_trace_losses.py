@@ -327,12 +327,12 @@ def test_the_headline_breaks_between_question_and_answer() -> None:
 
 
 def test_every_reason_stands_in_the_documentation() -> None:
-    from netlab.trace import came_back, doubts, endings, findings, refusals, run
+    from netlab.trace import came_back, doubts, endings, findings, link_layer, refusals, run
     from netlab.trace.witnesses import decisions
 
     said = set(decisions._REFUSALS.values()) | {code for code, _ in came_back._ERRORS.values()}
     said |= {"blackhole", "forwarding-off", "dropped-by-rule", "rejected-by-rule"}
-    for module in (came_back, doubts, endings, findings, refusals, run):
+    for module in (came_back, doubts, endings, findings, link_layer, refusals, run):
         text = Path(module.__file__ or "").read_text()
         said |= set(re.findall(r'(?:Doubt\(\s*|reason=|reason = )"([a-z-]+)"', text))
     page = (Path(__file__).parents[1] / "docs" / "trace.md").read_text()

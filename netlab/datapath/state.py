@@ -48,6 +48,7 @@ class Link(State, frozen=True):
     mac: str | None = None  # None: the kernel's choice
     master: str | None = None
     hairpin: bool = False
+    own_entry: bool = True  # whether a bridge knows its own MAC, and so takes what is for it
     up: bool = True
     peer: Peer | None = None  # not read back: the kernel names neither end to the other
     vxlan: Vxlan | None = None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 import time
 from collections.abc import Container, Iterable
 from socket import AddressFamily
+
+from msgspec.structs import replace
 
 from netlab.datapath.state import (
     Address,
@@ -23,7 +26,7 @@ from netlab.datapath.state import (
 )
 from netlab.kernel import rtnetlink as rt
 from netlab.kernel.namespaces import entered
-from netlab.kernel.netlink import Socket, attribute_list, attributes, number
+from netlab.kernel.netlink import NetlinkError, Socket, attribute_list, attributes, number
 
 RTEXT_FILTER_SKIP_STATS = 8
 _PERMANENT = rt.NUD_PERMANENT
@@ -119,7 +122,20 @@ def _links(netlink: Socket, marks: str) -> tuple[tuple[Link, ...], dict[str, int
     names = {number_: name for name, number_ in index.items()}
     marked = {name for name, _, found in raw if any(a.startswith(marks) for a in _altnames(found))}
     links = (_link(name, flags, found, names) for name, flags, found in raw)
-    return tuple(link for link in links if link), index, marked
+    known = (_with_own_entry(netlink, link, index) for link in links if link)
+    return tuple(known), index, marked
+
+
+def _with_own_entry(netlink: Socket, link: Link, index: dict[str, int]) -> Link:
+    """A link; of a bridge whether it knows its own MAC, without which it floods what is for it."""
+    if link.kind != "bridge" or link.mac is None:
+        return link
+    try:
+        netlink.get(rt.RTM_GETNEIGH, rt.get_bridge_entry(link.mac, index[link.name]))
+    except NetlinkError as error:
+        if error.errno == errno.ENOENT:
+            return replace(link, own_entry=False)
+    return link
 
 
 def _link(name: str, flags: int, found: dict[int, bytes], names: dict[int, str]) -> Link | None:

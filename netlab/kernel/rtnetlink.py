@@ -49,7 +49,7 @@ IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_PROTO = 1, 2, 4, 11
 IFA_F_NODAD = 0x02
 IFAPROT_KERNEL_RA, IFAPROT_KERNEL_LL = 2, 3
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
-NDA_DST, NDA_LLADDR = 1, 2
+NDA_DST, NDA_LLADDR, NDA_MASTER = 1, 2, 9
 
 RT_TABLE_MAIN = 254
 RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC = 2, 3, 4
@@ -275,6 +275,19 @@ def _fdb(entry: FdbEntry, index: int) -> bytes:
 def add_fdb(entry: FdbEntry, index: int) -> bytes:
     """A static entry of a VXLAN device; one for the same MAC is replaced."""
     return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, _fdb(entry, index))
+
+
+def add_own_entry(mac: str, index: int) -> bytes:
+    """The entry by which a bridge takes what is sent to its MAC; one that is there is kept."""
+    entry = _NEIGHBOUR.pack(socket.AF_BRIDGE, index, NUD_NOARP | NUD_PERMANENT, NTF_SELF, 0)
+    body = entry + attribute(NDA_LLADDR, mac_bytes(mac))
+    return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def get_bridge_entry(mac: str, bridge: int) -> bytes:
+    """The body of a question (RTM_GETNEIGH) for what a bridge knows of a MAC."""
+    entry = _NEIGHBOUR.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
+    return entry + attribute(NDA_LLADDR, mac_bytes(mac)) + number(NDA_MASTER, bridge)
 
 
 def delete_fdb(entry: FdbEntry, index: int) -> bytes:

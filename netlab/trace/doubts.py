@@ -12,6 +12,7 @@ from netlab.datapath.overlay import vtep_mac, vxlan_device
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_steps
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
+from netlab.trace.link_layer import unknown_to_itself
 from netlab.trace.model import Leg
 from netlab.trace.model_steps import REFUSING, Bridge, Neighbour, Route, Rule
 from netlab.trace.refusals import Doubt
@@ -275,6 +276,11 @@ def _unresolved(case: Case, place: Place, step: Neighbour) -> Doubt:
                     f"nobody told {place} a MAC for it",
                     f"`ip netns exec {owner.namespace} sysctl net.ipv4.conf.{path}.arp_ignore=0`",
                 )
+    # What is told comes back to the bridge's own MAC.
+    bridge = case.tables.link(place, step.device)
+    for doubt in unknown_to_itself(case, place, bridge):
+        words = f"{doubt.words}, the answer to {case.aim.family.neighbours} for {step.address} too"
+        return Doubt(doubt.reason, words, doubt.fix)
     lab = case.lab
     for node in lab.nodes:
         if step.address in node.overlay_addresses:

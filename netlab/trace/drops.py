@@ -113,7 +113,7 @@ _MEANINGS = {
         ("port-closed", "tunnel-closed", *_STRAY), "has no socket for it: nothing listens there"
     ),
     "NO_TX_TARGET": _Meaning(
-        ("fdb-missing",),
+        ("fdb-missing", "neighbour-wrong"),
         "does not know which node to send it to (no FDB entry)",
         "`netlab up` puts the entries back",
     ),

@@ -35,6 +35,7 @@ from netlab.trace.doubts import (
 )
 from netlab.trace.drops import with_kernel
 from netlab.trace.endings import astray, stale, unheard
+from netlab.trace.link_layer import misdirected
 from netlab.trace.model import Leg, Loss
 from netlab.trace.model_steps import REFUSING, Bridge, Route, Rule
 from netlab.trace.refusals import Doubt, missing_service, said_by
@@ -50,6 +51,7 @@ def loss_of(case: Case) -> Loss:
         _by_stale_connection,
         _by_rule,
         by_refusal,
+        _by_mac,
         _by_route,
         _by_tunnel,
         by_error,
@@ -141,6 +143,14 @@ def _led_by_element(before: Rule | None, rule: Rule) -> bool:
 
 
 # --- by what the tables say ----------------------------------------------------------------------
+
+
+def _by_mac(case: Case) -> Loss | None:
+    """A frame that went to a MAC whose owner it was not for, or that its owner did not take."""
+    for leg in ("reply", "forward"):
+        for place, doubt in misdirected(case, leg):
+            return _loss_at(case, leg, place, doubt, came_back(case))
+    return None
 
 
 def _by_route(case: Case) -> Loss | None:

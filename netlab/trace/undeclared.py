@@ -45,6 +45,8 @@ _OBJECTS = {
     "dropped-by-rule": "a rule",
     "rejected-by-rule": "a rule",
     "neighbour-unresolved": "a neighbour",
+    "neighbour-wrong": "a neighbour entry",
+    "fdb-missing": "the FDB of a bridge",
     "host-unreachable": "a neighbour",
     "no-route": "a route",
     "blackhole": "a route",

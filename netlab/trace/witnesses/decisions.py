@@ -22,6 +22,7 @@ from netlab.kernel.netlink import NetlinkError, attribute, attributes, number, t
 from netlab.kernel.netlink import Socket as Netlink
 from netlab.kernel.rtnetlink import (
     IFF_UP,
+    IFLA_ADDRESS,
     IFLA_BRPORT_MODE,
     IFLA_IFNAME,
     IFLA_INFO_KIND,
@@ -32,6 +33,7 @@ from netlab.kernel.rtnetlink import (
     IFLA_MTU,
     NDA_DST,
     NDA_LLADDR,
+    NDA_MASTER,
     NTF_SELF,
     RTA_DST,
     RTA_GATEWAY,
@@ -51,7 +53,6 @@ from netlab.trace.witnesses import Canary
 from netlab.trace.witnesses.refused_routes import TYPES, Question, find
 
 RTA_SRC, RTA_IIF, RTA_PREFSRC, RTA_MARK = 2, 3, 7, 16
-NDA_MASTER = 9
 _RTM_F_FIB_MATCH = 0x2000
 _IFF_LOWER_UP = 0x10000
 _ROUTE = struct.Struct("=BBBBBBBBI")
@@ -92,6 +93,7 @@ class Link(msgspec.Struct, frozen=True):
     peer: int | None
     mtu: int = 0
     hairpin: bool = False  # of a bridge port
+    mac: str | None = None
 
 
 class Decisions:
@@ -153,6 +155,7 @@ class Decisions:
                 peer=_u32(found[IFLA_LINK]) if IFLA_LINK in found else None,
                 mtu=_u32(found[IFLA_MTU]),
                 hairpin=port.get(IFLA_BRPORT_MODE) == b"\1",
+                mac=found[IFLA_ADDRESS].hex(":") if IFLA_ADDRESS in found else None,
             )
         return None
 
