@@ -158,6 +158,12 @@ def _differences(
         added += (item for item in want if item not in have_set)
     values = {sysctl.path: sysctl.value for sysctl in found.namespace.sysctls}
     changed += (s for s in desired.sysctls if values.get(s.path) != s.value)
+    # A link that is made gets what the namespace has; one that is there may have been set apart.
+    off = {each.link for each in desired.addresses if ":" in each.address} & found.without_ipv6
+    changed += (
+        Sysctl(path=f"net/ipv6/conf/{link}/disable_ipv6", value="0")
+        for link in sorted(off & lasting)
+    )
 
     # Ports that are there are put into a new bridge by what sets them right.
     bridges = [item for item in added if isinstance(item, Link) and item.kind == "bridge"]

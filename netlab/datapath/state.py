@@ -234,6 +234,7 @@ class Found(State, frozen=True):
     namespace: Namespace
     index: dict[str, int]  # interface numbers by link name
     marked: frozenset[str]  # links that carry our mark
+    without_ipv6: frozenset[str] = frozenset()  # links that IPv6 is switched off on
 
 
 Item = (

@@ -45,7 +45,7 @@ def observe(name: str, marks: str, desired: Namespace | None) -> Found:
     wanted = desired.addresses if desired else ()
     families = _FAMILIES if any(":" in each.address for each in wanted) else _FAMILIES[:1]
     with entered(name), Socket() as netlink:
-        links, index, marked = _links(netlink, marks)
+        links, index, marked, without_ipv6 = _links(netlink, marks)
         names = {number: link for link, number in index.items()}
         namespace = Namespace(
             name=name,
@@ -60,7 +60,12 @@ def observe(name: str, marks: str, desired: Namespace | None) -> Found:
             fdb=tuple(_fdb(netlink, names, links)),
             sysctls=tuple(_sysctls(desired.sysctls)) if desired else (),
         )
-    return Found(namespace=namespace, index=index, marked=frozenset(marked))
+    return Found(
+        namespace=namespace,
+        index=index,
+        marked=frozenset(marked),
+        without_ipv6=frozenset(without_ipv6) if len(families) == len(_FAMILIES) else frozenset(),
+    )
 
 
 def await_ports(descriptor: int, timeout_s: float) -> None:
@@ -108,7 +113,10 @@ def _altnames(found: dict[int, bytes]) -> list[str]:
     ]
 
 
-def _links(netlink: Socket, marks: str) -> tuple[tuple[Link, ...], dict[str, int], set[str]]:
+def _links(
+    netlink: Socket, marks: str
+) -> tuple[tuple[Link, ...], dict[str, int], set[str], set[str]]:
+    """Links, their numbers by name, those with our mark, those that IPv6 is switched off on."""
     raw = []
     index: dict[str, int] = {}
     for body in netlink.dump(
@@ -123,7 +131,15 @@ def _links(netlink: Socket, marks: str) -> tuple[tuple[Link, ...], dict[str, int
     marked = {name for name, _, found in raw if any(a.startswith(marks) for a in _altnames(found))}
     links = (_link(name, flags, found, names) for name, flags, found in raw)
     known = (_with_own_entry(netlink, link, index) for link in links if link)
-    return tuple(known), index, marked
+    off = {name for name, _, found in raw if _is_without_ipv6(found)}
+    return tuple(known), index, marked, off
+
+
+def _is_without_ipv6(found: dict[int, bytes]) -> bool:
+    of_family = attributes(found.get(rt.IFLA_AF_SPEC, b"")).get(socket.AF_INET6, b"")
+    settings = attributes(of_family).get(rt.IFLA_INET6_CONF, b"")
+    at = 4 * rt.DEVCONF_DISABLE_IPV6
+    return _u32(settings[at : at + 4]) != 0 if len(settings) >= at + 4 else False
 
 
 def _with_own_entry(netlink: Socket, link: Link, index: dict[str, int]) -> Link:
