@@ -40,6 +40,7 @@ _ANSWERS: dict[str, Any] = {
     "tunnel": Bridge,
     "ports": list[Link],
     "bridge_netfilter": bool,
+    "early_chains": list[str],
     "off_by": str,
     "setting": str,
     "listeners": list[Listener],

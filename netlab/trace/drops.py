@@ -188,7 +188,7 @@ def _said(word: Moment, meaning: _Meaning, loss: Loss, case: Case) -> Loss:
 
 def _last_word(leg: Leg, case: Case) -> Moment | None:
     """The last drop on a leg; where that has none, the last of the other."""
-    losses = [moment for moment in case.moments if moment.is_loss]
+    losses = case.moments_of_loss
     on_leg = [moment for moment in losses if _leg(moment, case) == leg]
     found = on_leg or losses
     return found[-1] if found else None

@@ -241,8 +241,10 @@ def _by_fragments(case: Case) -> Loss | None:
     leg: Leg = "reply" if answered(case) else "forward"
     last = last_seen(case, leg)
     left = last.packet.fragments
-    if left is None or left.complete:
+    if left is None:
         return None
+    if left.complete:
+        return _by_reassembly(case, leg, last)
     whole = [
         sighting
         for sighting in (each.passage.before for each in case.story.leg(leg))
@@ -259,6 +261,23 @@ def _by_fragments(case: Case) -> Loss | None:
         f"fragments as such: `ip netns exec {before.place.namespace} nft list ruleset`",
     )
     return _loss(case, leg, before, doubt)
+
+
+def _by_reassembly(case: Case, leg: Leg, last: Sighting) -> Loss | None:
+    """All pieces came in, and no rule behind their reassembly saw the packet: some were dropped."""
+    place = last.place
+    waits = last.direction == "in" and not case.story.leg(leg)[-1].runs and not case.moments_of_loss
+    early = case.tables.early_chains(place) if waits and place.kind == "node" else None
+    if not early:
+        return None
+    first = early[0]
+    doubt = Doubt(
+        "fragment-lost",
+        f"all fragments came in on {last.device} of {place}, and were not put together there: of "
+        f"what comes before that, chain {' and chain '.join(early)}, something drops some of them",
+        f"look for what drops fragments: `ip netns exec {place.namespace} nft list chain {first}`",
+    )
+    return _loss(case, leg, last, doubt)
 
 
 def _by_missing_service(case: Case) -> Loss | None:

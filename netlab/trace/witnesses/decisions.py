@@ -20,6 +20,7 @@ from netlab.kernel.listeners import Listener, listeners
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import NetlinkError, attribute, attributes, number, text
 from netlab.kernel.netlink import Socket as Netlink
+from netlab.kernel.nft_contents import before_reassembly
 from netlab.kernel.rtnetlink import (
     IFF_UP,
     IFLA_ADDRESS,
@@ -292,6 +293,12 @@ class Decisions:
     def listeners(self, place: Place, protocol: str, port: int) -> list[Listener]:
         """What listens on a port of `tcp` or `udp`."""
         return listeners(place.namespace, self._family.number_of(protocol), port)
+
+    def early_chains(self, place: Place) -> list[str]:
+        """Base chains of nf_tables that see a packet before its fragments are put together."""
+        with suppress(OSError):
+            return before_reassembly(place.namespace)
+        return []
 
     def bridge_netfilter(self, place: Place) -> bool:
         """Whether iptables' PREROUTING runs where a frame enters a bridge (br_netfilter)."""
