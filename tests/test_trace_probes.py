@@ -579,7 +579,7 @@ def test_fragments_that_are_kept_from_their_reassembly_are_told(lab: Lab) -> Non
     assert trace(lab, request).delivered
     in_node(lab, "n1", "nft", "add table bridge early")
     in_node(
-        lab, "n1", "nft", "add chain bridge early c { type filter hook prerouting priority 5; }"
+        lab, "n1", "nft", "add chain bridge early c { type filter hook prerouting priority -9; }"
     )
     in_node(lab, "n1", "nft", "add rule bridge early c ip frag-off & 0x1fff != 0 drop")
     found = trace(lab, request)
