@@ -139,6 +139,11 @@ _MEANINGS = {
     "SOCKET_BACKLOG": _Meaning(("socket-full",), "found the socket's backlog full", _FULL),
     "QDISC_DROP": _Meaning(("queue-drop",), "dropped it in the queue of the device"),
     "FULL_RING": _Meaning(("queue-drop",), "found the device's queue full"),
+    "XFRM_POLICY": _Meaning(
+        ("xfrm-policy",),
+        "has an IPsec policy (xfrm) that lets it through with IPsec alone, or not at all",
+        "`ip -n {namespace} xfrm policy` shows the policies",
+    ),
     "IP_CSUM": _checksum("IP"),
     "TCP_CSUM": _checksum("TCP"),
     "UDP_CSUM": _checksum("UDP"),

@@ -35,6 +35,7 @@ from netlab.trace.doubts import (
 )
 from netlab.trace.drops import with_kernel
 from netlab.trace.endings import astray, stale, unheard
+from netlab.trace.ipsec import by_policy
 from netlab.trace.link_layer import misdirected
 from netlab.trace.model import Leg, Loss
 from netlab.trace.model_steps import REFUSING, Bridge, Route, Rule
@@ -55,6 +56,7 @@ def loss_of(case: Case) -> Loss:
         _by_route,
         _by_tunnel,
         by_error,
+        _by_ipsec,
         _never_sent,
         _by_fragments,
         _by_missing_service,
@@ -222,6 +224,12 @@ def _never_sent(case: Case) -> Loss | None:
         neighbour = case.tables.neighbour(source, hop, route.device)
         if neighbour and neighbour.mac is None and neighbour.state != "none":
             doubt = unanswered(case, source, neighbour)
+    return _not_sent(case, source, doubt)
+
+
+def _not_sent(case: Case, source: Place, doubt: Doubt) -> Loss:
+    """A loss before the first device."""
+    route = case.tables.route(source, case.aim.destination)
     said = [f"the kernel's answer: {case.answer.error}"] if case.answer.error else []
     return Loss(
         direction="forward",
@@ -234,6 +242,16 @@ def _never_sent(case: Case) -> Loss | None:
         explanation=doubt.words,
         fix=doubt.fix,
     )
+
+
+def _by_ipsec(case: Case) -> Loss | None:
+    """A policy that lets nothing through."""
+    leg: Leg = "reply" if answered(case) else "forward"
+    for place, doubt in by_policy(case, leg):
+        if case.story.leg(leg):
+            return _loss(case, leg, last_seen(case, leg), doubt)
+        return _not_sent(case, place, doubt)
+    return None
 
 
 def _by_fragments(case: Case) -> Loss | None:

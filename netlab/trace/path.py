@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from netlab.kernel.listeners import Listener
+from netlab.kernel.xfrm import Policy
 from netlab.trace.aim import Place
 from netlab.trace.model import Leg
 from netlab.trace.model_steps import Bridge, Neighbour, Route, Socket, Tuple
@@ -44,6 +45,8 @@ class Tables(Protocol):
     def ports(self, place: Place, bridge: str) -> list[Link]: ...
 
     def early_chains(self, place: Place) -> list[str] | None: ...
+
+    def policies(self, place: Place) -> list[Policy] | None: ...
 
     def bridge_netfilter(self, place: Place) -> bool: ...
 

@@ -49,6 +49,8 @@ _OBJECTS = {
     "fdb-missing": "the FDB of a bridge",
     "host-unreachable": "a neighbour",
     "no-route": "a route",
+    "xfrm-policy": "an IPsec policy",
+    "echo-ignored": "the answer to pings",
     "blackhole": "a route",
     "unreachable": "a route",
     "prohibit": "a route",

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
-from netlab.kernel import conntrack
+from netlab.kernel import conntrack, xfrm
 from netlab.kernel.listeners import Listener, listeners
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import NetlinkError, attribute, attributes, number, text
@@ -298,6 +298,12 @@ class Decisions:
         """Base chains of nf_tables that see a packet before its fragments are put together."""
         with suppress(OSError):
             return before_reassembly(place.namespace)
+        return []
+
+    def policies(self, place: Place) -> list[xfrm.Policy]:
+        """IPsec policies of a place."""
+        with suppress(OSError):
+            return xfrm.policies(place.namespace)
         return []
 
     def bridge_netfilter(self, place: Place) -> bool:
