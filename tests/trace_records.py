@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from netlab.kernel.listeners import Listener
+from netlab.kernel.xfrm import Policy
 from netlab.topology.model import Lab
 from netlab.trace import probe
 from netlab.trace.aim import Aim, Place, Request, aim
@@ -40,6 +41,8 @@ _ANSWERS: dict[str, Any] = {
     "tunnel": Bridge,
     "ports": list[Link],
     "bridge_netfilter": bool,
+    "early_chains": list[str],
+    "policies": list[Policy],
     "off_by": str,
     "setting": str,
     "listeners": list[Listener],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from netlab.cli.common import (
     running_lab,
     selection_options,
 )
-from netlab.lab.named import only_lab
+from netlab.lab.named import naming, only_lab
 from netlab.problems import Exit, NetlabError
 
 if TYPE_CHECKING:
@@ -189,8 +190,10 @@ def _next_command(name: str) -> str:
     sources = [pod for pod in lab.pods if pod.key not in targets] or list(lab.pods)
     for service in lab.services:
         if sources and service.cluster_ip not in ("", "None"):
-            return f"netlab trace {sources[0].name} svc/{service.name}"
-    return "netlab get pods -o wide"
+            return shlex.join(
+                ["netlab", "trace", sources[0].name, f"svc/{service.name}", *naming(name)]
+            )
+    return shlex.join(["netlab", "get", "pods", "-o", "wide", *naming(name)])
 
 
 @click.command()

@@ -200,6 +200,9 @@ def _link_commands(ip: str, verb: str, link: Link, ends: dict[Peer, Link]) -> It
         )
     elif verb == "set":
         yield f"{ip} link set {link.name} {settings}"
+        if link.kind == "bridge" and link.mac:
+            own = f"{link.mac} dev {link.name} self permanent"
+            yield f"bridge{ip.removeprefix('ip')} fdb replace {own}"
     if link.master:
         yield f"{ip} link set {link.name} master {link.master}"
         if link.hairpin:

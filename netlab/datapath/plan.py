@@ -167,6 +167,12 @@ def _differences(
             added.append(sysctl)  # what was read is what the link had that goes
         elif values.get(sysctl.path) != sysctl.value:
             changed.append(sysctl)
+    # A link that is made gets what the namespace has; one that is there may have been set apart.
+    off = {each.link for each in desired.addresses if ":" in each.address} & found.without_ipv6
+    changed += (
+        Sysctl(path=f"net/ipv6/conf/{link}/disable_ipv6", value="0")
+        for link in sorted(off & lasting)
+    )
 
     # Ports that are there are put into a new bridge by what sets them right.
     bridges = [item for item in added if isinstance(item, Link) and item.kind == "bridge"]
@@ -194,5 +200,6 @@ def _same_settings(want: Link, have: Link) -> bool:
         and want.mtu == have.mtu
         and want.master == have.master
         and want.hairpin == have.hairpin
+        and want.own_entry == have.own_entry
         and want.mac in (None, have.mac)
     )

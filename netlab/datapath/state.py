@@ -56,6 +56,7 @@ class Link(State, frozen=True):
     mac: str | None = None  # None: the kernel's choice
     master: str | None = None
     hairpin: bool = False
+    own_entry: bool = True  # whether a bridge knows its own MAC, and so takes what is for it
     up: bool = True
     peer: Peer | None = None  # not read back: the kernel names neither end to the other
     vxlan: Vxlan | None = None
@@ -312,6 +313,7 @@ class Found(State, frozen=True):
     namespace: Namespace
     index: dict[str, int]  # interface numbers by link name
     marked: frozenset[str]  # links that carry our mark
+    without_ipv6: frozenset[str] = frozenset()  # links that IPv6 is switched off on
 
 
 Item = (

@@ -263,6 +263,8 @@ class _Work:
             yield rtnetlink.set_link(link, before, index, master)
             if link.master and (link.hairpin, link.master) != (before.hairpin, before.master):
                 yield rtnetlink.set_hairpin(index, link.hairpin)
+            if link.own_entry and not before.own_entry and before.mac:
+                yield rtnetlink.add_own_entry(link.mac or before.mac, index)
             if link.name not in there.marked:
                 yield rtnetlink.add_altname(index, namespaces.mark(self.lab, link.name))
             return

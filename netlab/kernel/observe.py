@@ -10,6 +10,8 @@ import time
 from collections.abc import Container, Iterable
 from socket import AddressFamily
 
+from msgspec.structs import replace
+
 from netlab.datapath.state import (
     Address,
     FdbEntry,
@@ -50,7 +52,7 @@ def observe(name: str, marks: str, desired: Namespace | None) -> Found:
     wanted = desired.addresses if desired else ()
     families = _FAMILIES if any(":" in each.address for each in wanted) else _FAMILIES[:1]
     with entered(name), Socket() as netlink:
-        links, index, marked = _links(netlink, marks)
+        links, index, marked, without_ipv6 = _links(netlink, marks)
         names = {number: link for link, number in index.items()}
         policies = tuple(each for family in families for each in _policies(netlink, family))
         tables = {rt.RT_TABLE_MAIN, *(each.table for each in policies)}
@@ -75,7 +77,12 @@ def observe(name: str, marks: str, desired: Namespace | None) -> Found:
             policies=policies,
             sysctls=tuple(_sysctls(desired.sysctls)) if desired else (),
         )
-    return Found(namespace=namespace, index=index, marked=frozenset(marked))
+    return Found(
+        namespace=namespace,
+        index=index,
+        marked=frozenset(marked),
+        without_ipv6=frozenset(without_ipv6) if len(families) == len(_FAMILIES) else frozenset(),
+    )
 
 
 def links_there(netlink: Socket) -> dict[str, int]:
@@ -128,7 +135,10 @@ def _altnames(found: dict[int, bytes]) -> list[str]:
     ]
 
 
-def _links(netlink: Socket, marks: str) -> tuple[tuple[Link, ...], dict[str, int], set[str]]:
+def _links(
+    netlink: Socket, marks: str
+) -> tuple[tuple[Link, ...], dict[str, int], set[str], set[str]]:
+    """Links, their numbers by name, those with our mark, those that IPv6 is switched off on."""
     raw = []
     index: dict[str, int] = {}
     for body in netlink.dump(
@@ -142,7 +152,28 @@ def _links(netlink: Socket, marks: str) -> tuple[tuple[Link, ...], dict[str, int
     names = {number_: name for name, number_ in index.items()}
     marked = {name for name, _, found in raw if any(a.startswith(marks) for a in _altnames(found))}
     links = (_link(name, flags, found, names) for name, flags, found in raw)
-    return tuple(link for link in links if link), index, marked
+    known = (_with_own_entry(netlink, link, index) for link in links if link)
+    off = {name for name, _, found in raw if _is_without_ipv6(found)}
+    return tuple(known), index, marked, off
+
+
+def _is_without_ipv6(found: dict[int, bytes]) -> bool:
+    of_family = attributes(found.get(rt.IFLA_AF_SPEC, b"")).get(socket.AF_INET6, b"")
+    settings = attributes(of_family).get(rt.IFLA_INET6_CONF, b"")
+    at = 4 * rt.DEVCONF_DISABLE_IPV6
+    return _u32(settings[at : at + 4]) != 0 if len(settings) >= at + 4 else False
+
+
+def _with_own_entry(netlink: Socket, link: Link, index: dict[str, int]) -> Link:
+    """A link; of a bridge whether it knows its own MAC, without which it floods what is for it."""
+    if link.kind != "bridge" or link.mac is None:
+        return link
+    try:
+        netlink.get(rt.RTM_GETNEIGH, rt.get_bridge_entry(link.mac, index[link.name]))
+    except NetlinkError as error:
+        if error.errno == errno.ENOENT:
+            return replace(link, own_entry=False)
+    return link
 
 
 def _link(name: str, flags: int, found: dict[int, bytes], names: dict[int, str]) -> Link | None:
@@ -224,7 +255,7 @@ def _routes(
 def every_route(netlink: Socket) -> Iterable[Route]:
     """Unicast routes of IPv4 in the main table, whoever made them."""
     family = socket.AF_INET
-    _, index, _ = _links(netlink, "")
+    _, index, _, _ = _links(netlink, "")
     names = {number: link for link, number in index.items()}
     for answer in _dumped_routes(netlink, family, rt.RT_TABLE_MAIN):
         _, length, _, _, _, _, _, kind, flags = struct.unpack_from("=BBBBBBBBI", answer)

@@ -37,6 +37,7 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 28, 29
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
+IFLA_AF_SPEC, IFLA_INET6_CONF, DEVCONF_DISABLE_IPV6 = 26, 2, 26
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_QDISC = 6
 IFLA_BRPORT_STATE, IFLA_BRPORT_MODE = 1, 4
@@ -51,7 +52,7 @@ IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_PROTO = 1, 2, 4, 11
 IFA_F_NODAD = 0x02
 IFAPROT_KERNEL_RA, IFAPROT_KERNEL_LL = 2, 3
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
-NDA_DST, NDA_LLADDR = 1, 2
+NDA_DST, NDA_LLADDR, NDA_MASTER = 1, 2, 9
 
 FRA_DST, FRA_SRC, FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL = 1, 2, 6, 15, 21
 FR_ACT_TO_TBL = 1
@@ -322,6 +323,19 @@ def _fdb(entry: FdbEntry, index: int) -> bytes:
 def add_fdb(entry: FdbEntry, index: int) -> bytes:
     """A static entry of a VXLAN device; one for the same MAC is replaced."""
     return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, _fdb(entry, index))
+
+
+def add_own_entry(mac: str, index: int) -> bytes:
+    """The entry by which a bridge takes what is sent to its MAC; one that is there is kept."""
+    entry = _NEIGHBOUR.pack(socket.AF_BRIDGE, index, NUD_NOARP | NUD_PERMANENT, NTF_SELF, 0)
+    body = entry + attribute(NDA_LLADDR, mac_bytes(mac))
+    return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def get_bridge_entry(mac: str, bridge: int) -> bytes:
+    """The body of a question (RTM_GETNEIGH) for what a bridge knows of a MAC."""
+    entry = _NEIGHBOUR.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
+    return entry + attribute(NDA_LLADDR, mac_bytes(mac)) + number(NDA_MASTER, bridge)
 
 
 def delete_fdb(entry: FdbEntry, index: int) -> bytes:

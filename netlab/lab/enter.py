@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from netlab.kernel.namespaces import open_named, path
+from netlab.kernel.namespaces import open_named, path, require_privilege
 from netlab.kernel.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -81,6 +81,7 @@ def run(init: Init, place: Place, command: Sequence[str], environment: Mapping[s
     the end of the lab.  To be called in the main thread, for it handles signals meanwhile.
     NetlabError if the lab or the namespace is not there.
     """
+    require_privilege()
     sys.stdout.flush()
     sys.stderr.flush()
     with contextlib.ExitStack() as stack:

@@ -129,6 +129,7 @@ def down(name: str) -> int:
         with contextlib.suppress(OSError):
             record.remove(name)
         return 0
+    namespaces.require_privilege()
     with record.locked(name):
         removed = _remove(name)
     namespaces.release_run_dir()

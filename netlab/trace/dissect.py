@@ -12,7 +12,7 @@ import msgspec
 
 from netlab.trace.family import IPV4, IPV6, Family
 from netlab.trace.mark import Mark
-from netlab.trace.model_steps import Outer, Packet
+from netlab.trace.model_steps import Outer, Packet, Socket, Tuple
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -188,9 +188,24 @@ def _packet(ether: Any, ip: Any, body: Any, outer: Outer | None, layers: Any) ->
         length=_length(ip),
         flags=str(body.flags) if isinstance(body, inet.TCP) else None,
         icmp=icmp_name(family, body.type, body.code) if is_icmp else None,
+        quotes=_quoted(body.payload, layers) if is_icmp else None,
         src_mac=ether.src,
         dst_mac=ether.dst,
         outer=outer,
+    )
+
+
+def _quoted(ip: Any, layers: Any) -> Tuple | None:
+    """The ends of the packet that an ICMP message quotes, if it quotes one."""
+    if not isinstance(ip, layers.inet.IPerror | layers.inet6.IPerror6):
+        return None
+    body = ip.payload
+    while isinstance(body, layers.inet6._IPv6ExtHdr):
+        body = body.payload
+    ported = isinstance(body, layers.inet.TCP | layers.inet.UDP)
+    return Tuple(
+        source=Socket(ip=ip.src, port=body.sport if ported else None),
+        destination=Socket(ip=ip.dst, port=body.dport if ported else None),
     )
 
 

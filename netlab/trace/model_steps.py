@@ -83,8 +83,9 @@ class Packet(Data, frozen=True, kw_only=True):
     """The packet as it was on one device; inside a tunnel the inner one, with `outer`.
 
     `ttl` is the hop limit of IPv6, `length` that of the IP packet in bytes, `flags` the TCP flags
-    in scapy's letters ("SA"), `icmp` type and code in words.  Of a packet in `fragments` all else
-    is said of the first; null: it was whole.
+    in scapy's letters ("SA"), `icmp` type and code in words, `quotes` the ends of the packet that
+    an ICMP error is about.  Of a packet in `fragments` all else is said of the first; null: it was
+    whole.
     """
 
     src: str
@@ -96,6 +97,7 @@ class Packet(Data, frozen=True, kw_only=True):
     length: int
     flags: str | None = None
     icmp: str | None = None
+    quotes: Tuple | None = None
     src_mac: str | None = None
     dst_mac: str | None = None
     outer: Outer | None = None

@@ -41,7 +41,8 @@ def chain_hash(port_name: str, protocol: str, endpoint: str = "") -> str:
     bits, two = int.from_bytes(digest[:10], "big"), _BASE32
     return (
         f"{two[bits >> 70]}{two[bits >> 60 & 1023]}{two[bits >> 50 & 1023]}{two[bits >> 40 & 1023]}"
-        f"{two[bits >> 30 & 1023]}{two[bits >> 20 & 1023]}{two[bits >> 10 & 1023]}{two[bits & 1023]}"
+        f"{two[bits >> 30 & 1023]}{two[bits >> 20 & 1023]}{two[bits >> 10 & 1023]}"
+        f"{two[bits & 1023]}"
     )
 
 
