@@ -20,6 +20,7 @@ from netlab.topology.earlier import NOWHERE
 from netlab.topology.load import load, read_objects
 from netlab.topology.model import Endpoint, Lab, Pod
 from netlab.topology.places import Document
+from netlab.topology.status import endpoint_slices
 from test_topology_allocation import allocated, topologies
 
 Object = dict[str, Any]
@@ -533,6 +534,8 @@ def test_slices_stay_until_a_pod_or_the_service_changes(
     changed = change(lab).lab
     assert (addresses(changed) == ["10.9.9.9"]) is stays
     assert any(value["kind"] == "EndpointSlice" for value in changed.declared) is stays
+    shown = [item["metadata"]["name"] for item in endpoint_slices(changed)]
+    assert ("s" in shown, "web-1" in shown) == (stays, not stays)
 
 
 def test_slices_of_a_service_without_selector_stay() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,24 @@ def test_a_rendering_that_is_loaded_with_legacy_is_printed_as_itself(
     xtables.restore(namespace, gone, flush=False)
     # Tables of x_tables stay, but empty ones count as none.
     assert not xtables.in_use(namespace, "legacy")
+
+
+@pytest.mark.parametrize("backend", xtables.BACKENDS)
+def test_whatever_stands_in_rules_is_loaded_as_it_stands(namespace: int, backend: Backend) -> None:
+    rules = [
+        '-A INPUT -m comment --comment "*nat" -j A',
+        '-A A -m comment --comment "a*b :C - [0:0]" -j B',
+        "-A A -j RETURN",
+        "-A B -j RETURN",
+    ]
+    chains_ = [":A - [0:0]", ":B - [0:0]"]
+    hooks = [":INPUT ACCEPT [0:0]", ":FORWARD DROP [0:0]", ":OUTPUT ACCEPT [0:0]"]
+    lines = ["*mangle", "COMMIT", "*filter", *hooks, *chains_, *rules, "COMMIT", ""]
+    xtables.restore(namespace, Ruleset(ipv4="\n".join(lines), ipv6="", backend=backend))
+    ipv4, _ = xtables.save(namespace, backend=backend)
+    printed = [re.sub(r"\[\d+:\d+\]", "[0:0]", line) for line in ipv4.splitlines()]
+    assert [line for line in printed if line.startswith(("-A", "["))] == rules
+    assert {*hooks, *chains_} <= {*printed}
 
 
 def test_a_lab_in_legacy_tables_is_repaired_and_stays_there(up: Up) -> None:

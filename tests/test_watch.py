@@ -50,6 +50,13 @@ def test_events_lead_from_one_state_to_the_other(
         assert kinds.get(id(after.get(key, before.get(key)))) == wanted
 
 
+def test_slices_of_the_file_that_count_for_nothing_are_not_shown() -> None:
+    unheeded = slice_of("given", "web", "10.244.1.9")
+    unheeded["metadata"]["labels"]["service.kubernetes.io/headless"] = ""
+    lab = allocated([node("n1"), service("web"), unheeded])
+    assert [item["metadata"]["name"] for item in status.endpoint_slices(lab)] == ["web-1"]
+
+
 def test_slices_have_what_a_proxy_needs() -> None:
     named = {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]}
     pods = [
@@ -69,8 +76,10 @@ def test_slices_have_what_a_proxy_needs() -> None:
         item = slices[f"web-{number}"]
         assert [each["port"] for each in item["ports"]] == [port]
         assert [each["targetRef"]["name"] for each in item["endpoints"]] == [f"p{port}"]
-    (endpoint,) = slices["given-1"]["endpoints"]
-    assert (endpoint["zone"], endpoint["hints"]) == ("a", {"forZones": [{"name": "a"}]})
+    # One of the file is shown as it stands there.
+    metadata = {"namespace": "default", **hinted["metadata"]}
+    assert slices["given"] == {**hinted, "metadata": metadata}
+    assert "given-1" not in slices
     label = "service.kubernetes.io/headless"
     assert label in slices["headless-1"]["metadata"]["labels"]
     assert label not in slices["web-1"]["metadata"]["labels"]

@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import struct
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from netlab.datapath.state import Backend, Ruleset
@@ -61,7 +62,7 @@ def restore(namespace: str | int, ruleset: Ruleset, flush: bool = True) -> None:
     """
     backend = ruleset.backend or host_backend()
     keep = [] if flush else ["--noflush"]
-    ordered = _last_first if flush and backend == "legacy" else str
+    ordered = _last_first if flush and backend == "legacy" else _as_it_is
     with entered(namespace):
         for name in ruleset.nfacct:
             create_nfacct(name)
@@ -85,7 +86,7 @@ def save(
     """
     with entered(namespace):
         saves = [
-            (program, _run([program, *["-c"] * counters], ""))
+            (program, _run([program, *["-c"] * counters], ()))
             for program in (
                 program("iptables", "save", backend),
                 program("ip6tables", "save", backend),
@@ -232,27 +233,29 @@ def _missing(program: str) -> NetlabError:
     )
 
 
-def _last_first(rules: str) -> str:
-    """The same rules, with the chains of each table declared from the last to the first.
+def _as_it_is(rules: str) -> Iterator[str]:
+    yield rules
+
+
+def _last_first(rules: str) -> Iterator[str]:
+    """The same rules in pieces, with the chains of each table declared from the last to the first.
 
     The legacy tool keeps chains sorted by name.  One that belongs before all others finds its place
     at once, one that belongs behind them is compared with hundreds; and the chains that most rules
     lead to, which come first by name, are found first if they were declared last.  This takes a
     fifth off the time for tens of thousands of chains.
     """
-    return "*".join(map(_chains_last_first, rules.split("*")))
+    for number, table in enumerate(rules.split("*")):  # or what stands behind another asterisk
+        declared, rule, added = table.partition("\n-")
+        name, *chains = declared.split("\n:")
+        if number:
+            yield "*"
+        yield "\n:".join((name, *(reversed(chains) if rule else chains)))
+        yield rule
+        yield added
 
 
-def _chains_last_first(table: str) -> str:
-    """That of a table without the asterisk before its name; what has no rules stays as it is."""
-    declared, rule, rules = table.partition("\n-")
-    if not rule:
-        return table
-    name, *chains = declared.split("\n:")
-    return "\n:".join((name, *reversed(chains))) + rule + rules
-
-
-def _run(command: list[str], text: str) -> Popen[bytes]:
+def _run(command: list[str], text: Iterable[str]) -> Popen[bytes]:
     """Start a program with a text as its input, without waiting for it to read.
 
     The input is a memory file, not a pipe: two programs can be fed from one thread.
@@ -260,7 +263,7 @@ def _run(command: list[str], text: str) -> Popen[bytes]:
     import subprocess
 
     with open(os.memfd_create(command[0].rpartition("/")[2]), "wb") as source:
-        source.write(text.encode())
+        source.writelines(piece.encode() for piece in text)
         source.seek(0)
         return subprocess.Popen(
             command,

@@ -28,7 +28,6 @@ from netlab.topology.pods import DraftPod
 from netlab.topology.services import target_number
 
 _SERVICE_NAME = "kubernetes.io/service-name"
-_HEADLESS = "service.kubernetes.io/headless"
 _TOPOLOGY_MODE = (  # the first that is there counts
     "service.kubernetes.io/topology-aware-hints",
     "service.kubernetes.io/topology-mode",
@@ -259,9 +258,9 @@ class _Given:
         elif f"{each.namespace}/{name}" not in known:
             message = f"{each.title} belongs to Service {name}, which is not in the file"
             self._found.warning("no-service", message, each.origin)
-        elif _HEADLESS in labels and known[f"{each.namespace}/{name}"].cluster_ip != "None":
-            message = f"{each.title}: kube-proxy heeds no endpoints with the label {_HEADLESS}"
-            self._found.warning("no-part", message, each.origin, "metadata", "labels", _HEADLESS)
+        elif k8s.HEADLESS in labels and known[f"{each.namespace}/{name}"].cluster_ip != "None":
+            message = f"{each.title}: kube-proxy heeds no endpoints with the label {k8s.HEADLESS}"
+            self._found.warning("no-part", message, each.origin, "metadata", "labels", k8s.HEADLESS)
         elif kind == "FQDN":
             message = f"{each.title}: kube-proxy heeds no endpoints of addressType FQDN"
             self._found.warning("no-part", message, each.origin, "addressType")

@@ -345,6 +345,9 @@ SETTINGS = {
 SERVICE_NAME = "kubernetes.io/service-name"
 """Label of an EndpointSlice: the Service that it belongs to."""
 
+HEADLESS = "service.kubernetes.io/headless"
+"""Label of the EndpointSlices of a headless Service."""
+
 CLUSTER_SCOPED = (Node, ServiceCIDR, Namespace)
 
 NOT_BUILT = {

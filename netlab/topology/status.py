@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from netlab.topology.kubernetes import HEADLESS, SERVICE_NAME
 from netlab.topology.model import (
     ZONE_LABEL,
     Endpoint,
@@ -77,11 +78,13 @@ def _stated_ingress(stated: Object) -> list[Object] | None:
 
 
 def endpoint_slices(lab: Lab) -> list[Object]:
-    """EndpointSlices as the controller makes them, `discovery.k8s.io/v1`.
+    """EndpointSlices, `discovery.k8s.io/v1`: a Service's in the file if it has some that count.
 
-    Of each Service there is one for each family, and, where a named target port is not the same
-    number in all pods, for each set of ports; an empty one where there is no endpoint.
+    Otherwise they are as the controller makes them: of each Service there is one for each family,
+    and, where a named target port is not the same number in all pods, for each set of ports; an
+    empty one where there is no endpoint.
     """
+    given = _given_slices(lab)
     zones = {node.name: node.labels.get(ZONE_LABEL) for node in lab.nodes}
     entries: dict[str, list[ServiceEndpoints]] = {}
     for entry in lab.endpoints:
@@ -89,6 +92,9 @@ def endpoint_slices(lab: Lab) -> list[Object]:
     shown = []
     for service in lab.services:
         if service.type == "ExternalName":
+            continue
+        if service.key in given:
+            shown += given[service.key]
             continue
         slices = (
             (family, ports, endpoints)
@@ -98,6 +104,20 @@ def endpoint_slices(lab: Lab) -> list[Object]:
         for number, each in enumerate(slices, 1):
             shown.append(_slice(service, number, *each, zones))
     return shown
+
+
+def _given_slices(lab: Lab) -> dict[str, list[Object]]:
+    """Those that stand in the file, by their Services; not what `endpoints.decide` leaves out."""
+    headless = {service.key for service in lab.services if service.cluster_ip == "None"}
+    found: dict[str, list[Object]] = {}
+    for (namespace, _), item in _declared(lab, "EndpointSlice").items():
+        labels = item["metadata"].get("labels") or {}
+        key = f"{namespace}/{labels.get(SERVICE_NAME)}"
+        heeded = HEADLESS not in labels or key in headless
+        if heeded and item.get("addressType") in lab.families:
+            shown = _merged(item, {"metadata": {"namespace": namespace}})
+            found.setdefault(key, []).append(shown)
+    return found
 
 
 _Ports = tuple[tuple[str, str, int], ...]
@@ -231,7 +251,7 @@ def _slice(
 ) -> Object:
     labels = {"kubernetes.io/service-name": service.name}
     if service.cluster_ip == "None":
-        labels["service.kubernetes.io/headless"] = ""
+        labels[HEADLESS] = ""
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",

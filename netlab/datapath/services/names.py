@@ -38,11 +38,10 @@ def chain_hash(port_name: str, protocol: str, endpoint: str = "") -> str:
     digest = sha256(text.encode(), usedforsecurity=False).digest()
     # 16 characters of base32 are exactly the first 10 bytes, 10 bits are two characters.
     # (b32encode does more than is needed, and is half of what a chain costs.)
-    bits, two = int.from_bytes(digest[:10], "big"), _BASE32
+    n, two = int.from_bytes(digest[:10], "big"), _BASE32
     return (
-        f"{two[bits >> 70]}{two[bits >> 60 & 1023]}{two[bits >> 50 & 1023]}{two[bits >> 40 & 1023]}"
-        f"{two[bits >> 30 & 1023]}{two[bits >> 20 & 1023]}{two[bits >> 10 & 1023]}"
-        f"{two[bits & 1023]}"
+        f"{two[n >> 70]}{two[n >> 60 & 1023]}{two[n >> 50 & 1023]}{two[n >> 40 & 1023]}"
+        f"{two[n >> 30 & 1023]}{two[n >> 20 & 1023]}{two[n >> 10 & 1023]}{two[n & 1023]}"
     )
 
 
