@@ -48,13 +48,13 @@ def connect(lab: Lab, pod: str, address: str, port: int = 80, wait_s: float = 5.
         client.connect((address, port))
 
 
-def ping(lab: Lab, pod: str, address: str) -> None:
+def ping(lab: Lab, pod: str, address: str, wait_s: float = 5.0) -> None:
     """An echo request of the kernel's own ICMP sockets."""
     with entered(namespace(lab, "demo", pod)):
         Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 0")
         client = socket.socket(type=socket.SOCK_DGRAM, proto=socket.IPPROTO_ICMP)
     with client:
-        client.settimeout(5)
+        client.settimeout(wait_s)
         client.sendto(b"\x08\0\0\0\0\0\0\1" + b"something", (address, 0))
         client.recv(1024)
 
@@ -227,6 +227,18 @@ def test_three_languages_say_the_same_of_a_packet(family: Family) -> None:
         is_first = body is bodies[0][0] or body is bodies[4][0]
         assert opening.matches(bytes(frame)) is is_first
     assert not any(holds(pattern, bytes(head / other)) for pattern in bpf)
+    with_datagrams = patterns(family, 8472, datagrams=True)
+    plain, opening = (Filter(each(family, 8472), WHOLE) for each in (pcap, pcap_opening))
+    carried = Filter(pcap_tunnelled(family, 8472, datagrams=True), WHOLE)
+    ether = l2.Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    for port in (53, 8472, 8473, 65535):
+        frame = ether / head / inet.UDP(dport=port) / bytes(60)
+        inside = ether / head / inet.UDP(dport=8472) / vxlan.VXLAN(vni=1) / frame
+        wanted = port != 8472
+        assert plain.matches(bytes(frame)) is opening.matches(bytes(frame)) is wanted
+        assert any(holds(pattern, bytes(frame)[14:]) for pattern in with_datagrams) is wanted
+        assert carried.matches(bytes(inside))
+        assert any(holds(pattern, bytes(inside)[14:]) for pattern in with_datagrams)
 
 
 def holds(pattern: Pattern, packet: bytes) -> bool:
@@ -266,3 +278,82 @@ def test_what_cannot_be_meant(lab: Lab, arguments: tuple[str, ...], said: str) -
 def test_a_family_that_the_lab_lacks_is_an_error(lab: Lab) -> None:
     with pytest.raises(NetlabError, match="has no IPv6"):
         trace_next(lab, Wait("p0", family=6))
+
+
+def send_datagram(lab: Lab, pod: str, address: str, port: int, data: bytes, times: int = 1) -> None:
+    """Datagrams of one socket, a quarter of a second apart, whatever comes back."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with entered(namespace(lab, "demo", pod)):
+        client = socket.socket(family, socket.SOCK_DGRAM)
+    with client:
+        client.settimeout(0.25)
+        client.connect((address, port))
+        for _ in range(times):
+            with contextlib.suppress(ConnectionRefusedError, TimeoutError):
+                client.send(data)
+                client.recv(1024)
+
+
+@pytest.mark.kernel
+def test_a_datagram_is_traced_with_all_witnesses(lab: Lab) -> None:
+    wait = Wait("p0", "udp dst port 80")
+
+    def clients() -> None:
+        send_datagram(lab, "p2", "10.99.0.5", 80, b"of somebody else")
+        send_datagram(lab, "p0", "10.244.2.2", 8002, b"to another port")
+        send_datagram(lab, "p0", "10.99.0.5", 80, b"what is asked for")
+
+    found, recorded = watched(lab, wait, clients)
+    assert found.disposition == "delivered", found.drop
+    assert all_ok(found)
+    assert found.witnesses.kernel == "ok"
+    assert (found.probe.protocol, found.probe.to) == ("udp", "svc/demo/datagrams:80")
+    assert places(found.forward) == ["demo:p0", "n1", "_switch", "n2", "demo:p1"]
+    assert places(found.reply) == ["demo:p1", "n2", "_switch", "n1", "demo:p0"]
+    assert [str(step.after) for step in found.translations] == ["10.244.2.2:8002"]
+    assert met(found) == met(trace(lab, Request("p0", "svc/datagrams")))
+    assert len(recorded) == len(found.forward) + len(found.reply)
+
+
+@pytest.mark.kernel
+def test_a_lost_datagram_is_one_that_follows_another_without_an_answer(lab: Lab) -> None:
+    in_node(lab, "n2", "iptables", "-I", "FORWARD", "-d", "10.244.2.3", "-j", "DROP")
+
+    def clients() -> None:
+        send_datagram(lab, "p0", "10.99.0.5", 80, b"answered by it", times=3)
+        send_datagram(lab, "p0", "10.244.2.2", 99, b"refused by it", times=3)
+        send_datagram(lab, "p0", "10.244.2.3", 8002, b"dropped by it", times=3)
+
+    found, _ = watched(lab, Wait("p0", "udp", lost=True), clients)
+    assert found.disposition == "dropped"
+    assert found.drop is not None
+    assert (found.drop.reason, found.drop.node) == ("dropped-by-rule", "n2")
+    assert found.probe.to == "10.244.2.3:8002"
+
+
+@pytest.mark.kernel
+def test_a_lost_ping_is_one_that_follows_another_without_an_answer(lab: Lab) -> None:
+    in_node(lab, "n2", "iptables", "-I", "FORWARD", "-d", "10.244.2.3", "-j", "DROP")
+
+    def clients() -> None:
+        for address in ("10.244.2.2", "10.244.2.3"):
+            for _ in range(3):
+                with contextlib.suppress(TimeoutError):
+                    ping(lab, "p0", address, wait_s=0.25)
+
+    found, _ = watched(lab, Wait("p0", lost=True), clients)
+    assert (found.disposition, found.probe.to) == ("dropped", "10.244.2.3")
+    assert found.reason == "dropped-by-rule"
+
+
+@pytest.mark.kernel
+def test_a_query_is_known_by_its_number_and_its_question(lab: Lab) -> None:
+    query = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\4name\4test\0\0\1\0\1"
+
+    def client() -> None:
+        send_datagram(lab, "p0", "10.244.2.2", 53, query)
+
+    found, _ = watched(lab, Wait("p0", "udp port 53"), client)
+    assert (found.disposition, found.reason) == ("rejected", "port-closed")
+    assert found.probe.destination.port == 53
+    assert places(found.forward) == ["demo:p0", "n1", "_switch", "n2", "demo:p1"]

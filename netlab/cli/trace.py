@@ -120,13 +120,13 @@ def _take_family(context: click.Context, option: click.Parameter, wanted: bool) 
     metavar="[FILTER]",
     is_flag=False,
     flag_value="",
-    help="Send nothing: trace the next TCP connection that SRC opens, or its ping, that FILTER, in "
-    "tcpdump's language, holds for.",
+    help="Send nothing: trace the next TCP connection that SRC opens, or its ping, or where FILTER "
+    "says udp its datagram, that FILTER, in tcpdump's language, holds for.",
 )
 @click.option(
     "--dropped",
     is_flag=True,
-    help="With --watch: a connection that has no answer.",
+    help="With --watch: a connection, ping or datagram after one that has had no answer.",
 )
 @click.option(
     "--pcapng",

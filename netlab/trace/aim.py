@@ -20,17 +20,16 @@ from netlab.topology.references import Reference, resolve
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
 from netlab.trace.form import (
     TRANSPORTS,
-    USUAL_PORTS,
     AskedProtocol,
     Dns,
     Http,
     application,
     check_form,
     require_fields,
-    require_transport,
     sent_from,
 )
 from netlab.trace.model import ProbeProtocol
+from netlab.trace.ports import named, port_of, protocol_of, require_one_port, service_of
 
 # Every watched namespace costs a packet socket; a pod's veth on its node is seen anyway.
 MOST_PODS = 32
@@ -115,7 +114,7 @@ def aim(lab: Lab, request: Request) -> Aim:
     require_fields(request)
     source = resolve(lab, request.source, request.namespace)
     target = resolve(lab, request.destination, request.namespace)
-    _require_one_port(request, target)
+    require_one_port(request, target)
     said = application(request.protocol, request.path, request.query)
     sender = _sender(lab, request, source)
     claimed = resolve(lab, sent_from(request.from_address)) if request.from_address else None
@@ -126,9 +125,9 @@ def aim(lab: Lab, request: Request) -> Aim:
         raise _error(
             "other-family", f"{destination} is {family.name}, and lab {lab.name} has none of that"
         )
-    service, service_port = _service_of(lab, target, request, family)
-    protocol = _protocol(request, target, service_port)
-    port = None if protocol == "icmp" else _port(request, target, protocol)
+    service, service_port = service_of(lab, target, request, family)
+    protocol = protocol_of(request, target, service_port)
+    port = None if protocol == "icmp" else port_of(request, target, protocol)
     if protocol == "tcp" and request.timeout_s > LONGEST_TCP_S:
         raise _error(
             "timeout-too-long",
@@ -158,7 +157,7 @@ def aim(lab: Lab, request: Request) -> Aim:
         ),
         unwatched=len(unwatched),
         service=service.key if service else None,
-        to=_named(request, target, port),
+        to=named(request, target, port),
         size=request.size,
         source_port=request.source_port or 0,
         ttl=request.ttl,
@@ -168,18 +167,6 @@ def aim(lab: Lab, request: Request) -> Aim:
         application=said,
         outside=request.source if sender.kind == "switch" else None,
     )
-
-
-def _require_one_port(request: Request, target: Reference) -> None:
-    """Refuse a port beside another one in the destination's text."""
-    text = request.destination
-    has_port = "]:" in text or (text.count(":") == 1 and "[" not in text)
-    written = target.port_number if has_port else None
-    if request.port and written not in (None, request.port):
-        raise _error(
-            "two-ports",
-            f'"{text}" has the port {written}, and --port says {request.port}: a packet has one',
-        )
 
 
 def in_lab(lab: Lab, address: str) -> bool:
@@ -316,81 +303,6 @@ def _addresses(target: Reference) -> tuple[str, ...]:
         return tuple(each for each in target.service.cluster_ips if each != "None")
     owner = target.pod or target.node
     return owner.addresses if owner else ()
-
-
-def _service_of(
-    lab: Lab, target: Reference, request: Request, family: Family
-) -> tuple[Service | None, ServicePort | None]:
-    """The Service behind the destination, and its port: by cluster IP, or by node port."""
-    number = request.port or target.port_number
-    wanted = request.transport.upper() if request.transport else None
-    if target.service:
-        ports = [
-            port
-            for port in target.service.ports
-            if (number is None or port.port == number) and wanted in (None, port.protocol)
-        ]
-        ports.sort(key=lambda port: port.protocol != "TCP")
-        return target.service, target.port or (ports[0] if ports else None)
-    if target.node and not target.pod:
-        for service in lab.services:
-            of_family = first_of(family, service.cluster_ips) is not None
-            for port in service.ports if of_family else ():
-                if number and port.node_port == number and wanted in (None, port.protocol):
-                    return service, port
-    return None, None
-
-
-def _protocol(request: Request, target: Reference, port: ServicePort | None) -> ProbeProtocol:
-    if request.transport:
-        return request.transport
-    if port:
-        if port.protocol == "SCTP":
-            raise _error(
-                "sctp", f'port {port.port} of "{request.destination}" is SCTP, which is not traced'
-            )
-        return "tcp" if port.protocol == "TCP" else "udp"
-    if request.port or target.port_number or target.service:
-        return "tcp"
-    if target.pod and target.pod.listen:
-        return "tcp" if any(protocol == "TCP" for protocol, _ in target.pod.listen) else "udp"
-    return "icmp"
-
-
-def _port(request: Request, target: Reference, protocol: ProbeProtocol) -> int:
-    number = request.port or target.port_number
-    usual = USUAL_PORTS.get(request.protocol or "")
-    if usual and target.service:
-        require_transport(request, target.service, number, protocol)
-    if number:
-        return number
-    if target.service:
-        ports = [port for port in target.service.ports if port.protocol == protocol.upper()]
-        ports = [port for port in ports if port.port == usual] or ports
-        if len(ports) == 1:
-            return ports[0].port
-        known = ", ".join(port.name or str(port.port) for port in target.service.ports)
-    else:
-        listening = target.pod.listen if target.pod else ()
-        of_protocol = [open_port for name, open_port in listening if name == protocol.upper()]
-        if usual and (usual in of_protocol or protocol == "udp" or not of_protocol):
-            return usual
-        if of_protocol:
-            return of_protocol[0]
-        known = ", ".join(str(open_port) for _, open_port in listening)
-    raise _error(
-        "port-needed",
-        f'"{request.destination}" leaves the {protocol} port open',
-        f"write {request.destination}:PORT or --port; it has {known}" if known else "write --port",
-    )
-
-
-def _named(request: Request, target: Reference, port: int | None) -> str:
-    """The destination, with the port that was chosen from several."""
-    several = target.service is not None and len(target.service.ports) > 1
-    if port and several and not (request.port or target.port_number or target.port):
-        return f"{request.destination}:{port}"
-    return request.destination
 
 
 def _receivers(

@@ -31,7 +31,7 @@ _QUESTION = 12  # of a DNS message: its question (RFC 1035)
 _FRAGMENT_HEADER = 8  # of IPv6
 
 # What is compared of a question: no more than is seen inside a tunnel and an error.
-_QUESTION_BYTES = 16
+QUESTION_BYTES = 16
 
 COOKIE_BYTES = 8
 
@@ -60,7 +60,7 @@ class Mark(msgspec.Struct, frozen=True):
     @classmethod
     def of_query(cls, question: bytes, family: Family) -> Mark:
         """A new one for a query with this question (RFC 1035, 4.1.2)."""
-        return cls("udp", os.urandom(2), family, question[:_QUESTION_BYTES])
+        return cls("udp", os.urandom(2), family, question[:QUESTION_BYTES])
 
     @property
     def sequence(self) -> int:

@@ -1,7 +1,8 @@
 """Packets that open or refuse a TCP connection (SYN, RST), pings, ICMP errors, also inside VXLAN.
 
 The same in three languages: pcap's, nft's, and patterns for BPF.  As in :mod:`netlab.trace.mark`
-nothing but plain headers is expected before them.
+nothing but plain headers is expected before them.  `datagrams_but`: those of UDP as well, but for
+one port, that of VXLAN.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Openings(Mark, frozen=True):
 
     everything: bool = False
     ends: tuple[str, ...] = ()
+    datagrams_but: int | None = None
 
     @property
     def needles(self) -> tuple[bytes, ...]:
@@ -54,6 +56,8 @@ class Openings(Mark, frozen=True):
                 f"{plain} tcp flags & (syn | rst) != 0x0",
                 f"{plain} {family.icmp} type {{ echo-request, echo-reply }}",
             ]
+            if self.datagrams_but:
+                conditions.append(f"{plain} udp dport != {self.datagrams_but}")
         return conditions
 
     def tunnelled_conditions(self) -> list[str]:
@@ -69,30 +73,41 @@ class Openings(Mark, frozen=True):
                 f"{number} {_TCP} {end} @th,{flags},8 & {SYN | RST} != 0x0",
                 f"{number} {family.icmp_number} {end}",
             ]
+            if self.datagrams_but:
+                conditions.append(f"{number} {_UDP} {end}")
         return conditions
 
 
-def pcap_opening(family: Family) -> str:
+def pcap_opening(family: Family, datagrams_but: int | None = None) -> str:
     """A filter for the first packet of a TCP connection, and for a ping."""
     ip, number, transport = _pcap_name(family), family.protocol_at, family.header
     echo = _ECHO_REQUEST[family.version]
     return (
         f"(({ip}[{number}] = {_TCP} and {ip}[{transport + _FLAGS_AT}] & {SYN | RST | ACK} = {SYN}) "
-        f"or ({ip}[{number}] = {family.icmp_number} and {ip}[{transport}] = {echo}))"
+        f"or ({ip}[{number}] = {family.icmp_number} and {ip}[{transport}] = {echo})"
+        f"{_or_datagram(family, datagrams_but)})"
     )
 
 
-def pcap(family: Family) -> str:
+def pcap(family: Family, datagrams_but: int | None = None) -> str:
     """A filter for all of them that are not in a tunnel."""
     ip, number = _pcap_name(family), family.protocol_at
     flags = family.header + _FLAGS_AT
     return (
         f"({ip}[{number}] = {_TCP} and {ip}[{flags}] & {SYN | RST} != 0) "
-        f"or ({ip}[{number}] = {family.icmp_number})"
+        f"or ({ip}[{number}] = {family.icmp_number}){_or_datagram(family, datagrams_but)}"
     )
 
 
-def pcap_tunnelled(family: Family, vxlan_port: int) -> str:
+def _or_datagram(family: Family, datagrams_but: int | None) -> str:
+    if datagrams_but is None:
+        return ""
+    ip, udp = _pcap_name(family), family.header
+    is_udp = f"{ip}[{family.protocol_at}] = {_UDP}"
+    return f" or ({is_udp} and {ip}[{udp + 2}:2] != {datagrams_but})"
+
+
+def pcap_tunnelled(family: Family, vxlan_port: int, datagrams: bool = False) -> str:
     """A filter for all of them that VXLAN carries."""
     ip, udp = _pcap_name(family), family.header
     inner = udp + _TUNNEL
@@ -101,7 +116,8 @@ def pcap_tunnelled(family: Family, vxlan_port: int) -> str:
     return (
         f"{ip}[{family.protocol_at}] = {_UDP} and {ip}[{udp + 2}:2] = {vxlan_port} and "
         f"(({ip}[{number}] = {_TCP} and {ip}[{flags}] & {SYN | RST} != 0) "
-        f"or {ip}[{number}] = {family.icmp_number})"
+        f"or {ip}[{number}] = {family.icmp_number}"
+        f"{f' or {ip}[{number}] = {_UDP}' if datagrams else ''})"
     )
 
 
@@ -110,14 +126,24 @@ def pcap_word(family: Family, offset: int, word: bytes) -> str:
     return f"{_pcap_name(family)}[{offset}:4] = 0x{word.hex()}"
 
 
-def patterns(family: Family, vxlan_port: int) -> list[Pattern]:
+def patterns(family: Family, vxlan_port: int, datagrams: bool = False) -> list[Pattern]:
     """The same for BPF, both in a tunnel and not."""
     tunnel = [
         _protocol(family, 0, _UDP),
         Half(family.header + 2, 0xFFFF, vxlan_port),
     ]
     inner = family.header + _TUNNEL
-    return [*_plain(family, 0), *([*tunnel, *each] for each in _plain(family, inner))]
+    found: list[Pattern] = [
+        *_plain(family, 0),
+        *([*tunnel, *each] for each in _plain(family, inner)),
+    ]
+    if datagrams:
+        # A pattern says what is there: another port is one of which some bit is the other way.
+        for bit in (1 << number for number in range(16)):
+            other = Half(family.header + 2, bit, ~vxlan_port & bit)
+            found.append([_protocol(family, 0, _UDP), other])
+        found.append([*tunnel, _protocol(family, inner, _UDP)])
+    return found
 
 
 def _plain(family: Family, base: int) -> Iterator[list[Half]]:

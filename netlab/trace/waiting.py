@@ -3,12 +3,14 @@
 What translation will make of it nobody knows beforehand, and only the first packet of a connection
 meets the rules of nat.  So the witnesses are armed for every packet that opens or refuses a TCP
 connection, and for pings, and what they saw is forgotten again as long as the awaited one does not
-come.  Once that leaves its source, it is known by what a probe of ours would be known by: its
-sequence number, or the first bytes that a ping carries.
+come.  Where the filter speaks of UDP, they are armed for datagrams as well.  Once it leaves its
+source, it is known by what a probe of ours would be known by: its sequence number, or the first
+bytes that a ping or a datagram carries, or a DNS query's number and question.
 """
 
 from __future__ import annotations
 
+import re
 import select
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from netlab.capture.headers import TCP, Network, ethernet, network
+from netlab.capture.headers import TCP, UDP, Network, ethernet, network
 from netlab.capture.targets import everything
 from netlab.kernel import namespaces
 from netlab.kernel.packet_sockets import WHOLE, Frame, Tap
@@ -38,7 +40,7 @@ from netlab.trace.aim import (
 )
 from netlab.trace.correlate import Observed
 from netlab.trace.family import IPV4, IPV6, Family, family_of
-from netlab.trace.mark import COOKIE_BYTES, Mark
+from netlab.trace.mark import COOKIE_BYTES, QUESTION_BYTES, Mark
 from netlab.trace.model import ProbeProtocol, Trace
 from netlab.trace.model_steps import Socket, Tuple
 from netlab.trace.openings import (
@@ -51,6 +53,7 @@ from netlab.trace.openings import (
 )
 from netlab.trace.probe import Answer, Outcome
 from netlab.trace.run import Recorded, follow, require_namespaces, tell
+from netlab.trace.unanswered import Sent, is_back
 from netlab.trace.watch import Watch
 from netlab.trace.witnesses.kernel import Kernel
 from netlab.trace.witnesses.packets import Packets, Sighting, watched_words
@@ -60,10 +63,10 @@ from netlab.trace.witnesses.rules import Run
 _FORGET_S = 0.1
 _BUFFER = 4 << 20
 _MORE_CANARIES = range(100, 110)
-# Connections that were seen to begin, while one is waited for that has to begin again.
-_MOST_BEGUN = 4096
 # What an answer may take after a witness told of a loss, as for a probe of ours.
 _GRACE_S = 0.05
+_UDP_WORD = re.compile(r"\budp\b")
+_DNS, _DNS_HEADER, _ONE_QUESTION = 53, 12, b"\0\1"  # RFC 1035
 _OUTCOMES: dict[str, Outcome] = {
     "answer": "answered",
     "refusal": "refused",
@@ -100,21 +103,22 @@ def trace_next(
     """
     source = sender(lab, Request(wait.source, "", wait.namespace))
     family = _family(lab, wait)
-    chosen = _chosen(wait.filter, family)
+    datagrams_but = lab.overlay.port if _UDP_WORD.search(wait.filter) else None
+    chosen = _chosen(wait.filter, family, datagrams_but)
     anything = _anything(lab, source, family)
     require_namespaces(lab, anything)
     with namespaces.entered(source.namespace):
-        tap = Tap(Filter(pcap(family), WHOLE).program, _BUFFER)
+        tap = Tap(Filter(pcap(family, datagrams_but), WHOLE).program, _BUFFER)
     try:
-        before = _Sent(wait.lost)
-        with _WideWatch(lab, anything, family) as watch:
+        before = Sent(wait.lost)
+        with _WideWatch(lab, anything, family, datagrams_but) as watch:
             tap.forget()
             armed(source)
             frame, ip = _await(tap, chosen, before, wait, watch)
             mark = _mark(ip)
             sent = watch.sent_as(_flow(ip))
-            watch.adopt(decided := _decided(lab, wait, sent, watch), mark)
-            answer = _answer(tap, watch, mark, frame, sent.source, lab.overlay.port)
+            watch.adopt(decided := _decided(lab, wait, sent, mark.protocol, watch), mark)
+            answer = _answer(tap, watch, mark, frame, ip, sent.source, lab.overlay.port)
             followed = follow(lab, decided, answer, watch)
     finally:
         tap.close()
@@ -126,11 +130,12 @@ def trace_next(
 class _WideWatch(Watch):
     """Witnesses of every packet that might be the one; after `adopt` of the one."""
 
-    def __init__(self, lab: Lab, aim: Aim, family: Family) -> None:
+    def __init__(self, lab: Lab, aim: Aim, family: Family, datagrams_but: int | None) -> None:
         nodes = [place_of_node(lab, node) for node in lab.nodes]
         known = dict.fromkeys(end for place in (aim.source, *nodes) for end in place.addresses)
         ends = tuple(end for end in known if family_of(end) is family)
-        nothing = Openings("tcp", b"", family, ends=ends)
+        nothing = Openings("tcp", b"", family, ends=ends, datagrams_but=datagrams_but)
+        datagrams = datagrams_but is not None
         super().__init__(lab, aim, nothing)
         port = lab.overlay.port
         words = watched_words(nothing, self._cookie)
@@ -141,11 +146,16 @@ class _WideWatch(Watch):
             if offset == each.header + 8
         ]
         text = " or ".join(
-            f"({each})" for each in (pcap(family), pcap_tunnelled(family, port), *canaries)
+            f"({each})"
+            for each in (
+                pcap(family, datagrams_but),
+                pcap_tunnelled(family, port, datagrams),
+                *canaries,
+            )
         )
         self._packets = Packets(nothing, port, Filter(text, WHOLE).program)
         flying = [pattern_of_word(offset, word) for offset, word in words]
-        self._kernel = Kernel(nothing, port, [*patterns(family, port), *flying])
+        self._kernel = Kernel(nothing, port, [*patterns(family, port, datagrams), *flying])
         self._witnesses = [
             self._packets,
             self._rules,
@@ -218,26 +228,8 @@ def _explained(run: Run, sightings: Sequence[Sighting]) -> bool:
     return False
 
 
-class _Sent:
-    """Which packets were sent before: of a TCP connection that is not answered, the same again."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
-        self._known: dict[tuple[str, str, bytes], None] = {}
-
-    def is_chosen(self, frame: Frame, ip: Network) -> bool:
-        """Whether this is the packet: any, or one that was sent before, which pings never are."""
-        key = frame.device, f"{ip.source} {ip.destination}", ip.body[:8]
-        if not self._wanted or key in self._known:
-            return True
-        self._known[key] = None
-        if len(self._known) > _MOST_BEGUN:
-            del self._known[next(iter(self._known))]
-        return False
-
-
 def _await(
-    tap: Tap, chosen: Filter, before: _Sent, wait: Wait, watch: _WideWatch
+    tap: Tap, chosen: Filter, before: Sent, wait: Wait, watch: _WideWatch
 ) -> tuple[Frame, Network]:
     """The packet, once it leaves the source.
 
@@ -252,10 +244,12 @@ def _await(
     while end is None or time.monotonic() < end:
         poll.poll(_FORGET_S * 1000)
         while frame := tap.read():
-            if frame.direction != "out" or not chosen.matches(frame.data):
-                continue
             ether = ethernet(frame.data)
             ip = network(ether) if ether else None
+            if frame.direction == "in" and ip:
+                before.answered(ip)
+            if frame.direction != "out" or not chosen.matches(frame.data):
+                continue
             ours = ip and ip.source in addresses and _is_whole(ip)
             if ip and ours and before.is_chosen(frame, ip):
                 return frame, ip
@@ -267,10 +261,12 @@ def _await(
 
 def _none_came(source: Place, wait: Wait) -> NetlabError:
     which = f' that "{wait.filter}" holds for' if wait.filter else ""
+    datagrams = bool(_UDP_WORD.search(wait.filter))
     if wait.lost:
-        what = f"sent no SYN{which} again"
+        words = ["no SYN again", "no ping", *(["no datagram"] if datagrams else [])]
+        what = f"sent {' and '.join(words)} after one without an answer{which}"
     else:
-        what = f"opened no TCP connection and sent no ping{which}"
+        what = f"opened no TCP connection and sent no ping{' or datagram' * datagrams}{which}"
     return NetlabError(
         Problem(
             "no-packet",
@@ -281,8 +277,8 @@ def _none_came(source: Place, wait: Wait) -> NetlabError:
     )
 
 
-def _chosen(text: str, family: Family) -> Filter:
-    opening = pcap_opening(family)
+def _chosen(text: str, family: Family, datagrams_but: int | None) -> Filter:
+    opening = pcap_opening(family, datagrams_but)
     if not text:
         return Filter(opening, WHOLE)
     Filter(text, WHOLE)  # what is wrong with it is said of it alone
@@ -300,12 +296,18 @@ def _family(lab: Lab, wait: Wait) -> Family:
 def _mark(ip: Network) -> Mark:
     if ip.protocol == TCP:
         return Mark("tcp", ip.body[4:8], ip.family)
-    return Mark("icmp", ip.body[8 : 8 + COOKIE_BYTES], ip.family)
+    payload = ip.body[8:]
+    if ip.protocol != UDP:
+        return Mark("icmp", payload[:COOKIE_BYTES], ip.family)
+    if ip.ports and ip.ports[1] == _DNS and payload[4:6] == _ONE_QUESTION:
+        question = payload[_DNS_HEADER : _DNS_HEADER + QUESTION_BYTES]
+        return Mark("udp", payload[:2], ip.family, question)
+    return Mark("udp", payload[:COOKIE_BYTES], ip.family)
 
 
 def _is_whole(ip: Network) -> bool:
     """Whether a packet has what it is to be known by."""
-    return len(ip.body) >= (20 if ip.protocol == TCP else 8 + COOKIE_BYTES)
+    return ip.has_transport and len(ip.body) >= (20 if ip.protocol == TCP else 8 + COOKIE_BYTES)
 
 
 def _anything(lab: Lab, source: Place, family: Family) -> Aim:
@@ -325,10 +327,9 @@ def _flow(ip: Network) -> Tuple:
     )
 
 
-def _decided(lab: Lab, wait: Wait, sent: Tuple, watch: _WideWatch) -> Aim:
+def _decided(lab: Lab, wait: Wait, sent: Tuple, protocol: ProbeProtocol, watch: _WideWatch) -> Aim:
     """What a probe of ours to the same destination would be, with what is watched."""
     end = sent.destination
-    protocol: ProbeProtocol = "icmp" if end.port is None else "tcp"
     decided = aim(lab, Request(wait.source, str(end), wait.namespace, protocol))
     port = "" if end.port is None else f":{end.port}"
     to = f"svc/{decided.service}{port}" if decided.service else str(end)
@@ -336,9 +337,15 @@ def _decided(lab: Lab, wait: Wait, sent: Tuple, watch: _WideWatch) -> Aim:
 
 
 def _answer(
-    tap: Tap, watch: _WideWatch, mark: Mark, frame: Frame, source: Socket, vxlan_port: int
+    tap: Tap,
+    watch: _WideWatch,
+    mark: Mark,
+    frame: Frame,
+    ip: Network,
+    source: Socket,
+    vxlan_port: int,
 ) -> Answer:
-    """What comes back to the source."""
+    """What comes back to the source; of a datagram it is whatever comes from where it went."""
     poll = select.poll()
     for descriptor in (tap.fileno(), *watch.descriptors):
         poll.register(descriptor, select.POLLIN)
@@ -346,10 +353,14 @@ def _answer(
     while (left := end - time.monotonic()) > 0:
         poll.poll(left * 1000)
         while back := tap.read():
+            if back.direction != "in":
+                continue
             seen = dissect.dissect(back.data, mark, vxlan_port)
-            if back.direction == "in" and seen and seen.role in _OUTCOMES:
-                elapsed_us = (back.t_ns - frame.t_ns) // 1000
-                return Answer(source, _OUTCOMES[seen.role], elapsed_us)
+            outcome = _OUTCOMES.get(seen.role) if seen else None
+            if mark.protocol == "udp" and is_back(back, ip):
+                outcome = "answered"
+            if outcome:
+                return Answer(source, outcome, (back.t_ns - frame.t_ns) // 1000)
         if watch.dropped():
             end = min(end, time.monotonic() + _GRACE_S)
     elapsed_us = (time.time_ns() - frame.t_ns) // 1000
