@@ -26,6 +26,7 @@ _BY_RULE = (
     "no-such-service",
     "no-such-port",
     "conntrack-invalid",
+    "conntrack-full",
     "underlay-blocked",
 )
 _STRAY = ("answer-not-expected", "not-masqueraded", "bridge-netfilter-off")
@@ -149,6 +150,15 @@ _MEANINGS = {
     "UDP_CSUM": _checksum("UDP"),
     "ICMP_CSUM": _checksum("ICMP"),
 }
+# What gives packets up without a reason, by the function that does.
+_BY_FUNCTION = {
+    "netem_enqueue": _Meaning(
+        ("loss",),
+        "lost it in the queue of {device}: netem is set to lose packets there",
+        "`tc -n {namespace} qdisc show dev {device}` shows how many; if that is not meant, "
+        "`tc -n {namespace} qdisc del dev {device} root`",
+    ),
+}
 _UNKNOWN = ("unknown", "no-answer")
 
 
@@ -157,11 +167,16 @@ def with_kernel(loss: Loss, case: Case) -> Loss:
     word = _last_word(loss.direction, case)
     if word is None:
         return loss
-    meaning = _MEANINGS.get(word.reason or "") or _Meaning(
-        (str(word.reason).lower().replace("_", "-"),),
-        f"gave it up: {word.reason} in {word.code}",
+    without_reason = word.reason == "NOT_SPECIFIED" and word.code not in _BY_FUNCTION
+    meaning = (
+        _BY_FUNCTION.get(word.code)
+        or _MEANINGS.get(word.reason or "")
+        or _Meaning(
+            (str(word.reason).lower().replace("_", "-"),),
+            f"gave it up: {word.reason} in {word.code}",
+        )
     )
-    if loss.reason in _UNKNOWN and word.reason != "NOT_SPECIFIED":
+    if loss.reason in _UNKNOWN and not without_reason:
         return _said(word, meaning, loss, case)
     differs = word.reason in _MEANINGS and loss.reason not in (*meaning.codes, *_UNKNOWN)
     note = f"{word}, which means something else" if differs else str(word)
@@ -186,7 +201,7 @@ def _said(word: Moment, meaning: _Meaning, loss: Loss, case: Case) -> Loss:
         reason=meaning.codes[0],
         where=word.where,
         evidence=[str(word), *loss.evidence],
-        explanation=f"{place} {meaning.words}",
+        explanation=f"{place} {meaning.words.format(**fill)}",
         fix=meaning.fix.format(**fill) if meaning.fix else None,
     )
 
