@@ -36,7 +36,6 @@ def test_it_has_what_other_kernels_lack() -> None:
 # -- the command ---------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(bool(os.environ.get(second_kernel.IN_VM)), reason="is in one")
 @pytest.mark.vm("own kernel")
 def test_this_is_another_kernel_with_the_same_files() -> None:
     assert Path("/proc/sys/kernel/hostname").read_text().strip() == "netlab-vm"

@@ -32,7 +32,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 def traced(lab: Lab, destination: str) -> Trace:
-    return trace(lab, Request("p0", destination, timeout_s=1.0))
+    return trace(lab, Request("p0", destination, timeout_s=0.9))
 
 
 @pytest.mark.vm("netem")
