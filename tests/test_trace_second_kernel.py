@@ -51,7 +51,7 @@ def test_a_queue_that_loses_packets_is_named(lab: Lab) -> None:
     assert (drop.direction, drop.node, drop.device) == ("forward", "n1", device)
     assert drop.fix is not None
     assert f"tc -n {node} qdisc del dev {device} root" in drop.fix
-    assert any("netem_enqueue" in each for each in drop.evidence)
+    assert any("QDISC_DROP" in each for each in drop.evidence)
     assert traced(lab, "svc/local").disposition == "delivered"
 
 

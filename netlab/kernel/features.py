@@ -55,7 +55,6 @@ _RTM_NEWQDISC = 36
 _TC_H_ROOT = 0xFFFFFFFF
 _TCA_KIND = 1
 _TCA_OPTIONS = 2
-_IFLA_IPTUN_REMOTE = 3
 _BR_SWITCH = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 
 
@@ -304,11 +303,6 @@ def _netem() -> str:
     return ""
 
 
-def _ipip() -> str:
-    """With an end, for there is a tunnel without one as soon as the module is there."""
-    return _link("ipip", struct.pack("=HH4s", 8, _IFLA_IPTUN_REMOTE, bytes((192, 0, 2, 1))))
-
-
 def _sctp() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP):
         return ""
@@ -379,6 +373,5 @@ ATTEMPTS: dict[str, Callable[[], str]] = {
     "dummy": lambda: _link("dummy"),
     "ip_vs": _ip_vs,
     "netem": _netem,
-    "ipip": _ipip,
     "sctp": _sctp,
 }

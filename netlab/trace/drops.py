@@ -16,6 +16,7 @@ import msgspec
 from netlab.trace.case import Case
 from netlab.trace.doubts import neighbour_fix
 from netlab.trace.model import Leg, Loss
+from netlab.trace.queues import queues
 from netlab.trace.witnesses.kernel import Moment
 
 _BY_RULE = (
@@ -150,15 +151,14 @@ _MEANINGS = {
     "UDP_CSUM": _checksum("UDP"),
     "ICMP_CSUM": _checksum("ICMP"),
 }
-# What gives packets up without a reason, by the function that does.
-_BY_FUNCTION = {
-    "netem_enqueue": _Meaning(
-        ("loss",),
-        "lost it in the queue of {device}: netem is set to lose packets there",
-        "`tc -n {namespace} qdisc show dev {device}` shows how many; if that is not meant, "
-        "`tc -n {namespace} qdisc del dev {device} root`",
-    ),
-}
+# Of a queue that is told to lose packets the kernel says the same as of a full one.
+_LOSSY = _Meaning(
+    ("loss",),
+    "lost it in the queue of {device}: netem is set to lose packets there",
+    "`tc -s -n {namespace} qdisc show dev {device}` shows how many; if that is not meant, "
+    "`tc -n {namespace} qdisc del dev {device} root`",
+)
+_NETEM = "netem"
 _UNKNOWN = ("unknown", "no-answer")
 
 
@@ -167,16 +167,13 @@ def with_kernel(loss: Loss, case: Case) -> Loss:
     word = _last_word(loss.direction, case)
     if word is None:
         return loss
-    without_reason = word.reason == "NOT_SPECIFIED" and word.code not in _BY_FUNCTION
-    meaning = (
-        _BY_FUNCTION.get(word.code)
-        or _MEANINGS.get(word.reason or "")
-        or _Meaning(
-            (str(word.reason).lower().replace("_", "-"),),
-            f"gave it up: {word.reason} in {word.code}",
-        )
+    meaning = _MEANINGS.get(word.reason or "") or _Meaning(
+        (str(word.reason).lower().replace("_", "-"),),
+        f"gave it up: {word.reason} in {word.code}",
     )
-    if loss.reason in _UNKNOWN and not without_reason:
+    if meaning.codes == ("queue-drop",) and _NETEM in queues(case, word.place, word.device):
+        meaning = _LOSSY
+    if loss.reason in _UNKNOWN and word.reason != "NOT_SPECIFIED":
         return _said(word, meaning, loss, case)
     differs = word.reason in _MEANINGS and loss.reason not in (*meaning.codes, *_UNKNOWN)
     note = f"{word}, which means something else" if differs else str(word)
