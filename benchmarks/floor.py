@@ -102,8 +102,11 @@ def link_header(up: bool, index: int = 0) -> bytes:
     return struct.pack("=BxHiII", 0, 0, index, state, state)
 
 
-def veth(outer: str, index: int, node: int) -> bytes:
-    """A veth pair: `eth0` here and up, and `outer` with the interface number `index` in `node`."""
+def veth(outer: str, index: int, node: int, inner: int = 0) -> bytes:
+    """A veth pair: `eth0` here and up, and `outer` with the interface number `index` in `node`.
+
+    `eth0` has the number `inner`, if given, else the same.
+    """
     peer = (
         link_header(up=False, index=index)
         + attribute(IFLA_IFNAME, outer.encode() + b"\0")
@@ -114,7 +117,7 @@ def veth(outer: str, index: int, node: int) -> bytes:
     return new_link(
         attribute(IFLA_IFNAME, b"eth0\0") + attribute(IFLA_LINKINFO | NESTED, kind + data),
         up=True,
-        index=index,
+        index=inner or index,
     )
 
 

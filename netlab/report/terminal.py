@@ -178,7 +178,8 @@ def _title(hop: Hop) -> str:
 
 
 def _packet(hop: Hop) -> str:
-    return f"[VXLAN {hop.packet.outer}]" if hop.packet.outer else str(hop.packet.flow)
+    outer = hop.packet.outer
+    return f"[{outer.tunnel.upper()} {outer}]" if outer else str(hop.packet.flow)
 
 
 def _told(steps: Iterable[AnyStep], hop: Hop) -> Iterable[tuple[str, str]]:

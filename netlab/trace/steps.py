@@ -232,7 +232,8 @@ def _neighbour(place: Place, route: Route, tables: Tables) -> Iterable[Neighbour
     if route.device is None or route.type != "unicast" or route.device == "lo":
         return
     found = tables.neighbour(place, route.via or route.destination, route.device)
-    if found and found.state != "none":
+    # On a device without MACs, such as one for IP in IP, the kernel has an entry for form's sake.
+    if found and found.state not in ("none", "noarp"):
         yield found
 
 
