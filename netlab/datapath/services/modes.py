@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from netlab.datapath.services import iptables, iptables_save, nftables, nftables_flat
+from netlab.datapath.services import ipvs, iptables, iptables_save, nftables, nftables_flat
+from netlab.datapath.services.ipvs_proxier import IPVSProxier
 from netlab.datapath.services.iptables_proxier import IPTablesProxier
 from netlab.datapath.services.proxier import Proxier
 from netlab.datapath.state import Backend, Change, Leftovers, Rules, Server, Sysctl, Tables
@@ -57,6 +58,7 @@ MODES: Mapping[ProxyMode, Mode] = {
         nftables_flat.proxier,
         reading="nftables_flat_reading:FlatReading",
     ),
+    "ipvs": Mode(ipvs.render, ipvs.sysctls, ipvs.servers, IPVSProxier),
     "none": Mode(lambda lab, node: None, lambda lab, node: (), lambda lab, node: ()),
 }
 
