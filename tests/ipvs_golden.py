@@ -10,7 +10,8 @@ import re
 import yaml
 from msgspec.structs import replace
 
-from netlab.datapath.state import Balancing, IpSet, VirtualServer
+from netlab.datapath.services import ipvs_listing
+from netlab.datapath.state import Balancing, IpSet
 from netlab.topology.model import Lab, Node, Overlay
 from services_golden import GOLDEN, lab_of
 
@@ -65,44 +66,12 @@ def sysctls(state: str) -> dict[str, str]:
 
 def as_saved(balancing: Balancing) -> list[str]:
     """Servers as `ipvsadm-save -n` prints them, sorted as the recording is."""
-    return [
-        line
-        for server in sorted(balancing.servers, key=_service)
-        for line in (f"-A {_service(server)}{_settings(server)}", *_real(server))
-    ]
-
-
-_OPTIONS = {"tcp": "-t", "udp": "-u", "sctp": "--sctp-service"}
-
-
-def _service(server: VirtualServer) -> str:
-    return f"{_OPTIONS[server.protocol]} {_socket(server.address, server.port)}"
-
-
-def _socket(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def _settings(server: VirtualServer) -> str:
-    persistent = f" -p {server.persistent_s}" if server.persistent_s else ""
-    return f" -s {server.scheduler}{persistent}{' -b mh-port' if server.by_port else ''}"
-
-
-def _real(server: VirtualServer) -> list[str]:
-    return sorted(
-        f"-a {_service(server)} -r {_socket(each.address, each.port)} -m -w {each.weight}"
-        for each in server.real
-    )
+    servers = sorted(balancing.servers, key=ipvs_listing.service)
+    return [line for server in servers for line in ipvs_listing.as_saved(server)]
 
 
 def as_listed(sets: tuple[IpSet, ...]) -> tuple[list[str], list[str]]:
-    """Sets as ipset 7.17 prints them, and their entries, both sorted."""
-    families = {4: "inet", 6: "inet6"}
-    made = [
-        f"create {each.name} {each.kind} range 0-65535"
-        if each.family is None
-        else f"create {each.name} {each.kind} family {families[each.family]} hashsize 1024 "
-        "maxelem 65536 bucketsize 12"
-        for each in sets
-    ]
-    return sorted(made), sorted(f"add {each.name} {entry}" for each in sets for entry in each.entries)
+    """Sets as ipset prints them, and their entries, both sorted."""
+    made = sorted(map(ipvs_listing.creation, sets))
+    entries = sorted(f"add {each.name} {entry}" for each in sets for entry in each.entries)
+    return made, entries

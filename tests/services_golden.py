@@ -40,7 +40,17 @@ SECOND_ADDRESS = dict.fromkeys(
     ("nodeport", "nodeport-primary", "nodeport-all", "nodeport-cidrs"), ("10.200.0.21",)
 )
 
-_SECONDS = {"0s": 0, "5s": 5, "45s": 45, "60s": 60, "200s": 200, "900s": 900, "150s": 150, "1h0m0s": 3600, "24h0m0s": 86400}
+_SECONDS = {
+    "0s": 0,
+    "5s": 5,
+    "45s": 45,
+    "60s": 60,
+    "200s": 200,
+    "900s": 900,
+    "150s": 150,
+    "1h0m0s": 3600,
+    "24h0m0s": 86400,
+}
 
 
 def read(state: str, name: str) -> str:
@@ -98,9 +108,7 @@ def _key(item: dict[str, Any]) -> tuple[str, str]:
     return item["kind"], f"{namespace}/{name}" if namespace else name
 
 
-def lab_of(
-    state: str, objects: list[dict[str, Any]], config: dict[str, Any]
-) -> tuple[Lab, Node]:
+def lab_of(state: str, objects: list[dict[str, Any]], config: dict[str, Any]) -> tuple[Lab, Node]:
     """A lab of these objects, and the node that was recorded."""
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for item in objects:

@@ -156,6 +156,7 @@ class Leftovers(State, frozen=True):
     ipv6: str = ""  # and for `ip6tables-restore --noflush`
     tables: tuple[str, ...] = ()  # nftables tables, "ip kube-proxy"
     backend: Backend | None = None  # of iptables, as in a Ruleset
+    device: str = ""  # of a `Balancing`, which goes with its servers and sets
 
 
 class Update(State, frozen=True):
@@ -315,7 +316,17 @@ class Found(State, frozen=True):
 
 
 Item = (
-    Namespace | Link | Address | Route | Neighbour | FdbEntry | Sysctl | Rules | Update | Leftovers
+    Namespace
+    | Link
+    | Address
+    | Route
+    | Neighbour
+    | FdbEntry
+    | Sysctl
+    | Rules
+    | Update
+    | BalancingUpdate
+    | Leftovers
 )
 
 

@@ -26,7 +26,7 @@ _NODE_PORT_ADDRESSES_HINT = "a network such as 172.21.32.0/24, or primary, local
 FEATURE_GATES = ("AllowServiceExternalIPs", "KubeProxyNFTablesLocalhostNodePorts")
 LOCKED_GATES = ("MultiCIDRServiceAllocator", "NFTablesProxyMode", "PreferSameTrafficDistribution")
 # Those that Linux has (net/netfilter/ipvs/Kconfig).
-SCHEDULERS = tuple("rr wrr lc wlc fo ovf lblc lblcr dh sh mh sed nq twos".split())
+_SCHEDULERS = "rr wrr lc wlc fo ovf lblc lblcr dh sh mh sed nq twos"
 IPVS_TIMEOUTS = ("tcpTimeout", "tcpFinTimeout", "udpTimeout")
 TIMEOUTS = ("tcpEstablishedTimeout", "tcpCloseWaitTimeout", "udpTimeout", "udpStreamTimeout")
 # IFNAMSIZ less the end of a text; behind a prefix rules have a + (iptables) or a * (nftables).
@@ -224,10 +224,10 @@ def _check_service_proxy(
             hint = f"at most {_LONGEST[name]} characters, no blank, /, : or quotation mark"
             found.error("bad-value", message, origin, *path, "detectLocal", name, hint=hint)
     scheduler = spec.ipvs.scheduler if spec.ipvs else None
-    if scheduler and scheduler not in SCHEDULERS:
+    if scheduler and scheduler not in _SCHEDULERS.split():
         message = f"{title}: ipvs.scheduler {shown(scheduler)} is no scheduler of IPVS"
-        near = suggest(scheduler, SCHEDULERS)
-        known = f"Linux has {', '.join(SCHEDULERS)}"
+        near = suggest(scheduler, _SCHEDULERS.split())
+        known = f"Linux has {', '.join(_SCHEDULERS.split())}"
         hint = f'did you mean "{near}"? {known}' if near else known
         found.error("unknown-scheduler", message, origin, *path, "ipvs", "scheduler", hint=hint)
     for part, names in (("conntrack", TIMEOUTS), ("ipvs", IPVS_TIMEOUTS)):

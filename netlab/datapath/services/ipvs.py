@@ -10,7 +10,7 @@ explains it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from netlab.datapath.services import ipvs_sets as sets
 from netlab.datapath.services.claims import losses, settled
@@ -36,7 +36,9 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 def render(lab: Lab, node: Node) -> Balancing:
     """All of a node, of both families whether the lab uses them or not."""
     services = service_objects(lab).values()
-    return rendered(lab, node, {family: parts_of(lab, node, family, services) for family in FAMILIES})
+    return rendered(
+        lab, node, {family: parts_of(lab, node, family, services) for family in FAMILIES}
+    )
 
 
 def rendered(lab: Lab, node: Node, by_family: dict[sets.Family, Parts]) -> Balancing:
@@ -105,6 +107,6 @@ def sysctls(lab: Lab, node: Node) -> tuple[Sysctl, ...]:
     return (*conntrack_sysctls(lab.service_proxy), *found)
 
 
-def servers(lab: Lab, node: Node) -> Iterable[Server]:
+def servers(lab: Lab, node: Node) -> list[Server]:
     """What kube-proxy itself answers on the node."""
     return health_checks(lab, node, node_port_addresses)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from netlab.datapath.services import ipvs_sets as sets
-from netlab.datapath.services.ipvs_service import Settings
 from netlab.datapath.services.iptables_save import Table, comment, host
+from netlab.datapath.services.ipvs_service import Settings
 from netlab.datapath.services.local import LocalDetector
 
 Barred = tuple[str, str, int]
@@ -86,9 +86,7 @@ def _filter(settings: Settings, filled: Collection[str], barred: Iterable[Barred
             f"-s {host(address)} -m ipvs --vproto {_NUMBERS[protocol]} --vaddr {address}",
             f"--vport {port} -j DROP",
         )
-    table.add(
-        "KUBE-NODE-PORT", comment("Kubernetes health check node port"), health, "-j ACCEPT"
-    )
+    table.add("KUBE-NODE-PORT", comment("Kubernetes health check node port"), health, "-j ACCEPT")
     _add_source_ranges(table, settings, filled)
     return table
 
@@ -123,9 +121,7 @@ def _nat(settings: Settings, filled: Collection[str]) -> Table:
     table.add("KUBE-MARK-MASQ", f"-j MARK --set-xmark {mark}/{mark}")
     _add_node_ports(table, settings, filled)
     if sets.LOOP_BACK in filled:
-        hairpin = comment(
-            "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose"
-        )
+        hairpin = comment("Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose")
         loop_back = _match(settings, sets.LOOP_BACK, "dst,dst,src")
         table.add("KUBE-POSTROUTING", hairpin, loop_back, "-j MASQUERADE")
     table.add("KUBE-POSTROUTING", f"-m mark ! --mark {mark}/{mark} -j RETURN")
