@@ -1,0 +1,1 @@
+"""A second kernel: commands in a small virtual machine that sees this machine's files."""
