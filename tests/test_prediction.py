@@ -269,8 +269,8 @@ def test_what_is_not_predicted_is_said() -> None:
         predicted(ipv6_lab(small_lab()), "p0", "fd00:10:244:2::")
     assert error.value.problems[0].code == "not-predicted"
     with pytest.raises(NetlabError) as error:
-        predicted(with_mode(small_lab(), "ipvs"), "p0", "p1")
-    assert '"ipvs"' in error.value.problems[0].message
+        predicted(with_mode(small_lab(), "userspace"), "p0", "p1")
+    assert '"userspace"' in error.value.problems[0].message
 
 
 # --- the command ---------------------------------------------------------------------------------
