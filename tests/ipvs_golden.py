@@ -54,6 +54,17 @@ def timeouts(state: str) -> str:
     return read(state, "ipvsadm.txt").rstrip().rpartition(": ")[2]
 
 
+def listed(state: str) -> dict[str, str]:
+    """What the tools printed, by family, as `netlab.lab.rules.printed` has it."""
+    below = [line for line in read(state, "ipset.txt").splitlines() if line] + servers(state)
+    six = [line for line in below if " KUBE-6-" in line or " [" in line]
+    four = [line for line in below if line not in six]
+    return {
+        "ip": read(state, "iptables.txt") + "".join(f"{line}\n" for line in four),
+        "ip6": read(state, "ip6tables.txt") + "".join(f"{line}\n" for line in six),
+    }
+
+
 def addresses(state: str) -> set[str]:
     """Addresses of kube-ipvs0, with their lengths."""
     return set(re.findall(r"^kube-ipvs0 inet6? (\S+)", read(state, "addresses.txt"), re.M))

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import re
+from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 
 import ipvs_golden as golden
-from netlab.datapath.services import ipvs
+from netlab.datapath.services import ipvs, ipvs_proxier
+from netlab.datapath.services.differences import differences, recognise
+from netlab.datapath.services.endpoints import ServiceObjects, service_objects
+from netlab.datapath.services.explain import compare
+from netlab.datapath.services.ipvs_rules import own_chains
+from netlab.datapath.services.modes import MODES
+from netlab.datapath.services.proxier import service_changes, update_between
+from netlab.datapath.state import Balancing, BalancingUpdate
+from test_services_updates import changed, crowded, next_changes, start, with_services
 
 states = pytest.mark.parametrize("state", golden.STATES)
 
@@ -57,3 +68,168 @@ def test_sysctls_are_those_of_kube_proxy(state: str) -> None:
     assert rendered == {
         path: value for path, value in recorded.items() if not _FOLLOWING.fullmatch(path)
     }
+
+
+# -- Services that change ------------------------------------------------------------------------
+
+
+class Node:
+    """What a node holds: the updates are applied to it, as the kernel would."""
+
+    def __init__(self, whole: Balancing) -> None:
+        self.addresses = {*whole.addresses}
+        self.servers = {each.key: each for each in whole.servers}
+        self.sets = {each.name: {*each.entries} for each in whole.sets}
+        self.texts = own_chains(whole.rules.ipv4), own_chains(whole.rules.ipv6)
+
+    def apply(self, update: BalancingUpdate) -> None:
+        for each in update.sets:
+            assert self.sets[each.name].isdisjoint(each.entries)
+            self.sets[each.name].update(each.entries)
+        for each in update.no_sets:
+            assert self.sets[each.name].issuperset(each.entries)
+            self.sets[each.name].difference_update(each.entries)
+        assert self.addresses.isdisjoint(update.addresses)
+        assert self.addresses.issuperset(update.no_addresses)
+        self.addresses.update(update.addresses)
+        self.addresses.difference_update(update.no_addresses)
+        self.servers |= {each.key: each for each in update.servers}
+        for server in update.no_servers:
+            del self.servers[server.key]
+        ipv4, ipv6 = self.texts
+        self.texts = update.ipv4 or ipv4, update.ipv6 or ipv6
+
+    def is_as(self, whole: Balancing) -> bool:
+        fresh = Node(whole)
+        return (self.addresses, self.servers, self.sets, _lines(self)) == (
+            fresh.addresses,
+            fresh.servers,
+            fresh.sets,
+            _lines(fresh),
+        )
+
+
+def _lines(node: Node) -> list[list[str]]:
+    # (load balancers that are barred come in no order)
+    return [sorted(text.splitlines()) for text in node.texts]
+
+
+Alter = Callable[[random.Random, ServiceObjects], ServiceObjects]
+
+
+def run_changes(seed: int, alter: Alter = lambda _, objects: objects) -> int:
+    """40 changes, each compared with a fresh rendering; how many wanted a whole load."""
+    rng = random.Random(seed)
+    lab = start(rng)
+    some = {key: alter(rng, each) for key, each in service_objects(lab).items()}
+    lab = with_services(lab, some)
+    make, node = ipvs_proxier.IPVSProxier, lab.nodes[0]
+    proxier = make(lab, node)
+    there = Node(proxier.whole())
+    whole_loads = 0
+    for _ in range(40):
+        changes = {
+            key: objects and alter(rng, objects) for key, objects in next_changes(rng, lab).items()
+        }
+        after = changed(lab, changes)
+        update = proxier.update(changes)
+        again = update_between(make, lab, after, node, service_changes(lab, after))
+        assert again == update or not (again or update)
+        lab = after
+        if update is None:
+            whole_loads += 1
+            there = Node(proxier.whole())
+        else:
+            there.apply(update)
+        assert there.is_as(ipvs.render(lab, node)), update
+    assert Node(proxier.whole()).is_as(ipvs.render(lab, node))
+    return whole_loads
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_after_any_change_all_is_as_in_a_fresh_rendering(seed: int) -> None:
+    assert run_changes(seed) == 0
+
+
+@pytest.mark.parametrize("seed", range(6, 10))
+def test_what_several_services_name_is_left_to_whole_loads(seed: int) -> None:
+    assert 0 < run_changes(seed, crowded) < 40
+
+
+def test_an_endpoint_that_is_replaced_changes_its_servers_alone() -> None:
+    lab, node = golden.golden_lab("nodeport")
+    (entry, other) = lab.endpoints
+    new = replace(entry.endpoints[0], address="10.57.1.99")
+    behind = replace(entry, endpoints=(new, *entry.endpoints[1:]))
+    update = ipvs_proxier.IPVSProxier(lab, node).update(
+        service_changes(lab, replace(lab, endpoints=(behind, other)))
+    )
+    assert update
+    assert {(each.address, each.port) for each in update.servers} == {
+        ("10.111.50.9", 80), ("172.31.7.21", 30647), ("10.57.1.1", 30647),
+    }  # fmt: skip
+    assert [(each.name, each.entries) for each in update.sets + update.no_sets] == [
+        ("KUBE-LOOP-BACK", ("10.57.1.99,tcp:8080,10.57.1.99",)),
+        ("KUBE-LOOP-BACK", ("10.57.1.4,tcp:8080,10.57.1.4",)),
+    ]
+    assert update.no_servers == update.addresses == update.no_addresses == ()
+    assert update.ipv4 == update.ipv6 == ""
+
+
+# -- What is read and explained ------------------------------------------------------------------
+
+
+@states
+def test_what_a_node_lists_is_what_it_should_have_and_each_line_is_explained(state: str) -> None:
+    lab, node = golden.golden_lab(state)
+    listed = golden.listed(state)
+    assert differences(lab, node, "ipvs", listed) == []
+    reading, blocks = compare(lab, node, MODES["ipvs"], listed)
+    lines = [(block, line) for block in blocks.values() for line in block.lines]
+    assert len(lines) > 20
+    for block, line in lines:
+        said = reading.sentence(block, line)
+        assert said[0] == said[0].lower() or said.startswith("NodePort")
+        assert "  " not in said
+
+
+def test_listings_of_ipvs_mode_are_recognised() -> None:
+    listed = golden.listed("dual-stack")
+    together = "".join(listed.values())
+    found = recognise(together)
+    assert found
+    mode, printed = found
+    assert mode == "ipvs"
+    lab, node = golden.golden_lab("dual-stack")
+    assert differences(lab, node, mode, printed) == []
+
+
+def test_what_differs_is_told_of_the_service_that_it_concerns() -> None:
+    lab, node = golden.golden_lab("seed-k8s-slave1")
+    four = golden.listed("seed-k8s-slave1")["ip"]
+    gone = "-a -t 10.99.174.93:80 -r 10.244.2.5:8002 -m -w 1\n"
+    other = four.replace("-r 10.244.1.4:8002 -m -w 1", "-r 10.244.1.9:8002 -m -w 1")
+    broken = (
+        other.replace(gone, "")
+        .replace("add KUBE-CLUSTER-IP 10.108.214.84,tcp:3306\n", "")
+        .replace("COMMIT\n*nat", "-A KUBE-FORWARD -j DROP\nCOMMIT\n*nat")
+    )
+    found = differences(lab, node, "ipvs", {"ip": broken})
+    told = {(each.kind, str(each.key), each.ports) for each in found}
+    assert told == {
+        ("extra-rule", "filter KUBE-FORWARD", ()),
+        ("missing-element", "set KUBE-CLUSTER-IP", ("demo/mysql",)),
+        ("missing-rule", "virtual servers", ("demo/myblog",)),
+        ("other-endpoint", "virtual servers", ("demo/myblog",)),
+    }
+
+
+def test_virtual_servers_of_others_and_those_that_drain_are_no_difference() -> None:
+    lab, node = golden.golden_lab("seed-k8s-slave1")
+    theirs = "-A -t 192.0.2.1:80 -s wrr\n-a -t 192.0.2.1:80 -r 192.0.2.9:80 -m -w 3\n"
+    draining = "-a -t 10.99.174.93:80 -r 10.244.2.9:8002 -m -w 0\n"
+    four = golden.listed("seed-k8s-slave1")["ip"]
+    assert differences(lab, node, "ipvs", {"ip": four + theirs + draining}) == []
+    ours = "-A -t 10.99.174.93:81 -s rr\n"
+    (found,) = differences(lab, node, "ipvs", {"ip": four + ours})
+    assert (found.kind, found.found) == ("extra-rule", ours.rstrip())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Collection, Iterable, Iterator
 
-from netlab.datapath.services.ipvs_listing import creation
+from netlab.datapath.services.ipvs_listing import creation, plain
 from netlab.datapath.state import IpSet
 from netlab.kernel.namespaces import entered
 from netlab.kernel.xtables import which
@@ -80,15 +80,6 @@ def parsed(text: str, names: Collection[str]) -> dict[str, IpSet]:
         )
         for name, (kind, options) in found.items()
     }
-
-
-def plain(entry: str) -> str:
-    """An entry as the tool prints it: a network of one address is that address.
-
-    (There is one colon in an entry of IPv4, behind the protocol.)
-    """
-    address, _, length = entry.rpartition("/")
-    return address if length == ("128" if address.count(":") > 1 else "32") else entry
 
 
 def _run(namespace: str | int, verb: str, text: str, code: str) -> str:

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from netlab.datapath.services.ipvs_listing import plain
 from netlab.datapath.services.ipvs_sets import NAMES, node_ports
 from netlab.datapath.state import (
     Address,
@@ -346,12 +347,12 @@ def _plain(each: IpSet) -> IpSet:
         name=each.name,
         kind=each.kind,
         family=each.family,
-        entries=tuple(map(ipset.plain, each.entries)),
+        entries=tuple(map(plain, each.entries)),
     )
 
 
 def _same_set(wanted: IpSet, found: IpSet | None) -> bool:
-    return found is not None and {*map(ipset.plain, wanted.entries)} == {*found.entries}
+    return found is not None and {*map(plain, wanted.entries)} == {*found.entries}
 
 
 def _missing(wanted: Iterable[IpSet], found: Mapping[str, IpSet]) -> Iterator[IpSet]:

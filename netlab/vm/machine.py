@@ -23,7 +23,6 @@ from pathlib import Path
 import msgspec
 
 from netlab.kernel.syscalls import die_with_parent
-from netlab.problems import Exit, NetlabError, Problem
 from netlab.vm import programs
 from netlab.vm.initramfs import PORTS, initramfs
 from netlab.vm.packaged_kernel import Kernel, cache_directory, kernel

@@ -50,3 +50,12 @@ def service(server: VirtualServer) -> str:
 def socket(address: str, port: int) -> str:
     """`10.96.0.1:443`, `[fd00::1]:443`."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def plain(entry: str) -> str:
+    """An entry of a set as the tool prints it: a network of one address is that address.
+
+    (There is one colon in an entry of IPv4, behind the protocol.)
+    """
+    address, _, length = entry.rpartition("/")
+    return address if length == ("128" if address.count(":") > 1 else "32") else entry

@@ -68,7 +68,13 @@ MODES: Mapping[ProxyMode, Mode] = {
         nftables_flat.proxier,
         reading="nftables_flat_reading:FlatReading",
     ),
-    "ipvs": Mode(ipvs.render, ipvs.sysctls, ipvs.servers, IPVSProxier),
+    "ipvs": Mode(
+        ipvs.render,
+        ipvs.sysctls,
+        ipvs.servers,
+        IPVSProxier,
+        reading="ipvs_reading:IpvsReading",
+    ),
     "none": Mode(lambda lab, node: None, lambda lab, node: (), lambda lab, node: ()),
 }
 
