@@ -246,9 +246,12 @@ def _check(probes: Probes, case: Case) -> None:
         if not missing:
             break
     assert not missing
-    for who, client in seen if case.seen else ():
+    told = case.seen_in(mode)
+    for who, client in seen if told else ():
         # Who meets itself would answer itself past the Service.
-        if case.seen == "masqueraded" or who == case.client:
+        if told == "asked":
+            assert client == case.address
+        elif told == "masqueraded" or who == case.client:
             assert client in MASQUERADED
         else:
             assert client in (OWN[case.client], six(OWN[case.client]))

@@ -13,7 +13,7 @@ from netlab.topology.model import Lab
 from netlab.trace.aim import Aim, Place
 from netlab.trace.declared_network import DeclaredNetwork
 from netlab.trace.model import Hop, Leg, PredictedHop, Prediction, Trace, Translation
-from netlab.trace.model_steps import Bridge, Encapsulate, Neighbour, Route, Socket
+from netlab.trace.model_steps import OF_SERVICES, Bridge, Encapsulate, Neighbour, Route, Socket
 
 # Waiting for a MAC ends with an ICMP error, or before.
 _UNRESOLVED = ("neighbour-unresolved", "host-unreachable")
@@ -78,7 +78,7 @@ def undeclared(lab: Lab, decided: Aim, trace: Trace, expected: Prediction) -> li
 
 def taken_endpoint(trace: Trace) -> Socket | None:
     """The endpoint that a trace's packet was first sent to instead of its destination."""
-    return next((each.after for each in trace.translations if each.kind == "dnat"), None)
+    return next((each.after for each in trace.translations if each.kind in OF_SERVICES), None)
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def _endpoint(trace: Trace, expected: Prediction) -> Iterator[str]:
     taken = taken_endpoint(trace)
     due = [Socket(ip=each.ip, port=each.port) for each in expected.endpoints]
     if taken and taken not in due:
-        node = next(each.node for each in trace.translations if each.kind == "dnat")
+        node = next(each.node for each in trace.translations if each.kind in OF_SERVICES)
         among = f"declared are {_listed(due)}" if due else "declared is no translation"
         yield f"node {node} sent it to {taken}; {among}"
 
@@ -210,7 +210,7 @@ def _translations(seen: Sequence[Translation], due: Sequence[Translation]) -> It
             yield f"node {node} did not do the {kind} to {to} that is declared"
     for each, one in zip(found, seen, strict=True):
         # Where another connection has the port, the kernel takes the next one: nf_nat_used_tuple().
-        only_port = one.kind != "dnat" and one.before.ip == one.after.ip
+        only_port = one.kind not in OF_SERVICES and one.before.ip == one.after.ip
         if each not in wanted and not only_port:
             node, kind, to = each
             by = f", by {one.rule}" if one.rule else ""

@@ -178,7 +178,7 @@ class IpvsReading:
         return set()
 
     def slot(self, key: Key, line: str) -> str | None:
-        """A virtual server, or an entry, is there once; one real server may be in another's place."""
+        """A virtual server, or an entry, is there once; a real one may be in another's place."""
         if key.table == "ipset":
             return line
         found = _SERVER.match(line) if key.table == "ipvs" else None
