@@ -11,13 +11,15 @@ from msgspec.structs import replace
 
 import ipvs_golden as golden
 from netlab.datapath.services import ipvs, ipvs_proxier
+from netlab.datapath.services.choices import choices
 from netlab.datapath.services.differences import differences, recognise
-from netlab.datapath.services.endpoints import ServiceObjects, service_objects
+from netlab.datapath.services.endpoints import ServiceObjects, Verdict, service_objects
 from netlab.datapath.services.explain import compare
 from netlab.datapath.services.ipvs_rules import own_chains
 from netlab.datapath.services.modes import MODES
 from netlab.datapath.services.proxier import service_changes, update_between
 from netlab.datapath.state import Balancing, BalancingUpdate
+from service_cases import cases_lab
 from test_services_updates import changed, crowded, next_changes, start, with_services
 
 states = pytest.mark.parametrize("state", golden.STATES)
@@ -233,3 +235,45 @@ def test_virtual_servers_of_others_and_those_that_drain_are_no_difference() -> N
     ours = "-A -t 10.99.174.93:81 -s rr\n"
     (found,) = differences(lab, node, "ipvs", {"ip": four + ours})
     assert (found.kind, found.found) == ("extra-rule", ours.rstrip())
+
+
+# -- Who is chosen -------------------------------------------------------------------------------
+
+
+def test_the_choices_that_are_told_are_those_of_the_virtual_servers() -> None:
+    """Of every Service port of the table of cases, on both nodes."""
+    lab = cases_lab()
+    lab = replace(lab, service_proxy=replace(lab.service_proxy, mode="ipvs"))
+    for node in lab.nodes:
+        servers = {each.key: each for each in ipvs.render(lab, node).servers}
+        for service, port in ((s, p) for s in lab.services for p in s.ports):
+            for choice in choices(lab, service, port, node):
+                if choice.verdict is Verdict.DROP:  # loadBalancerSourceRanges
+                    continue
+                for to in choice.to:
+                    address, _, number = to.rpartition(":")
+                    if to.startswith("NodePort"):
+                        address, number = node.address, to.split()[1]
+                        if "IPv6" in to:
+                            address = node.addresses[-1]
+                    server = servers[port.protocol.lower(), address.strip("[]"), int(number)]
+                    told = {(each.address, each.port) for each in choice.endpoints}
+                    assert told == {(each.address, each.port) for each in server.real}
+                    assert (choice.verdict is Verdict.FORWARD) is bool(server.real)
+                    assert choice.reason
+
+
+def test_what_policy_local_means_is_said() -> None:
+    lab, node = golden.golden_lab("itp-local-nodeport")
+    (service,) = lab.services
+    first, *_ = choices(lab, service, service.ports[0], node)
+    assert first.reason == (
+        "internalTrafficPolicy is Local, and none is on this node: ipvs mode then takes all"
+    )
+    lab, node = golden.golden_lab("itp-local")
+    said = {c.reason for s in lab.services for c in choices(lab, s, s.ports[0], node)}
+    assert said == {
+        "internalTrafficPolicy is Local: endpoints on this node",
+        "internalTrafficPolicy is Local, and none is on this node: the virtual server has no real "
+        "server",
+    }

@@ -64,9 +64,7 @@ def correlate(observed: Observed) -> Story:
     arrived = forward[-1].end if forward else observed.sent
     reply = _chapters(back, arrived.reversed, observed)
     loose = _place_runs(forward, reply, observed)
-    narrator = Narrator(
-        observed.tables, observed.texts, observed.entries, observed.balanced
-    )
+    narrator = Narrator(observed.tables, observed.texts, observed.entries, observed.balanced)
     for chapter in [*forward, *reply]:
         chapter.steps = list(narrator.steps(chapter))
     return Story(forward, reply, [rule for run in loose for rule in narrator.rules(run)])

@@ -27,7 +27,7 @@ from netlab.trace.model_steps import OF_SERVICES, AnyStep, Deliver, Drop, Socket
 from netlab.trace.predicted_path import Arrival, Role, Stop, Walker
 
 MOST_WAYS = 32
-_MODES = ("iptables", "nftables", "nftables-flat", "none")
+_MODES = ("iptables", "nftables", "nftables-flat", "ipvs", "none")
 
 
 def foretell(lab: Lab, request: Request) -> Foretold:
