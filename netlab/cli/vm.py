@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--memory", metavar="MIB", type=click.IntRange(min=256), default=2048, show_default=True
 )
-@click.option(
-    "--cpus", metavar="NUMBER", type=click.IntRange(1, 64), default=2, show_default=True
-)
+@click.option("--cpus", metavar="NUMBER", type=click.IntRange(1, 64), default=2, show_default=True)
 @click.option(
     "--timeout",
     metavar="SECONDS",
@@ -80,7 +78,9 @@ def vm(
         environment=_environment(),
         directory=os.getcwd(),
         writable=writable,
-        stdin=None if on_terminal or sys.stdin is None or sys.stdin.isatty() else sys.stdin.fileno(),
+        stdin=None
+        if on_terminal or sys.stdin is None or sys.stdin.isatty()
+        else sys.stdin.fileno(),
         terminal=(terminal.lines, terminal.columns) if terminal else None,
     )
     size = machine.Size(processors=cpus, memory_mib=memory, seconds=timeout)
@@ -147,7 +147,9 @@ def _told(ended: machine.Ended) -> NetlabError:
             "w", prefix="netlab-vm-console-", suffix=".log", delete=False
         ) as file:
             file.write(ended.console)
-        click.echo("\n".join(["the console of the virtual machine ended with", *lines[-15:]]), err=True)
+        click.echo(
+            "\n".join(["the console of the virtual machine ended with", *lines[-15:]]), err=True
+        )
         hint = f"all of the console is in {file.name}"
     else:
         hint = "its console is empty"
