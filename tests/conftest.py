@@ -7,10 +7,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import second_kernel
 from netlab.kernel.namespaces import open_current
 from netlab.kernel.syscalls import CLONE_NEWNET, setns, unshare
 from netlab.lab import lifecycle
 from netlab.topology.model import Lab
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    second_kernel.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    second_kernel.register(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

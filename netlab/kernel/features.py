@@ -30,7 +30,7 @@ from netlab.kernel.syscalls import (
     unshare,
 )
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 15.0
 
 _CLONE_NEWUSER = 0x10000000
 _SOL_NETLINK = 270
@@ -42,6 +42,11 @@ _NFNLGRP_NFTRACE = 9
 _GENL_ID_CTRL = 16
 _CTRL_CMD_GETFAMILY = 3
 _CTRL_ATTR_FAMILY_NAME = 2
+_RTM_NEWQDISC = 36
+_TC_H_ROOT = 0xFFFFFFFF
+_TCA_KIND = 1
+_TCA_OPTIONS = 2
+_IFLA_IPTUN_REMOTE = 3
 _BR_SWITCH = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 
 
@@ -270,6 +275,31 @@ def _ip_vs() -> str:
     return ""
 
 
+def _netem() -> str:
+    """A queue that would lose packets, at the loopback device.
+
+    Source: struct tcmsg and struct tc_netem_qopt, uapi/linux/rtnetlink.h and pkt_sched.h.
+    """
+    nothing_else = (0, 1000, 0, 0, 0, 0)  # latency, packets, loss, gap, duplicates, jitter
+    body = (
+        struct.pack("=BxxxiIII", 0, 1, 0, _TC_H_ROOT, 0)
+        + text(_TCA_KIND, "netem")
+        + struct.pack("=HH6I", 28, _TCA_OPTIONS, *nothing_else)
+    )
+    _request(message(_RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, body))
+    return ""
+
+
+def _ipip() -> str:
+    """With an end, for there is a tunnel without one as soon as the module is there."""
+    return _link("ipip", struct.pack("=HH4s", 8, _IFLA_IPTUN_REMOTE, bytes((192, 0, 2, 1))))
+
+
+def _sctp() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP):
+        return ""
+
+
 def _request(packed: bytes) -> None:
     with Socket() as channel:
         for refused in channel.request([packed]):
@@ -302,7 +332,7 @@ def _await_event(group: int) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as events:
         events.bind((0, 0))
         events.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
-        events.settimeout(1)
+        events.settimeout(TIMEOUT_S - 1)
         _send_datagram()
         try:
             events.recv(65536)
@@ -333,4 +363,7 @@ ATTEMPTS: dict[str, Callable[[], str]] = {
     "IPv6": _ipv6,
     "dummy": lambda: _link("dummy"),
     "ip_vs": _ip_vs,
+    "netem": _netem,
+    "ipip": _ipip,
+    "sctp": _sctp,
 }

@@ -59,12 +59,19 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Size(msgspec.Struct, frozen=True):
-    """What the machine has, how long it may run (None: for ever), how nice it is to others."""
+    """What the machine has, how long it may run and be silent, and how nice it is to others.
+
+    None: for ever.  Silent is a machine from which nothing comes but on its console.
+    """
 
     processors: int = 2
     memory_mib: int = 2048
     seconds: float | None = None
+    silent_seconds: float | None = None
     niceness: int = 0
+
+
+_USUAL_SIZE = Size()
 
 
 class Ended(Exception):
@@ -77,12 +84,15 @@ class Ended(Exception):
         self.console = console.decode(errors="replace")
 
 
-def run(job: Job, hear: Mapping[str, Hear], size: Size = Size()) -> int:
+def run(
+    job: Job, hear: Mapping[str, Hear], size: Size = _USUAL_SIZE, stop: int | None = None
+) -> int:
     """Boot, run a command, and give its exit status.
 
     `hear` takes what comes from "stdout", "stderr", "data" and "console"; "booted" hears b"" when
-    the command starts.  Ended if the machine does not start or does not live until the command
-    has ended; NetlabError (exit 3) if something that it needs is not there.
+    the command starts.  When the descriptor `stop` can be read, the machine is ended.  Ended if
+    the machine does not start or does not live until the command has ended; NetlabError (exit 3)
+    if something that it needs is not there.
     """
     programs.require()
     its_kernel = kernel()
@@ -98,10 +108,10 @@ def run(job: Job, hear: Mapping[str, Hear], size: Size = Size()) -> int:
     if _may_use_kvm():
         with Machine(its_kernel, archive, job, size, accelerated=True) as machine:
             if machine.says_something():
-                return machine.follow(hear)
+                return machine.follow(hear, stop)
         _kvm_is_unusable()
     with Machine(its_kernel, archive, job, size, accelerated=False) as machine:
-        return machine.follow(hear)
+        return machine.follow(hear, stop)
 
 
 # What could not start a kernel is not tried again until this computer starts anew: some have the
@@ -129,7 +139,7 @@ class Machine:
     def __init__(
         self, its_kernel: Kernel, archive: bytes, job: Job, size: Size, accelerated: bool
     ) -> None:
-        self._limit = size.seconds
+        self._limit, self._silent_limit = size.seconds, size.silent_seconds
         self._booted = False
         self._console = bytearray()
         self._control = b""
@@ -148,7 +158,7 @@ class Machine:
         finally:
             for end in theirs.values():
                 end.close()
-        self._started = time.monotonic()
+        self._started = self._last_word = time.monotonic()
 
     def __enter__(self) -> Machine:
         return self
@@ -225,7 +235,7 @@ class Machine:
             self._ours["console"].recv(1, socket.MSG_PEEK)
         )
 
-    def follow(self, hear: Mapping[str, Hear]) -> int:
+    def follow(self, hear: Mapping[str, Hear], stop: int | None = None) -> int:
         """Pass on what comes out of the channels until the command has ended; its status."""
         if self._stdin is not None:
             self._feed(self._stdin)
@@ -234,28 +244,34 @@ class Machine:
             for name, end in self._ours.items():
                 if name != "stdin":
                     selector.register(end, selectors.EVENT_READ, name)
+            if stop is not None:
+                selector.register(stop, selectors.EVENT_READ, "stop")
             while status is None:
                 ready = selector.select(self._time_left())
-                if not ready and self._time_left() == 0:
+                if not ready:
+                    self._process.kill()
                     raise self._ended(self._lateness())
                 for key, _ in ready:
-                    data = self._ours[key.data].recv(1 << 16)
+                    if key.data == "stop":
+                        raise self._ended("the virtual machine was stopped")
+                    data = _at_hand(self._ours[key.data])
                     if not data:
-                        selector.unregister(key.fileobj)
-                    elif key.data == "control":
+                        # All of them close together, when QEMU ends.
+                        raise self._ended("the virtual machine ended by itself")
+                    if key.data == "control":
                         status = self._controlled(data, hear)
                     else:
                         self._heard(key.data, data, hear)
-                if not selector.get_map():
-                    raise self._ended("the virtual machine ended by itself")
-            # What is said before the end comes by other channels.
-            for key, _ in selector.select(0):
-                while data := _at_hand(self._ours[key.data]):
-                    self._heard(key.data, data, hear)
+            # What was said before comes by other channels.
+            for name in ("stdout", "stderr", "data"):
+                while data := _at_hand(self._ours[name]):
+                    self._heard(name, data, hear)
         return status
 
     def _heard(self, name: str, data: bytes, hear: Mapping[str, Hear]) -> None:
-        if name == "console":
+        if name != "console":
+            self._last_word = time.monotonic()
+        else:
             self._console += data
             del self._console[:-_CONSOLE_KEPT]
         if name in hear:
@@ -268,26 +284,34 @@ class Machine:
             word, _, number = line.partition(b" ")
             if word == b"booted":
                 self._booted = True
+                self._last_word = time.monotonic()
                 hear.get("booted", _ignore)(b"")
             else:
                 return int(number)
         return None
 
     def _time_left(self) -> float | None:
-        """Seconds, not below 0."""
-        limits = [self._limit] if self._limit is not None else []
+        """Seconds, not below 0; None if there is no limit."""
+        ends = [] if self._limit is None else [self._started + self._limit]
         if not self._booted:
-            limits.append(BOOT_S)
-        return max(0.0, self._started + min(limits) - time.monotonic()) if limits else None
+            ends.append(self._started + BOOT_S)
+        elif self._silent_limit is not None:
+            ends.append(self._last_word + self._silent_limit)
+        return max(0.0, min(ends) - time.monotonic()) if ends else None
 
     def _lateness(self) -> str:
-        if self._booted or (self._limit is not None and self._limit < BOOT_S):
+        now = time.monotonic()
+        if self._limit is not None and now >= self._started + self._limit:
             return f"the virtual machine was ended after {self._limit:g} s"
+        if self._booted:
+            return f"the virtual machine was ended: for {self._silent_limit:g} s it said nothing"
         return f"the virtual machine did not start within {BOOT_S:g} s"
 
     def _ended(self, why: str) -> Ended:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
+        while data := _at_hand(self._ours["console"]):
+            self._console += data
         self._complaints.seek(0)
         complaints = self._complaints.read().decode(errors="replace").strip()
         if complaints:
@@ -333,10 +357,10 @@ def _channels(channels: Mapping[str, socket.socket]) -> list[str]:
 
 
 def _at_hand(end: socket.socket) -> bytes:
-    """What has come already."""
+    """What has come already; b"" also when nothing comes any more."""
     try:
         return end.recv(1 << 16, socket.MSG_DONTWAIT)
-    except BlockingIOError:
+    except (BlockingIOError, ConnectionResetError):
         return b""
 
 
