@@ -313,6 +313,25 @@ def test_traces_from_other_places(lab: Lab, source: str) -> None:
     assert found.translations[0].kind == "ipvs"
 
 
+@pytest.mark.parametrize(
+    ("destination", "protocol", "reason", "words"),
+    [
+        ("svc/empty", "tcp", "no-endpoints", "the virtual server 10.99.0.2:80, which is empty"),
+        ("10.99.0.1:81", "tcp", "no-such-port", "no virtual server is at 10.99.0.1:81"),
+        ("10.99.0.1", "icmp", "no-such-port", "does not answer ping"),
+    ],
+)
+def test_what_is_refused_is_told_of_the_service(
+    lab: Lab, destination: str, protocol: str, reason: str, words: str
+) -> None:
+    found = trace(lab, Request(source="p0", destination=destination, protocol=protocol))
+    assert found.drop
+    assert (found.disposition, found.drop.reason) == ("rejected", reason)
+    assert words in found.drop.explanation
+    assert found.prediction
+    assert found.prediction.differs == []
+
+
 def test_rules_are_shown_and_all_is_there(lab: Lab) -> None:
     done = netlab("rules", "svc/web:http", "-o", "json", "--lab", lab.name)
     assert done.returncode == 0, done.stderr

@@ -61,7 +61,7 @@ def undeclared(lab: Lab, decided: Aim, trace: Trace, expected: Prediction) -> li
     if trace.disposition == "unobserved":
         return []
     network = DeclaredNetwork(lab, decided.family)
-    found = list(dict.fromkeys(_tables(network, decided, trace)))
+    found = list(dict.fromkeys(_tables(network, decided, trace, expected)))
     found += _endpoint(trace, expected)
     found += _ending(trace, expected, found)
     if not found:
@@ -84,7 +84,9 @@ def taken_endpoint(trace: Trace) -> Socket | None:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def _tables(network: DeclaredNetwork, decided: Aim, trace: Trace) -> Iterator[str]:
+def _tables(
+    network: DeclaredNetwork, decided: Aim, trace: Trace, expected: Prediction
+) -> Iterator[str]:
     places = {place.namespace: place for place in decided.places}
     for hop in (*trace.forward, *trace.reply):
         place = places.get(hop.namespace)
@@ -92,7 +94,9 @@ def _tables(network: DeclaredNetwork, decided: Aim, trace: Trace) -> Iterator[st
             continue
         for step in hop.steps:
             if isinstance(step, Route):
-                yield from _route(network, place, step)
+                # (in ipvs mode each node has the addresses of Services that others ask from)
+                if step.type != expected.reason:
+                    yield from _route(network, place, step)
             elif isinstance(step, Neighbour):
                 yield from _neighbour(network, place, step)
             elif isinstance(step, Bridge) and step.device == network.tunnel:
