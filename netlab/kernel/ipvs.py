@@ -205,6 +205,12 @@ def remove(namespace: str | int, device: str, lab: str) -> None:
             netlink.request([rtnetlink.delete_link(found.device)])
 
 
+def refuse_foreign(namespace: str | int, device: str, lab: str) -> None:
+    """Raise NetlabError (exit 3) if a namespace has a device of that name which is not ours."""
+    with entered(namespace):
+        _device(device, lab)
+
+
 def is_there(namespace: str | int, device: str, lab: str) -> bool:
     """Whether something of `apply`'s is in a namespace; cheap to ask."""
     with entered(namespace):

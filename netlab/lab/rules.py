@@ -158,7 +158,10 @@ def _had_rules(lab: str) -> bool:
 def _differences(lab: str, namespace: str, wanted: Rules | None) -> Iterable[Change]:
     """Changes for one node; what replaces rules comes before what removes others."""
     wanted = _possible(wanted) if wanted else None
-    ruleset = wanted.rules if isinstance(wanted, Balancing) else wanted
+    ruleset: Rules | None = wanted
+    if isinstance(wanted, Balancing):
+        ipvs.refuse_foreign(namespace, wanted.device, lab)
+        ruleset = wanted.rules
     chosen: Backend | None = None
     saved: dict[Backend, tuple[str, str]] = {}
     with contextlib.suppress(NetlabError):  # the load will say what is missing
