@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 from collections.abc import Callable
@@ -10,6 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 import ipvs_golden as golden
+from labs import small_lab
+from netlab.datapath.describe import shell, summary
 from netlab.datapath.services import ipvs, ipvs_proxier
 from netlab.datapath.services.choices import choices
 from netlab.datapath.services.differences import differences, recognise
@@ -18,7 +21,13 @@ from netlab.datapath.services.explain import compare
 from netlab.datapath.services.ipvs_rules import own_chains
 from netlab.datapath.services.modes import MODES
 from netlab.datapath.services.proxier import service_changes, update_between
-from netlab.datapath.state import Balancing, BalancingUpdate
+from netlab.datapath.state import Balancing, BalancingUpdate, Change, Leftovers
+from netlab.kernel import ipset, namespaces
+from netlab.kernel import ipvs as kernel_ipvs
+from netlab.kernel import ipvs_messages as messages
+from netlab.kernel.netlink import NetlinkError
+from netlab.lab import lifecycle
+from netlab.problems import Exit, NetlabError
 from service_cases import cases_lab
 from test_services_updates import changed, crowded, next_changes, start, with_services
 
@@ -277,3 +286,77 @@ def test_what_policy_local_means_is_said() -> None:
         "internalTrafficPolicy is Local, and none is on this node: the virtual server has no real "
         "server",
     }
+
+
+# -- A machine that lacks it ---------------------------------------------------------------------
+
+
+def test_what_is_missing_is_named_with_its_package_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(_: object) -> int:
+        raise NetlinkError(errno.ENOENT, "", 0)
+
+    monkeypatch.setattr(kernel_ipvs, "family_id", none)
+    monkeypatch.setattr(ipset, "which", lambda name: None)
+    lab = small_lab()
+    lab = replace(lab, service_proxy=replace(lab.service_proxy, mode="ipvs"))
+    with pytest.raises(NetlabError) as caught:
+        lifecycle.up(lab)
+    assert caught.value.exit_code == Exit.MACHINE
+    module, program = caught.value.problems
+    assert (module.code, program.code) == ("missing-module", "missing-program")
+    assert "ip_vs" in module.message
+    assert "linux-image-amd64" in (module.hint or "")
+    assert '"ipset"' in program.message
+    assert "apt-get install ipset" in (program.hint or "")
+    assert namespaces.names_of(lab.name) == []
+
+
+# -- As commands ---------------------------------------------------------------------------------
+
+
+def test_the_commands_for_it_are_those_that_one_would_type() -> None:
+    whole = ipvs.render(*golden.golden_lab("seed-k8s-slave1"))
+    change = Change(verb="add", namespace="x", item=whole)
+    text = "\n".join(shell([change], []))
+    for line in (
+        "ip -n x link add kube-ipvs0 type dummy",
+        "address add 10.99.174.93/32 dev kube-ipvs0",
+        "add KUBE-CLUSTER-IP 10.99.174.93,tcp:80",
+        "-a -t 10.99.174.93:80 -r 10.244.1.4:8002 -m -w 1",
+    ):
+        assert line in text.splitlines()
+    assert "2 virtual servers" in summary(change)
+    gone = Change(verb="delete", namespace="x", item=Leftovers(device="kube-ipvs0"))
+    assert "ip -n x link del kube-ipvs0" in "\n".join(shell([gone], []))
+    assert "kube-ipvs0" in summary(gone)
+
+
+# -- Messages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["10.99.0.1", "fd00:99::1"])
+def test_messages_say_to_pyroute2_what_is_meant(address: str) -> None:
+    from pyroute2.netlink.generic.ipvs import ipvsmsg
+
+    channel = object.__new__(messages.Ipvs)
+    channel._family = 30
+    key = messages.Key("udp", address, 53)
+    packed = channel.add_service(messages.Service(key, "mh", 600, True))
+    service = ipvsmsg(packed)
+    service.decode()
+    assert service["cmd"] == 1
+    told = dict(service.get_attr("IPVS_CMD_ATTR_SERVICE")["attrs"])
+    assert told["IPVS_SVC_ATTR_PROTOCOL"] == 17
+    assert (told["IPVS_SVC_ATTR_ADDR"], told["IPVS_SVC_ATTR_PORT"]) == (address, 53)
+    assert told["IPVS_SVC_ATTR_SCHED_NAME"] == "mh"
+    assert told["IPVS_SVC_ATTR_TIMEOUT"] == 600
+    real = "fd00::9" if ":" in address else "10.0.0.9"
+    packed = channel.add_destination(messages.packed_key(key), real, 5353, 1)
+    destination = ipvsmsg(packed)
+    destination.decode()
+    assert destination["cmd"] == 5
+    told = dict(destination.get_attr("IPVS_CMD_ATTR_DEST")["attrs"])
+    assert (told["IPVS_DEST_ATTR_ADDR"], told["IPVS_DEST_ATTR_PORT"]) == (real, 5353)
+    assert (told["IPVS_DEST_ATTR_WEIGHT"], told["IPVS_DEST_ATTR_FWD_METHOD"]) == (1, 0)
