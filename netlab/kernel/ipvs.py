@@ -12,22 +12,19 @@ somebody else's and stays.
 from __future__ import annotations
 
 import errno
-import socket
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from netlab.datapath.services.ipvs_listing import plain
 from netlab.datapath.services.ipvs_sets import NAMES, node_ports
 from netlab.datapath.state import (
-    Address,
     Balancing,
     BalancingUpdate,
     IpSet,
     RealServer,
     VirtualServer,
 )
-from netlab.kernel import ipset, rtnetlink
+from netlab.kernel import dummy_device, ipset, rtnetlink
 from netlab.kernel.ipvs_messages import (
     NETLINK_GENERIC,
     Destination,
@@ -38,17 +35,10 @@ from netlab.kernel.ipvs_messages import (
     family_id,
     packed_key,
 )
-from netlab.kernel.namespaces import entered, mark
+from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
     NetlinkError,
     Socket,
-    attribute_list,
-    attributes,
-    message,
-    nested,
-    text,
 )
 from netlab.problems import Exit, NetlabError, Problem
 
@@ -57,9 +47,6 @@ Draining = tuple[Key, str, int]
 
 _GRACEFUL = "tcp"  # connections of UDP and SCTP move at once
 _BATCH = 4096  # messages that are held at a time
-
-# Links are given numbers one after the other by whoever makes the others at the same time.
-_INDEX = 1 << 20
 
 
 def require() -> None:
@@ -101,12 +88,11 @@ def present(namespace: str | int, device: str, lab: str) -> Present:
     """Read what is there.  Raises NetlabError (exit 3) if the device is not ours."""
     sets = ipset.parsed(ipset.saved(namespace), NAMES)
     with entered(namespace):
-        index = _device(device, lab)
+        index = dummy_device.find(device, lab)
+        addresses = dummy_device.addresses_of(index)
         with Ipvs() as channel:
             services = {each.key: each for each in channel.services()}
-        return Present(
-            index, _addresses(index), sets, services, all_destinations() if services else {}
-        )
+        return Present(index, addresses, sets, services, all_destinations() if services else {})
 
 
 def differs(wanted: Balancing, found: Present) -> bool:
@@ -132,8 +118,9 @@ def apply(namespace: str | int, wanted: Balancing, lab: str) -> list[Draining]:
     keys = {Key(*each.key) for each in wanted.servers}
     ipset.restore(namespace, ipset.created(_missing(wanted.sets, found.sets)))
     with entered(namespace), Ipvs() as channel:
-        index = found.device or _make_device(wanted.device, lab)
-        _change_addresses(index, (ip for ip in wanted.addresses if ip not in found.addresses))
+        index = found.device or dummy_device.make(wanted.device, lab)
+        new = [ip for ip in wanted.addresses if ip not in found.addresses]
+        dummy_device.change_addresses(index, new)
         work = _Work(channel)
         if any(wanted.timeouts_s):
             work.send([channel.set_timeouts(wanted.timeouts_s)])
@@ -144,7 +131,7 @@ def apply(namespace: str | int, wanted: Balancing, lab: str) -> list[Draining]:
         gone = [key for key in found.services if key not in keys and key in ours]
         work.send([channel.delete_service(key) for key in gone])
         work.flush()
-        _change_addresses(index, found.addresses - {*wanted.addresses}, add=False)
+        dummy_device.change_addresses(index, found.addresses - {*wanted.addresses}, add=False)
     ipset.restore(namespace, ipset.without(_surplus(wanted.sets, found.sets)))
     return work.result()
 
@@ -153,8 +140,8 @@ def change(namespace: str | int, update: BalancingUpdate, lab: str) -> list[Drai
     """The same for what an update says; all else is taken to be there."""
     ipset.restore(namespace, ipset.created(update.sets))
     with entered(namespace), Ipvs() as channel:
-        index = _device(update.device, lab) or _make_device(update.device, lab)
-        _change_addresses(index, update.addresses)
+        index = dummy_device.find(update.device, lab) or dummy_device.make(update.device, lab)
+        dummy_device.change_addresses(index, update.addresses)
         work = _Work(channel)
         for each in update.servers:
             key = Key(*each.key)
@@ -162,7 +149,7 @@ def change(namespace: str | int, update: BalancingUpdate, lab: str) -> list[Drai
             work.serve(each, there, channel.destinations(key) if there else ())
         work.send([channel.delete_service(Key(*each.key)) for each in update.no_servers])
         work.flush()
-        _change_addresses(index, update.no_addresses, add=False)
+        dummy_device.change_addresses(index, update.no_addresses, add=False)
     ipset.restore(namespace, ipset.without(update.no_sets))
     return work.result()
 
@@ -208,13 +195,13 @@ def remove(namespace: str | int, device: str, lab: str) -> None:
 def refuse_foreign(namespace: str | int, device: str, lab: str) -> None:
     """Raise NetlabError (exit 3) if a namespace has a device of that name which is not ours."""
     with entered(namespace):
-        _device(device, lab)
+        dummy_device.find(device, lab)
 
 
 def is_there(namespace: str | int, device: str, lab: str) -> bool:
     """Whether something of `apply`'s is in a namespace; cheap to ask."""
     with entered(namespace):
-        return any(name == device and _is_marked(found, name, lab) for name, _, found in _links())
+        return dummy_device.is_there(device, lab)
 
 
 class _Work:
@@ -379,88 +366,3 @@ def _surplus(wanted: Iterable[IpSet], found: Mapping[str, IpSet]) -> Iterator[Ip
             known = frozenset(each.entries)
             entries = tuple(entry for entry in there.entries if entry not in known)
             yield IpSet(name=each.name, kind=each.kind, family=each.family, entries=entries)
-
-
-# -- The device and its addresses, in the calling thread's namespace -----------------------------
-
-
-def _links() -> Iterator[tuple[str, int, dict[int, bytes]]]:
-    with Socket() as netlink:
-        for body in netlink.dump(rtnetlink.RTM_GETLINK, rtnetlink.link_message(0)):
-            found = attributes(body, 16)
-            name = found[rtnetlink.IFLA_IFNAME].rstrip(b"\0").decode()
-            (index,) = struct.unpack_from("=i", body, 4)
-            yield name, index, found
-
-
-def _is_marked(found: dict[int, bytes], name: str, lab: str) -> bool:
-    wanted = mark(lab, name).encode() + b"\0"
-    names = found.get(rtnetlink.IFLA_PROP_LIST, b"")
-    return any(value == wanted for _, value in attribute_list(names))
-
-
-def _device(name: str, lab: str) -> int | None:
-    """The number of our device, if it is there."""
-    for each, index, found in _links():
-        if each == name:
-            if _is_marked(found, name, lab):
-                return index
-            raise NetlabError(
-                Problem(
-                    "foreign-device",
-                    f"there is a device {name} that netlab did not make",
-                    hint=f"if nobody needs it: `ip link del {name}` in that namespace",
-                ),
-                Exit.MACHINE,
-            )
-    return None
-
-
-def _make_device(name: str, lab: str) -> int:
-    """A dummy device, down.  Its mark comes with it: both messages are sent at once."""
-    info = nested(rtnetlink.IFLA_LINKINFO, text(rtnetlink.IFLA_INFO_KIND, "dummy"))
-    body = rtnetlink.link_message(_INDEX) + text(rtnetlink.IFLA_IFNAME, name) + info
-    new = message(rtnetlink.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
-    with Socket() as netlink:
-        for refused in netlink.request([new, rtnetlink.add_altname(_INDEX, mark(lab, name))]):
-            raise NetlabError(
-                Problem(
-                    "missing-module",
-                    f"the dummy device {name} cannot be made: {refused.strerror}",
-                    hint="`sudo modprobe dummy` (on Debian in linux-image-amd64)",
-                ),
-                Exit.MACHINE,
-            )
-    return _INDEX
-
-
-def _addresses(index: int | None) -> frozenset[str]:
-    if index is None:
-        return frozenset()
-    found = set()
-    with Socket() as netlink:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for body in netlink.dump(
-                rtnetlink.RTM_GETADDR, struct.pack("=BBBBI", family, 0, 0, 0, index)
-            ):
-                told = attributes(body, 8)
-                packed = told.get(rtnetlink.IFA_LOCAL) or told[rtnetlink.IFA_ADDRESS]
-                found.add(socket.inet_ntop(family, packed))
-    return frozenset(found)
-
-
-def _change_addresses(index: int, addresses: Iterable[str], *, add: bool = True) -> None:
-    pack = rtnetlink.add_address if add else rtnetlink.delete_address
-    messages = [
-        pack(Address(link="", address=f"{each}/{128 if ':' in each else 32}"), index)
-        for each in addresses
-    ]
-    if not messages:
-        return
-    with Socket() as netlink:
-        refused = netlink.request(messages)
-    gone = (errno.EEXIST,) if add else (errno.EADDRNOTAVAIL,)
-    for each in refused:
-        if each.errno not in gone:
-            message = f"an address of a virtual server cannot be set: {each.strerror}"
-            raise NetlabError(Problem("address-refused", message), Exit.MACHINE)
