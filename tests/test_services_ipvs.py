@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import re
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from netlab.kernel import ipset, namespaces
 from netlab.kernel import ipvs as kernel_ipvs
 from netlab.kernel import ipvs_messages as messages
 from netlab.kernel.netlink import NetlinkError
-from netlab.lab import lifecycle
+from netlab.lab import draining, lifecycle
 from netlab.problems import Exit, NetlabError
 from service_cases import cases_lab
 from test_services_updates import changed, crowded, next_changes, start, with_services
@@ -360,3 +361,30 @@ def test_messages_say_to_pyroute2_what_is_meant(address: str) -> None:
     told = dict(destination.get_attr("IPVS_CMD_ATTR_DEST")["attrs"])
     assert (told["IPVS_DEST_ATTR_ADDR"], told["IPVS_DEST_ATTR_PORT"]) == (real, 5353)
     assert (told["IPVS_DEST_ATTR_WEIGHT"], told["IPVS_DEST_ATTR_FWD_METHOD"]) == (1, 0)
+
+
+# -- Real servers that drain ---------------------------------------------------------------------
+
+
+def test_init_looks_until_the_last_connection_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = messages.Key("tcp", "10.99.0.1", 80)
+    busy = {(key, "10.0.0.1", 8000), (key, "10.0.0.2", 8000)}
+    entered: list[int] = []
+    monkeypatch.setattr(draining, "setns", lambda descriptor, _: entered.append(descriptor))
+    monkeypatch.setattr(draining, "finish", lambda servers: [e for e in servers if e in busy])
+    waiting = draining.Draining(log=pytest.fail)
+    home = waiting.descriptors
+    assert waiting.until_look_ms is None
+    for address in ("10.0.0.1", "10.0.0.2"):  # as JSON brings them
+        namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
+        waiting.add(namespace, [[list(key), address, 8000]])
+    assert len(waiting.descriptors) == 2  # the same namespace, held once
+    assert 0 < (waiting.until_look_ms or 0) <= 60_000
+    waiting.look()
+    assert waiting.until_look_ms is not None
+    busy.clear()
+    waiting.look()
+    assert waiting.until_look_ms is None
+    assert waiting.descriptors == home
+    assert entered[1::2] == home * 2
+    os.close(*home)
