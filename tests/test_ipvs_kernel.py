@@ -102,6 +102,7 @@ def balancing(*real: str, protocol: str = "tcp", scheduler: str = "rr") -> Balan
 
 
 def test_virtual_servers_of_others_stay(namespace: int) -> None:
+    run(namespace, "ip link set lo up")  # before there is any address, none is unicast
     run(namespace, "ipvsadm -A -t 198.51.100.9:80 -s wrr")
     run(namespace, "ipvsadm -a -t 198.51.100.9:80 -r 10.0.0.9 -m -w 3")
     theirs = run(namespace, "ipvsadm-save -n")
