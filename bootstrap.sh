@@ -36,6 +36,7 @@ test   program ipset             ipset                      ipset              i
 test   program ipvsadm           ipvsadm                    ipvsadm            ipvsadm       ipvsadm       ipvsadm
 test   program make              make                       make               make          make          make
 test   program tshark            tshark                     wireshark-cli      wireshark-cli tshark        wireshark
+test   program bird              bird2                      bird               bird          bird          bird
 bench  program mn                mininet                    -                  -             -             -
 bench  program brctl             bridge-utils               bridge-utils       bridge-utils  bridge-utils  bridge-utils
 bench  cni     host-local        containernetworking-plugins containernetworking-plugins cni-plugins cni-plugins cni-plugins

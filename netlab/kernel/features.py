@@ -18,7 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from netlab.kernel import rtnetlink
-from netlab.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Socket, message, nested, number, text
+from netlab.kernel.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    Socket,
+    attribute,
+    message,
+    nested,
+    number,
+    text,
+)
 from netlab.kernel.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -46,7 +55,6 @@ _RTM_NEWQDISC = 36
 _TC_H_ROOT = 0xFFFFFFFF
 _TCA_KIND = 1
 _TCA_OPTIONS = 2
-_IFLA_IPTUN_REMOTE = 3
 _BR_SWITCH = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 
 
@@ -182,6 +190,11 @@ def _vxlan() -> str:
     )
 
 
+def _ipip() -> str:
+    """With an end of its own: the module makes one without, tunl0, in every namespace."""
+    return _link("ipip", attribute(rtnetlink.IFLA_IPTUN_LOCAL, socket.inet_aton("192.0.2.1")))
+
+
 def _ipv6() -> str:
     """An address, given as `up` gives it."""
     from netlab.datapath.state import Address
@@ -290,11 +303,6 @@ def _netem() -> str:
     return ""
 
 
-def _ipip() -> str:
-    """With an end, for there is a tunnel without one as soon as the module is there."""
-    return _link("ipip", struct.pack("=HH4s", 8, _IFLA_IPTUN_REMOTE, bytes((192, 0, 2, 1))))
-
-
 def _sctp() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP):
         return ""
@@ -352,6 +360,7 @@ ATTEMPTS: dict[str, Callable[[], str]] = {
     "veth": lambda: _link("veth"),
     "bridge": lambda: _link("bridge"),
     "vxlan": _vxlan,
+    "ipip": _ipip,
     "br_netfilter": _br_netfilter,
     "nat": _nat,
     "nfacct": _nfacct,
@@ -364,6 +373,5 @@ ATTEMPTS: dict[str, Callable[[], str]] = {
     "dummy": lambda: _link("dummy"),
     "ip_vs": _ip_vs,
     "netem": _netem,
-    "ipip": _ipip,
     "sctp": _sctp,
 }

@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from netlab.datapath.overlays import type_of
 from netlab.datapath.state import namespace_name
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
@@ -25,6 +26,7 @@ from netlab.trace.form import (
     Http,
     application,
     check_form,
+    require_fields,
     require_transport,
     sent_from,
 )
@@ -110,8 +112,10 @@ class Aim(msgspec.Struct, frozen=True):
 
 def aim(lab: Lab, request: Request) -> Aim:
     """Decide a request.  Raises NetlabError (exit code 2) if it cannot be meant."""
+    require_fields(request)
     source = resolve(lab, request.source, request.namespace)
     target = resolve(lab, request.destination, request.namespace)
+    _require_one_port(request, target)
     said = application(request.protocol, request.path, request.query)
     sender = _sender(lab, request, source)
     claimed = resolve(lab, sent_from(request.from_address)) if request.from_address else None
@@ -166,6 +170,18 @@ def aim(lab: Lab, request: Request) -> Aim:
     )
 
 
+def _require_one_port(request: Request, target: Reference) -> None:
+    """Refuse a port beside another one in the destination's text."""
+    text = request.destination
+    has_port = "]:" in text or (text.count(":") == 1 and "[" not in text)
+    written = target.port_number if has_port else None
+    if request.port and written not in (None, request.port):
+        raise _error(
+            "two-ports",
+            f'"{text}" has the port {written}, and --port says {request.port}: a packet has one',
+        )
+
+
 def in_lab(lab: Lab, address: str) -> bool:
     """Whether an address is one that a pod, a node or a Service of the lab could have."""
     cidrs = [*lab.underlay.cidrs, *lab.pod_cidrs, *lab.service_cidrs]
@@ -184,9 +200,11 @@ def sender(lab: Lab, request: Request) -> Place:
 
 def place_of_node(lab: Lab, node: Node) -> Place:
     """The namespace of a node."""
-    # Without a tunnel there is no end of one.
-    tunnel = node.overlay_addresses if lab.overlay.type == "vxlan" else ()
-    addresses = (*node.addresses, *node.bridge_addresses, *tunnel)
+    overlay = type_of(lab)
+    # Without a tunnel there is no end of one, and routed pods have no bridge.
+    tunnel = node.overlay_addresses if overlay.device else ()
+    bridge = () if overlay.routed_pods else node.bridge_addresses
+    addresses = (*node.addresses, *bridge, *tunnel)
     return Place(namespace_name(lab.name, node.name), "node", node.name, node.name, addresses)
 
 
