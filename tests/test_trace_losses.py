@@ -372,3 +372,13 @@ def test_every_reason_stands_in_the_documentation() -> None:
     table = page[page.index("| reason | what |") :]
     assert {"no-answer", "link-down", "port-closed", "unobserved"} <= said
     assert {reason for reason in said if f"`{reason}`" not in table} == set()
+
+
+@kernel
+def test_a_node_that_lets_nothing_out_is_watched_all_the_same(lab: Lab) -> None:
+    chain = "chain ip x out { type filter hook output priority 10; policy drop; }"
+    in_node(lab, "n1", "nft", f"add table ip x; add {chain}")
+    found, said = lost(lab, "p0", "svc/remote")
+    assert found.drop is not None
+    assert (found.drop.reason, found.drop.node) == ("dropped-by-rule", "n1")
+    assert "the chain's policy is to drop" in said

@@ -64,7 +64,8 @@ def vm(
     from netlab.vm import machine
 
     on_terminal = not command
-    if on_terminal and not (sys.stdin.isatty() and sys.stdout.isatty()):
+    typed = sys.stdin is not None and sys.stdin.isatty()
+    if on_terminal and not (typed and sys.stdout.isatty()):
         raise NetlabError(
             Problem(
                 "usage",
@@ -78,9 +79,7 @@ def vm(
         environment=_environment(),
         directory=os.getcwd(),
         writable=writable,
-        stdin=None
-        if on_terminal or sys.stdin is None or sys.stdin.isatty()
-        else sys.stdin.fileno(),
+        stdin=None if on_terminal or sys.stdin is None or sys.stdin.isatty() else 0,
         terminal=(terminal.lines, terminal.columns) if terminal else None,
     )
     size = machine.Size(processors=cpus, memory_mib=memory, seconds=timeout)
@@ -114,12 +113,14 @@ def _kept_console(path: str | None, hear: dict[str, machine.Hear]) -> Iterator[N
         yield
         return
     try:
-        file = open(path, "wb", buffering=0)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise NetlabError(Problem("usage", f"{path}: {error.strerror}")) from None
-    with file:
-        hear["console"] = _to(file.fileno())
+    hear["console"] = _to(file)
+    try:
         yield
+    finally:
+        os.close(file)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from netlab.kernel.syscalls import (
     unshare,
 )
 
-TIMEOUT_S = 15.0
+TIMEOUT_S = 30.0
 
 _CLONE_NEWUSER = 0x10000000
 _SOL_NETLINK = 270

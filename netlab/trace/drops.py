@@ -16,6 +16,7 @@ import msgspec
 from netlab.trace.case import Case
 from netlab.trace.doubts import neighbour_fix
 from netlab.trace.model import Leg, Loss
+from netlab.trace.queues import queues
 from netlab.trace.witnesses.kernel import Moment
 
 _BY_RULE = (
@@ -26,6 +27,7 @@ _BY_RULE = (
     "no-such-service",
     "no-such-port",
     "conntrack-invalid",
+    "conntrack-full",
     "underlay-blocked",
 )
 _STRAY = ("answer-not-expected", "not-masqueraded", "bridge-netfilter-off")
@@ -149,6 +151,14 @@ _MEANINGS = {
     "UDP_CSUM": _checksum("UDP"),
     "ICMP_CSUM": _checksum("ICMP"),
 }
+# Of a queue that is told to lose packets the kernel says the same as of a full one.
+_LOSSY = _Meaning(
+    ("loss",),
+    "lost it in the queue of {device}: netem is set to lose packets there",
+    "`tc -s -n {namespace} qdisc show dev {device}` shows how many; if that is not meant, "
+    "`tc -n {namespace} qdisc del dev {device} root`",
+)
+_NETEM = "netem"
 _UNKNOWN = ("unknown", "no-answer")
 
 
@@ -161,6 +171,8 @@ def with_kernel(loss: Loss, case: Case) -> Loss:
         (str(word.reason).lower().replace("_", "-"),),
         f"gave it up: {word.reason} in {word.code}",
     )
+    if meaning.codes == ("queue-drop",) and _NETEM in queues(case, word.place, word.device):
+        meaning = _LOSSY
     if loss.reason in _UNKNOWN and word.reason != "NOT_SPECIFIED":
         return _said(word, meaning, loss, case)
     differs = word.reason in _MEANINGS and loss.reason not in (*meaning.codes, *_UNKNOWN)
@@ -186,7 +198,7 @@ def _said(word: Moment, meaning: _Meaning, loss: Loss, case: Case) -> Loss:
         reason=meaning.codes[0],
         where=word.where,
         evidence=[str(word), *loss.evidence],
-        explanation=f"{place} {meaning.words}",
+        explanation=f"{place} {meaning.words.format(**fill)}",
         fix=meaning.fix.format(**fill) if meaning.fix else None,
     )
 

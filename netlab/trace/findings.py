@@ -35,6 +35,7 @@ from netlab.trace.doubts import (
 )
 from netlab.trace.drops import with_kernel
 from netlab.trace.endings import astray, stale, unheard
+from netlab.trace.full_tables import full_table
 from netlab.trace.ipsec import by_policy
 from netlab.trace.link_layer import misdirected
 from netlab.trace.model import Leg, Loss
@@ -52,6 +53,7 @@ def loss_of(case: Case) -> Loss:
     findings = (
         _by_stale_connection,
         _by_rule,
+        _by_full_table,
         by_refusal,
         _by_mac,
         _by_route,
@@ -97,6 +99,15 @@ def _by_stale_connection(case: Case) -> Loss | None:
         return None
     place, doubt, evidence = found
     return _loss_at(case, "forward", place, doubt, [evidence])
+
+
+def _by_full_table(case: Case) -> Loss | None:
+    """A connection that could not be remembered."""
+    found = full_table(case)
+    if found is None:
+        return None
+    place, doubt, evidence = found
+    return _loss_at(case, "reply" if answered(case) else "forward", place, doubt, [evidence])
 
 
 # --- by a rule -----------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import selectors
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -143,7 +142,7 @@ class Machine:
         self._booted = False
         self._console = bytearray()
         self._control = b""
-        self._complaints = tempfile.TemporaryFile()
+        self._complaints = os.memfd_create("netlab-qemu")
         self._ours: dict[str, socket.socket] = {}
         theirs: dict[str, socket.socket] = {}
         self._stdin = job.stdin
@@ -169,7 +168,7 @@ class Machine:
         self._close()
 
     def _close(self) -> None:
-        self._complaints.close()
+        os.close(self._complaints)
         for end in self._ours.values():
             end.close()
 
@@ -312,8 +311,7 @@ class Machine:
             self._process.wait(1)
         while data := _at_hand(self._ours["console"]):
             self._console += data
-        self._complaints.seek(0)
-        complaints = self._complaints.read().decode(errors="replace").strip()
+        complaints = os.pread(self._complaints, 1 << 16, 0).decode(errors="replace").strip()
         if complaints:
             why += f"; QEMU said: {complaints.splitlines()[-1]}"
         return Ended(why, bytes(self._console), self._booted)

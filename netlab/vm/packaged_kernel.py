@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 import msgspec
@@ -211,7 +212,7 @@ def _unpack(package: Path, work: Path) -> str:
     """
     release = ""
     try:
-        with open(package, "rb") as file, tarfile.open(fileobj=file, mode=_seek_data(file)) as data:
+        with open(package, "rb") as file, _files(file) as data:
             for member in data:
                 path = member.name.removeprefix("./").removeprefix("usr/")
                 parts = path.split("/")
@@ -228,20 +229,16 @@ def _unpack(package: Path, work: Path) -> str:
     return release
 
 
-def _seek_data(file: object) -> str:
-    """Put the file where the archive of the package's files begins; how to read it."""
-    import io
-
-    assert isinstance(file, io.BufferedReader)
+def _files(file: BufferedReader) -> tarfile.TarFile:
+    """The archive of the package's files."""
     if file.read(8) != b"!<arch>\n":
         raise ValueError("it does not begin as one")
     while header := file.read(60):
         name, size = header[:16].strip().rstrip(b"/"), int(header[48:58])
-        if name.startswith(b"data.tar"):
-            kind = name.decode().removeprefix("data.tar").removeprefix(".")
-            return f"r|{kind}"
+        if name == b"data.tar.xz":
+            return tarfile.open(fileobj=file, mode="r|xz")
         file.seek(size + size % 2, os.SEEK_CUR)
-    raise ValueError("it has no files")
+    raise ValueError("it has no data.tar.xz")
 
 
 def _unpack_kernel(image: bytes, work: Path) -> None:

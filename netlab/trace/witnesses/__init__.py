@@ -17,11 +17,15 @@ from netlab.trace.model_steps import Socket
 
 
 class Canary(msgspec.Struct, frozen=True):
-    """A datagram from a loopback address and port to itself in one namespace."""
+    """A datagram from a loopback address and port to itself in one namespace.
+
+    One that netfilter refused begins no connection; it was sent again below netfilter.
+    """
 
     place: Place
     cookie: bytes  # the payload
     end: Socket
+    refused: bool = False
 
 
 class Witness(Protocol):

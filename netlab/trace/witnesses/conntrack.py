@@ -64,7 +64,8 @@ class Connections:
 
     def saw(self, canary: Canary) -> bool:
         listener = self._listeners.get(canary.place)
-        if listener is None or canary.end.ip != self._family.loopback:
+        other_family = canary.end.ip != self._family.loopback
+        if listener is None or other_family or canary.refused:
             return True
         self._read(canary.place, listener)
         key = self._on_loopback.get((canary.place, canary.end.port))
