@@ -32,6 +32,8 @@ use    library libpcap.so.0.8,libpcap.so.1 libpcap0.8       libpcap            l
 test   program nft               nftables                   nftables           nftables      nftables      nftables
 test   program nfacct            nfacct                     -                  -             -             -
 test   program sysctl            procps                     procps-ng          procps-ng     procps        procps
+test   program ipset             ipset                      ipset              ipset         ipset         ipset
+test   program ipvsadm           ipvsadm                    ipvsadm            ipvsadm       ipvsadm       ipvsadm
 test   program make              make                       make               make          make          make
 test   program tshark            tshark                     wireshark-cli      wireshark-cli tshark        wireshark
 test   program bird              bird2                      bird               bird          bird          bird

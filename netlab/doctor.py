@@ -321,6 +321,7 @@ def _tools() -> Iterator[Check]:
     for name, argument, why, package in (
         ("ip", "-V", "`ip netns exec` enters what netlab made", "iproute2"),
         ("nft", "--version", "shows rules by hand", "nftables"),
+        ("ipset", "--version", "makes the sets of service proxy mode ipvs", "ipset"),
         ("curl", "--version", "asks a Service from within a pod", "curl"),
         ("conntrack", "--version", "shows connections by hand", "conntrack"),
         ("bird", "--version", "overlay bgp: routes between nodes", "bird2"),

@@ -72,7 +72,9 @@ class Case:
     expected: str  # pods that answer, with blanks between them; REFUSED or DROPPED
     port: int = 80
     protocol: Protocol = "TCP"
-    seen: str = ""  # "own" or "masqueraded" address of the client; "": not asked
+    # "own" or "masqueraded" address of the client, or the one that was "asked"; "": not told
+    seen: str = ""
+    seen_otherwise: dict[ProxyMode, str] = field(default_factory=dict)
     # Other results, by mode, and who says so; None: the packet leaves the node as it is
     otherwise: dict[ProxyMode, str | None] = field(default_factory=dict)
     source: str = ""
@@ -93,6 +95,9 @@ class Case:
     def of(self, mode: ProxyMode) -> str | None:
         return self.otherwise.get(mode, self.expected)
 
+    def seen_in(self, mode: ProxyMode) -> str:
+        return self.seen_otherwise.get(mode, self.seen)
+
 
 def _case(name: str, client: str, address: str, expected: str, **more: Any) -> Case:
     return Case(name, client, address, expected, **more)
@@ -105,6 +110,11 @@ README = "kube-proxy pkg/proxy/nftables/README.md: differences from iptables mod
 HOOKS = "kube-proxy pkg/proxy/iptables/proxier.go: KUBE-EXTERNAL-SERVICES is not hooked on OUTPUT"
 ORDER = "what kube-proxy wrote for tests/golden/lb-source-ranges-no-endpoints"
 LOCALHOST = "kube-proxy pkg/proxy/nftables/proxier.go: the gate is of nftables mode only"
+UNTRANSLATED: dict[ProxyMode, str | None] = {"iptables": None, "ipvs": None}
+IPVS_LOCAL = "kube-proxy pkg/proxy/ipvs/proxier.go: syncEndpoint takes those here, or else all"
+IPVS_EMPTY = "what kube-proxy wrote for tests/golden/ipvs/itp-local: a virtual server of none"
+IPVS_SOURCE = f"{IPVS_LOCAL}; golden/ipvs/traffic: the node asks from the address that it asks"
+IPVS_NODE_PORTS = f"{MIGRATING}; golden/ipvs/nodeport: a virtual server at every address but lo's"
 HAIRPINS = "kube-proxy pkg/proxy/nftables/proxier.go: hairpin-connections has this node's endpoints"
 
 CASES = [
@@ -163,19 +173,24 @@ CASES = [
         otherwise={"iptables": None}, source=README,
     ),
     _case(
-        "unallocated ClusterIP, pod", "p0", "10.99.9.9", DROPPED, otherwise={"iptables": None},
+        "unallocated ClusterIP, pod", "p0", "10.99.9.9", DROPPED, otherwise=UNTRANSLATED,
         source=README,
     ),
     _case(
-        "unallocated ClusterIP, node", "n1", "10.99.9.9", DROPPED, otherwise={"iptables": None},
+        "unallocated ClusterIP, node", "n1", "10.99.9.9", DROPPED, otherwise=UNTRANSLATED,
         source=README,
     ),
     # 1.2: which endpoints
     _case("internal policy Local, pod", "p0", cluster_ip("internal"), HERE),
     _case("internal policy Local, node", "n1", cluster_ip("internal"), HERE, seen="masqueraded"),
     _case("internal policy Local, other node", "p1", cluster_ip("internal"), THERE),
-    _case("internal policy Local, none here, pod", "p0", cluster_ip("internal-remote"), DROPPED),
-    _case("internal policy Local, none here, node", "n1", cluster_ip("internal-remote"), DROPPED),
+    *(
+        _case(
+            f"internal policy Local, none here, {what}", client, cluster_ip("internal-remote"),
+            DROPPED, otherwise={"ipvs": REFUSED}, source=IPVS_EMPTY,
+        )
+        for what, client in (("pod", "p0"), ("node", "n1"))
+    ),
     _case("internal policy Local, other node's", "p1", cluster_ip("internal-remote"), THERE),
     _case(
         "internal policy Local, none here, external IP", "p0", external_ip("internal-external"),
@@ -183,12 +198,15 @@ CASES = [
     ),
     _case(
         "internal policy Local, none here, its ClusterIP", "p0", cluster_ip("internal-external"),
-        DROPPED,
+        DROPPED, otherwise={"ipvs": THERE}, source=IPVS_LOCAL,
     ),
     _case("internal policy Local, nowhere any", "p0", cluster_ip("internal-empty"), REFUSED),
     _case("internal policy Local, nowhere any, node", "n1", cluster_ip("internal-empty"), REFUSED),
     _case("both policies Local, ClusterIP", "p0", cluster_ip("both-local"), "p2", seen="own"),
-    _case("both policies Local, load balancer, pod", "p0", load_balancer_ip("both-local"), "p1 p2"),
+    _case(
+        "both policies Local, load balancer, pod", "p0", load_balancer_ip("both-local"), "p1 p2",
+        otherwise={"ipvs": "p2"}, source=IPVS_LOCAL,
+    ),
     _case("both policies Local, from outside", "outside", external_ip("both-local"), "p2"),
     _case("endpoints of the node's zone", "p0", cluster_ip("zones"), "p0 p1"),
     _case("endpoints of the other node's zone", "p1", cluster_ip("zones"), "p2 p3"),
@@ -198,16 +216,22 @@ CASES = [
     _case("hints for other nodes only: zones", "p0", cluster_ip("nodes-elsewhere"), "p0 p1"),
     _case("a ready endpoint without hint", "p0", cluster_ip("zones-missing"), ALL),
     _case("hints and policy Local, outside", "outside", external_ip("zones-local"), "p2"),
-    _case("hints and policy Local, pod", "p0", external_ip("zones-local"), "p1"),
+    _case(
+        "hints and policy Local, pod", "p0", external_ip("zones-local"), "p1",
+        otherwise={"ipvs": "p2"}, source=IPVS_LOCAL,
+    ),
     _case("endpoints that terminate and serve", "p0", cluster_ip("draining"), "p1 p2"),
     _case("endpoints that are not ready", "p0", cluster_ip("unready"), "p3"),
     _case("endpoints that terminate and do not serve", "p0", cluster_ip("gone"), REFUSED),
     _case("they terminate here, outside", "outside", load_balancer_ip("local-draining"), HERE),
-    _case("they terminate here, pod", "p0", load_balancer_ip("local-draining"), THERE),
+    _case(
+        "they terminate here, pod", "p0", load_balancer_ip("local-draining"), THERE,
+        otherwise={"ipvs": HERE}, source=IPVS_LOCAL,
+    ),
     _case("they terminate here, ClusterIP", "p0", cluster_ip("local-draining"), THERE),
     _case(
         "Service of another proxy", "p0", cluster_ip("another-proxys"), DROPPED,
-        otherwise={"iptables": None}, source=README,
+        otherwise=UNTRANSLATED, source=README,
     ),
     # 1.4: external addresses under policy Cluster
     *(
@@ -222,7 +246,12 @@ CASES = [
     _case("UDP NodePort", "outside", N1, "p1 p2 p3", port=node_port("cluster"), protocol="UDP"),
     # 1.4: external addresses under policy Local
     *(
-        _case(f"policy Local, {what}, {client}", client, address, pods, port=port, seen=seen)
+        _case(
+            f"policy Local, {what}, {client}", client, address, pods, port=port, seen=seen,
+            otherwise={} if client == "outside" else {"ipvs": HERE},
+            source="" if client == "outside" else IPVS_SOURCE,
+            seen_otherwise={"ipvs": "asked"} if client == "n1" else {},
+        )
         for client, pods, seen in (
             ("p0", ALL, "own"),
             ("n1", ALL, "masqueraded"),
@@ -235,7 +264,12 @@ CASES = [
         )
     ),
     *(
-        _case(f"policy Local, none here, {what}, {client}", client, address, pods, port=port)
+        _case(
+            f"policy Local, none here, {what}, {client}", client, address, pods, port=port,
+            # the answer would be for an address that the other node does not know
+            otherwise={"ipvs": DROPPED} if client == "n1" and address != N1 else {},
+            source=IPVS_SOURCE if client == "n1" and address != N1 else "",
+        )
         for client, pods in (("p0", THERE), ("n1", THERE), ("outside", DROPPED))
         for what, address, port in (
             ("external IP", external_ip("remote"), 80),
@@ -248,7 +282,9 @@ CASES = [
     *(
         _case(
             f"NodePort at {address} from {client}", client, address, REFUSED,
-            port=node_port("cluster"), otherwise={"iptables": "p1 p2 p3"}, source=MIGRATING,
+            port=node_port("cluster"), source=IPVS_NODE_PORTS,
+            otherwise={"iptables": "p1 p2 p3"}
+            | ({} if address == "127.0.0.1" else {"ipvs": "p1 p2 p3"}),
             # the first address of an IPv6 network is that of any router (RFC 4291, 2.6.1)
             ipv4_only=address == "10.244.1.0",
         )
@@ -275,7 +311,10 @@ CASES = [
     _case("everybody in a range, outside", "outside", load_balancer_ip("ranges-any"), "p1 p2 p3"),
     _case("in a range, policy Local, outside", "outside", load_balancer_ip("ranges-local"), HERE,
           seen="own"),
-    _case("in a range, policy Local, pod", "p0", load_balancer_ip("ranges-local"), ALL),
+    _case(
+        "in a range, policy Local, pod", "p0", load_balancer_ip("ranges-local"), ALL,
+        otherwise={"ipvs": HERE}, source=IPVS_LOCAL,
+    ),
     _case("in no range, policy Local, pod", "p2", load_balancer_ip("ranges-local"), DROPPED),
     _case("in a range, UDP", "outside", load_balancer_ip("ranges"), "p1 p2 p3", protocol="UDP"),
     _case("in no range, UDP", "p2", load_balancer_ip("ranges"), DROPPED, protocol="UDP"),

@@ -18,6 +18,7 @@ from netlab.topology.model import (
     DetectLocal,
     Endpoint,
     IPTablesProxy,
+    IPVSProxy,
     Lab,
     NFTablesProxy,
     Node,
@@ -39,7 +40,17 @@ SECOND_ADDRESS = dict.fromkeys(
     ("nodeport", "nodeport-primary", "nodeport-all", "nodeport-cidrs"), ("10.200.0.21",)
 )
 
-_SECONDS = {"0s": 0, "45s": 45, "150s": 150, "1h0m0s": 3600, "24h0m0s": 86400}
+_SECONDS = {
+    "0s": 0,
+    "5s": 5,
+    "45s": 45,
+    "60s": 60,
+    "200s": 200,
+    "900s": 900,
+    "150s": 150,
+    "1h0m0s": 3600,
+    "24h0m0s": 86400,
+}
 
 
 def read(state: str, name: str) -> str:
@@ -51,7 +62,7 @@ def read(state: str, name: str) -> str:
 def golden_lab(state: str) -> tuple[Lab, Node]:
     """The lab of a state, and the node that was recorded."""
     objects = list(yaml.safe_load_all(read(state, "objects.yaml")))
-    return _lab(state, objects, yaml.safe_load(read(state, "config.yaml")))
+    return lab_of(state, objects, yaml.safe_load(read(state, "config.yaml")))
 
 
 @dataclass(frozen=True)
@@ -77,14 +88,14 @@ def steps(sequence: str) -> list[Step]:
     """A sequence of tests/golden from its first state on."""
     config = yaml.safe_load(read(sequence, "config.yaml"))
     objects = {_key(item): item for item in yaml.safe_load_all(read(sequence, "objects.yaml"))}
-    found = [Step(sequence, 0, *_lab(sequence, list(objects.values()), config), {})]
+    found = [Step(sequence, 0, *lab_of(sequence, list(objects.values()), config), {})]
     for number in range(1, len(list((GOLDEN / sequence).glob("step-*/change.yaml"))) + 1):
         change = yaml.safe_load(read(sequence, f"step-{number}/change.yaml"))
         objects |= {_key(item): item for item in change.get("put", ())}
         for item in change.get("delete", ()):
             del objects[item["kind"], item["name"]]
         config |= change.get("restart", {})
-        lab, node = _lab(sequence, list(objects.values()), config)
+        lab, node = lab_of(sequence, list(objects.values()), config)
         found.append(Step(sequence, number, lab, node, change))
     return found
 
@@ -97,7 +108,8 @@ def _key(item: dict[str, Any]) -> tuple[str, str]:
     return item["kind"], f"{namespace}/{name}" if namespace else name
 
 
-def _lab(state: str, objects: list[dict[str, Any]], config: dict[str, Any]) -> tuple[Lab, Node]:
+def lab_of(state: str, objects: list[dict[str, Any]], config: dict[str, Any]) -> tuple[Lab, Node]:
+    """A lab of these objects, and the node that was recorded."""
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for item in objects:
         by_kind.setdefault(item["kind"], []).append(item)
@@ -130,10 +142,17 @@ def _proxy(config: dict[str, Any]) -> ServiceProxy:
         nodePortAddresses=tuple(config.get("nodePortAddresses", ())),
         iptables=msgspec.convert(config.get("iptables", {}), IPTablesProxy),
         nftables=msgspec.convert(config.get("nftables", {}), NFTablesProxy),
+        ipvs=IPVSProxy(
+            **{
+                name: _SECONDS.get(value, value)
+                for name, value in config.get("ipvs", {}).items()
+                if not name.endswith("Period")  # of a proxy that runs
+            }
+        ),
         conntrack=ConntrackProxy(
             **{
                 name: _SECONDS.get(value, value)
-                for name, value in config["conntrack"].items()
+                for name, value in config.get("conntrack", {}).items()
                 if name not in ("maxPerCore", "min")
             }
         ),
@@ -150,6 +169,7 @@ def _node(item: dict[str, Any], more: tuple[str, ...]) -> Node:
         address=first,
         other_addresses=(*others, *more),
         pod_cidr=item["spec"]["podCIDR"],
+        other_pod_cidrs=tuple(item["spec"].get("podCIDRs", ())[1:]),
         labels=item["metadata"].get("labels", {}),
     )
 

@@ -731,7 +731,6 @@ def test_the_proxy_is_switched_and_stays_so(file: bool) -> None:
 @pytest.mark.parametrize(
     ("mode", "code", "words"),
     [
-        ("ipvs", "unsupported", "not built"),
         ("userspace", "unsupported", "not built"),
         ("nftable", "unknown-mode", 'did you mean "nftables"'),
         ("", "unknown-mode", "no mode"),
@@ -743,4 +742,4 @@ def test_a_mode_that_there_is_not(mode: str, code: str, words: str) -> None:
     assert codes(caught) == [code]
     (problem,) = caught.value.problems
     assert words in str(problem)
-    assert "it builds iptables, nftables, nftables-flat, none" in str(problem)
+    assert "it builds iptables, nftables, nftables-flat, ipvs, none" in str(problem)

@@ -135,10 +135,11 @@ def test_pools_of_calico_tell_the_overlay(loaded: Any, ipip: str, vxlan: str, ov
 
 
 def test_a_mode_that_is_not_built_is_replaced_and_told(loaded: Any) -> None:
-    told = loaded(*calico_cluster(), kube_proxy("ipvs", "172.16.0.0/16"))
+    told = loaded(*calico_cluster(), kube_proxy("kernelspace", "172.16.0.0/16"))
     assert told.lab.service_proxy.mode == "iptables"
-    assert "mode iptables: the cluster's is ipvs, which this version does not build" in assumed(
-        told
+    assert (
+        "mode iptables: the cluster's is kernelspace, which this version does not build"
+        in assumed(told)
     )
 
 

@@ -20,7 +20,7 @@ from netlab.trace.prediction import foretell
 from service_cases import CASES, DROPPED, REFUSED, Case, cases_lab, node_port
 from trace_labs import trace_lab
 
-MODES: tuple[ProxyMode, ...] = ("iptables", "nftables", "nftables-flat")
+MODES: tuple[ProxyMode, ...] = ("iptables", "nftables", "nftables-flat", "ipvs")
 
 
 def predicted(lab: Lab, source: str, destination: str, **more: object) -> Prediction:
@@ -154,7 +154,7 @@ def test_what_stops_a_probe(destination: str, more: dict[str, str], expected: ob
     assert (found.disposition, found.reason, found.where) == expected
 
 
-@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("mode", MODES[1:3])
 def test_nftables_modes_refuse_what_is_no_service(mode: ProxyMode) -> None:
     lab = with_mode(trace_lab(), mode)
     found = predicted(lab, "p0", "10.99.0.1:81")
@@ -226,7 +226,10 @@ def _holds(lab: Lab, case: Case, expected: str | None) -> None:
         return
     assert sorted(end.name for end in found.endpoints) == [f"demo/{p}" for p in expected.split()]
     assert [each.delivered_to for each in ways] == found.endpoints
-    if case.seen:
+    told = case.seen_in(lab.service_proxy.mode)
+    if told == "asked":
+        assert {each.seen_source.ip for each in ways if each.seen_source} == {case.address}
+    elif told:
         own = {each for pod in lab.pods if pod.name == case.client for each in pod.addresses}
         own |= {each for node in lab.nodes if node.name == case.client for each in node.addresses}
         for each in ways:
@@ -234,7 +237,7 @@ def _holds(lab: Lab, case: Case, expected: str | None) -> None:
             assert each.delivered_to is not None
             # Who reaches itself is masqueraded in any case.
             itself = each.delivered_to.name == f"demo/{case.client}"
-            assert (each.seen_source.ip in own) is (case.seen == "own" and not itself)
+            assert (each.seen_source.ip in own) is (told == "own" and not itself)
 
 
 def test_each_endpoint_has_a_way() -> None:
@@ -269,8 +272,8 @@ def test_what_is_not_predicted_is_said() -> None:
         predicted(ipv6_lab(small_lab()), "p0", "fd00:10:244:2::")
     assert error.value.problems[0].code == "not-predicted"
     with pytest.raises(NetlabError) as error:
-        predicted(with_mode(small_lab(), "ipvs"), "p0", "p1")
-    assert '"ipvs"' in error.value.problems[0].message
+        predicted(with_mode(small_lab(), "userspace"), "p0", "p1")
+    assert '"userspace"' in error.value.problems[0].message
 
 
 # --- the command ---------------------------------------------------------------------------------

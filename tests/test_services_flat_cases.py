@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
-import os
-import select
 import socket
-import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import pytest
 from msgspec.structs import replace
 
 from labs import six
-from netlab.datapath.state import namespace_name
 from netlab.kernel.namespaces import entered
 from netlab.lab import lifecycle
 from netlab.lab.edits import Changed
@@ -27,7 +18,6 @@ from netlab.topology.model import (
     DetectLocal,
     IPTablesBackend,
     IPTablesProxy,
-    Lab,
     NFTablesProxy,
     Protocol,
     ProxyMode,
@@ -45,12 +35,12 @@ from service_cases import (
     REFUSED,
     THERE,
     Case,
-    cases_lab,
     cluster_ip,
     external_ip,
     load_balancer_ip,
     node_port,
 )
+from service_probes import MASQUERADED, PODS, Probes, cases_up, check, route_by_n1, run
 
 pytestmark = pytest.mark.kernel
 
@@ -61,11 +51,6 @@ LAYOUTS: tuple[tuple[ProxyMode, IPTablesBackend | None], ...] = (
     ("iptables", "legacy"),
 )
 
-PODS = {"p0": "10.244.1.2", "p1": "10.244.2.2", "p2": "10.244.1.3", "p3": "10.244.2.3"}
-OWN = {**PODS, "outside": "172.21.32.1"}
-# Of cbr0 and flannel.1 on n1, and of flannel-v6.1
-MASQUERADED = {"10.244.1.1", "10.244.1.0", "fd00:10:244:1::1", "fd00:10:244:1::"}
-
 # What makes addresses those of a family: a test is about both.
 FAMILIES = pytest.mark.parametrize("of", [str, six], ids=["IPv4", "IPv6"])
 
@@ -73,185 +58,11 @@ FAMILIES = pytest.mark.parametrize("of", [str, six], ids=["IPv4", "IPv6"])
 Family = Callable[[str], str]
 
 
-class Answer(NamedTuple):
-    """What a client hears: who answers and which client it sees, or why nobody does."""
-
-    who: str
-    client: str = ""
-
-
-class Probes:
-    """A lab that is up, and its clients."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-
-    def namespace(self, client: str) -> str:
-        if client in PODS:
-            return namespace_name(self.lab.name, "demo", client)
-        return namespace_name(self.lab.name, "_switch" if client == "outside" else client)
-
-    def ask(
-        self,
-        client: str,
-        address: str,
-        port: int = 80,
-        protocol: Protocol = "TCP",
-        *,
-        source: str = "",
-        patience: float = 5,
-    ) -> Answer:
-        kind = socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with entered(self.namespace(client)), socket.socket(family, kind) as connection:
-            connection.settimeout(patience)
-            try:
-                if source:
-                    connection.bind((source, 0))
-                if protocol == "TCP" and family == socket.AF_INET6:
-                    _connect6(connection, (address, port), patience)
-                else:
-                    connection.connect((address, port))
-                if protocol == "TCP":
-                    return _http(connection)
-                return _datagrams(connection)
-            except ConnectionRefusedError:
-                return Answer(REFUSED)
-            except TimeoutError:
-                return Answer(DROPPED)
-
-    def pods(self, client: str, address: str, port: int = 80, times: int = 12) -> set[str]:
-        """Who answers one client, asked several times."""
-        return {self.ask(client, address, port).who for _ in range(times)}
-
-
-_IPV6_RECVERR = 25  # linux/in6.h; Python does not name it
-
-
-def _connect6(connection: socket.socket, address: tuple[str, int], patience: float) -> None:
-    """Connect, and hear of a refusal at once.
-
-    It is there before the call that sends the SYN has returned.  Over IPv6 TCP then takes no notice
-    until it sends the SYN again, a second later (Linux 6.18); the socket's queue of errors has it.
-    """
-    connection.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
-    connection.setblocking(False)
-    refused = connection.connect_ex(address)
-    if refused == errno.EINPROGRESS:
-        waiting = select.poll()
-        waiting.register(connection, select.POLLOUT)
-        events = waiting.poll(1000 * patience)
-        if not events:
-            raise TimeoutError
-        refused = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not refused and events[0][1] & select.POLLERR:
-            _, ((_, _, error), *_), _, _ = connection.recvmsg(0, 512, socket.MSG_ERRQUEUE)
-            (refused,) = struct.unpack_from("=I", error)  # struct sock_extended_err
-    if refused:
-        raise OSError(refused, os.strerror(refused))
-    connection.settimeout(patience)
-
-
-def _http(connection: socket.socket) -> Answer:
-    """Two requests on one connection: who, and whom it sees."""
-    return Answer(_get(connection, "/hostname"), _address(_get(connection, "/clientip")))
-
-
-def _address(client: str) -> str:
-    """The address of "10.244.1.2:40000" or "[fd00:10:244:1::2]:40000"."""
-    return client.rpartition(":")[0].strip("[]")
-
-
-def _get(connection: socket.socket, path: str) -> str:
-    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    answer = b""
-    while b"\r\n\r\n" not in answer or not answer.endswith(b"\n"):
-        received = connection.recv(4096)
-        assert received, answer
-        answer += received
-    return answer.partition(b"\r\n\r\n")[2].decode().strip()
-
-
-def _datagrams(connection: socket.socket) -> Answer:
-    said = []
-    for question in (b"hostname", b"clientip"):
-        connection.send(question)
-        said.append(connection.recv(2048).decode().strip())
-    return Answer(said[0], _address(said[1]))
-
-
-def _run(namespace: str, command: str) -> None:
-    inside = ["ip", "netns", "exec", namespace, *command.split()]
-    subprocess.run(inside, check=True, capture_output=True)
-
-
-def _route_by_n1(probes: Probes) -> None:
-    """From outside external addresses are reached by way of n1, and ClusterIPs too."""
-    for network in ("203.0.113.0/24", "10.96.0.0/12"):
-        for of in (str, six):
-            _run(probes.namespace("outside"), f"ip route replace {of(network)} via {of(N1)}")
-
-
-@contextlib.contextmanager
-def _up(
-    mode: ProxyMode, backend: IPTablesBackend | None = None, **proxy: object
-) -> Iterator[Probes]:
-    lab = cases_lab()
-    changed = replace(lab.service_proxy, mode=mode, **proxy)
-    lab = replace(lab, service_proxy=changed, iptables_backend=backend)
-    probes = Probes(lab)
-    try:
-        lifecycle.up(lab)
-        _route_by_n1(probes)
-        # Refusals are ICMP errors, of which the kernel sends one client a few in a second.
-        limits = "net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0"
-        for node in ("n1", "n2"):
-            _run(probes.namespace(node), f"sysctl {limits}")
-        yield probes
-    finally:
-        lifecycle.down(lab.name)
-
-
 @pytest.fixture(scope="module", params=LAYOUTS, ids=lambda layout: "-".join(filter(None, layout)))
 def probes(request: pytest.FixtureRequest) -> Iterator[Probes]:
     """The lab of the cases in one mode."""
-    with _up(*request.param) as up:
+    with cases_up(*request.param) as up:
         yield up
-
-
-def check(probes: Probes, case: Case) -> None:
-    """Whether a case holds over both families, which wait for nothing at the same time."""
-    with ThreadPoolExecutor(2) as threads:
-        for _ in threads.map(lambda each: _check(probes, each), case.of_both_families()):
-            pass
-
-
-def _check(probes: Probes, case: Case) -> None:
-    mode = probes.lab.service_proxy.mode
-    expected = case.of(mode)
-    if expected is None:
-        return
-    ask = (case.client, case.address, case.port, case.protocol)
-    if expected in (REFUSED, DROPPED):
-        who = probes.ask(*ask, patience=0.5 if expected == DROPPED else 5).who
-        assert (case.address, who) == (case.address, expected)
-        return
-    missing, seen = set(expected.split()), set()
-    # 30 tries an endpoint: the last one is missed once in 10^12 runs
-    for _ in range(30 * len(missing)):
-        answer = probes.ask(*ask)
-        assert answer.who in expected.split(), case.address
-        seen.add((answer.who, answer.client))
-        missing.discard(answer.who)
-        if not missing:
-            break
-    assert not missing
-    for who, client in seen if case.seen else ():
-        # Who meets itself would answer itself past the Service.
-        if case.seen == "masqueraded" or who == case.client:
-            assert client in MASQUERADED
-        else:
-            assert client in (OWN[case.client], six(OWN[case.client]))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -283,10 +94,10 @@ def sources(probes: Probes, of: Family) -> Iterator[list[str]]:
     """Addresses of the machine outside, none of which any endpoint knows."""
     addresses = [of(f"192.0.2.{host}/32") for host in range(101, 141)]
     for address in addresses:
-        _run(probes.namespace("outside"), f"ip address add {address} dev lo")
+        run(probes.namespace("outside"), f"ip address add {address} dev lo")
     yield [address.split("/")[0] for address in addresses]
     for address in addresses:
-        _run(probes.namespace("outside"), f"ip address del {address} dev lo")
+        run(probes.namespace("outside"), f"ip address del {address} dev lo")
 
 
 @FAMILIES
@@ -341,7 +152,7 @@ def test_who_is_remembered_stays_so_when_the_policy_changes(
         )
         changed = Changed(replace(probes.lab, services=services), ())
         lifecycle.change(probes.lab.name, lambda _: changed)
-        _route_by_n1(probes)  # which is no part of the lab
+        route_by_n1(probes)  # which is no part of the lab
 
     first = endpoints()
     assert set(first) == {"p0", "p1", "p2", "p3"}
@@ -508,6 +319,6 @@ VARIANTS = {
 @pytest.mark.parametrize(("mode", "variant"), list(itertools.product(MODES, VARIANTS)))
 def test_settings_of_the_proxy(mode: ProxyMode, variant: str) -> None:
     settings, cases = VARIANTS[variant]
-    with _up(mode, **settings) as probes:
+    with cases_up(mode, **settings) as probes:
         for case in cases:
             check(probes, case)

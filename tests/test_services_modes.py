@@ -300,5 +300,5 @@ def test_timeouts_of_connection_tracking_are_the_nodes(up: Up) -> None:
 
 
 def test_a_mode_that_is_not_built_is_said_to_be() -> None:
-    with pytest.raises(NetlabError, match=r'mode "ipvs" is not built'):
-        mode_of(in_mode("ipvs"))
+    with pytest.raises(NetlabError, match=r'mode "userspace" is not built'):
+        mode_of(in_mode("userspace"))

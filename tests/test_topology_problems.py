@@ -160,9 +160,21 @@ MISTAKES = {
     ),
     "mode of later": (
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
-        "spec: {serviceProxy: {mode: ipvs}}\n",
+        "spec: {serviceProxy: {mode: userspace}}\n",
         ("unsupported", 4, 29),
-        ['"ipvs"', "iptables, nftables, nftables-flat, none"],
+        ['"userspace"', "iptables, nftables, nftables-flat, ipvs, none"],
+    ),
+    "unknown scheduler": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {mode: ipvs, ipvs: {scheduler: rrr}}}\n",
+        ("unknown-scheduler", 4, 53),
+        ['"rrr"', 'did you mean "rr"', "mh"],
+    ),
+    "timeout of ipvs": (
+        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
+        "spec: {serviceProxy: {ipvs: {tcpFinTimeout: soon}}}\n",
+        ("bad-value", 4, 45),
+        ["ipvs.tcpFinTimeout", '"soon"', "duration"],
     ),
     "feature gate of later": (
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"

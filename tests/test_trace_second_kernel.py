@@ -40,6 +40,8 @@ def test_a_queue_that_loses_packets_is_named(lab: Lab) -> None:
     server = next(pod for pod in lab.pods if pod.name == "p2")
     device, node = outer_link(server), namespace(lab, "n1")
     tc = ("tc", "-n", node, "qdisc")
+    # MACs are known then; else the question for them is what is lost.
+    assert traced(lab, "svc/local").disposition == "delivered"
     subprocess.run([*tc, "add", "dev", device, "root", "netem", "loss", "100%"], check=True)
     try:
         found = traced(lab, "svc/local")

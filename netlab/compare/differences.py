@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from netlab.compare.model import Column, Cost
 from netlab.trace.model import Trace, Translation
+from netlab.trace.model_steps import OF_SERVICES
 
 # From where a ratio of medians may mean something, of so many probes each.
 _NOTABLE = 1.1
@@ -68,7 +69,13 @@ def _outcome(trace: Trace) -> str:
 def _translations(trace: Trace) -> tuple[Hashable, ...]:
     """What was translated where, but for the endpoint that chance may have chosen."""
     return tuple(
-        (step.kind, step.node, step.before.ip, None if step.kind == "dnat" else step.after.ip)
+        (
+            # (what IPVS does is what a rule of other modes does)
+            "dnat" if step.kind in OF_SERVICES else step.kind,
+            step.node,
+            step.before.ip,
+            None if step.kind in OF_SERVICES else step.after.ip,
+        )
         for step in trace.translations
     )
 

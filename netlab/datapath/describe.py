@@ -6,9 +6,12 @@ import shlex
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 
+from netlab.datapath.balancing_commands import balancing_commands, no_balancing_commands
 from netlab.datapath.state import (
     MAIN_TABLE,
     Address,
+    Balancing,
+    BalancingUpdate,
     Change,
     FdbEntry,
     Item,
@@ -60,13 +63,40 @@ def describe(item: Item) -> str:
             return f"rules ({backend}{item.ipv4.count(chr(10) + '-A ')} for IPv4)"
         case Tables():
             return f"rules in table {' and '.join(_names(item))}"
+        case Balancing():
+            entries = sum(len(each.entries) for each in item.sets)
+            return (
+                f"{len(item.servers)} virtual servers, {len(item.addresses)} addresses of "
+                f"{item.device}, {entries} entries of {len(item.sets)} sets, {describe(item.rules)}"
+            )
+        case BalancingUpdate():
+            return _balancing_update(item)
         case Update(ipv4=ipv4, ipv6=ipv6, tables=tables):
             return f"rules of what changed ({(ipv4 + ipv6 + tables).count(chr(10))} lines)"
         case Leftovers():
             chains = (item.ipv4 + item.ipv6).count("\n-X ")
             parts = [f"{chains} chains of iptables"] if chains else []
             parts += (f"table {table}" for table in item.tables)
+            parts += [f"virtual servers and {item.device}"] if item.device else []
             return f"rules that are not wanted: {', '.join(parts)}"
+
+
+def _balancing_update(update: BalancingUpdate) -> str:
+    parts = []
+    for what, there, gone in (
+        ("virtual servers", len(update.servers), len(update.no_servers)),
+        (f"addresses of {update.device}", len(update.addresses), len(update.no_addresses)),
+        (
+            "entries of sets",
+            sum(len(each.entries) for each in update.sets),
+            sum(len(each.entries) for each in update.no_sets),
+        ),
+    ):
+        parts += [f"{there} {what}"] if there else []
+        parts += [f"{gone} {what} less"] if gone else []
+    if update.ipv4 or update.ipv6:
+        parts.append("rules")
+    return f"of what changed {', '.join(parts)}"
 
 
 def _table(route: Route) -> str:
@@ -121,7 +151,7 @@ def _stage(change: Change) -> int:
             return 2
         case Link():
             return 3
-        case Ruleset() | Tables() | Update():
+        case Ruleset() | Tables() | Balancing() | Update() | BalancingUpdate():
             return 5
         case Leftovers():
             return 6
@@ -165,6 +195,12 @@ def _commands(change: Change, ends: dict[Peer, Link]) -> Iterator[str]:
             yield from _rules_commands(inside, change.item)
         case Tables():
             yield _nft(inside, change.item.transaction)
+        case Balancing() | BalancingUpdate():
+            yield from balancing_commands(ip, inside, change.item)
+            if isinstance(change.item, Balancing):
+                yield from _rules_commands(inside, change.item.rules)
+            else:
+                yield from _restores(inside, change.item)
         case Update(tables=tables):
             yield from _restores(inside, change.item)
             if tables:
@@ -173,6 +209,8 @@ def _commands(change: Change, ends: dict[Peer, Link]) -> Iterator[str]:
             yield from _restores(inside, change.item)
             for table in change.item.tables:
                 yield f"{inside} nft delete table {table}"
+            if change.item.device:
+                yield from no_balancing_commands(ip, inside, change.item.device)
 
 
 def _link_commands(ip: str, verb: str, link: Link, ends: dict[Peer, Link]) -> Iterator[str]:
@@ -221,7 +259,7 @@ def _rules_commands(inside: str, rules: Ruleset) -> Iterator[str]:
 
 
 def _restores(
-    inside: str, rules: Ruleset | Update | Leftovers, option: str = " --noflush"
+    inside: str, rules: Ruleset | Update | BalancingUpdate | Leftovers, option: str = " --noflush"
 ) -> Iterator[str]:
     backend = f"-{rules.backend}" if rules.backend else ""
     for family, text in (("iptables", rules.ipv4), ("ip6tables", rules.ipv6)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, ip_network
+from typing import overload
 
 from msgspec.structs import replace
 
@@ -16,6 +17,7 @@ from netlab.datapath.fault_places import pod_of, service_of, tcp_port
 from netlab.datapath.overlay import vtep_mac
 from netlab.datapath.state import (
     Address,
+    Balancing,
     Connection,
     LabState,
     Link,
@@ -252,10 +254,20 @@ def unmasqueraded(state: LabState, lab: Lab, fault: Fault) -> LabState:
     return replace(state, nodes=tuple(nodes))
 
 
+@overload
+def _without_masquerade(rules: Ruleset) -> Ruleset: ...
+
+
+@overload
+def _without_masquerade(rules: Rules) -> Rules: ...
+
+
 def _without_masquerade(rules: Rules) -> Rules:
     if isinstance(rules, Ruleset):
         text = re.sub(r"(?m)^-A KUBE-POSTROUTING .*-j MASQUERADE.*\n", "", rules.ipv4)
         return replace(rules, ipv4=text)
+    if isinstance(rules, Balancing):
+        return replace(rules, rules=_without_masquerade(rules.rules))
     tables = (
         replace(table, text=table.text.replace(" masquerade fully-random", ""))
         for table in rules.tables

@@ -199,6 +199,7 @@ class Leftovers(State, frozen=True):
     ipv6: str = ""  # and for `ip6tables-restore --noflush`
     tables: tuple[str, ...] = ()  # nftables tables, "ip kube-proxy"
     backend: Backend | None = None  # of iptables, as in a Ruleset
+    device: str = ""  # of a `Balancing`, which goes with its servers and sets
 
 
 class Update(State, frozen=True):
@@ -219,7 +220,86 @@ class Update(State, frozen=True):
         return bool(self.ipv4 or self.ipv6 or self.tables)
 
 
-Rules = Ruleset | Tables
+class RealServer(State, frozen=True):
+    """Where a virtual server sends connections; with weight 0 no new ones."""
+
+    address: str
+    port: int
+    weight: int = 1
+
+
+class VirtualServer(State, frozen=True):
+    """An address and port at which the kernel's IPVS takes connections and spreads them."""
+
+    protocol: str  # "tcp", "udp", "sctp"
+    address: str
+    port: int
+    scheduler: str
+    persistent_s: int | None = None  # a client goes for so long where it went last
+    by_port: bool = False  # a scheduler that hashes clients takes their ports, too
+    real: tuple[RealServer, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What there can be but one of."""
+        return self.protocol, self.address, self.port
+
+
+class IpSet(State, frozen=True):
+    """A set of the kernel, or some entries of one, as `ipset save` writes them."""
+
+    name: str
+    kind: str  # "hash:ip,port"
+    family: Literal[4, 6] | None  # None: the kind has no addresses
+    entries: tuple[str, ...] = ()  # "10.96.0.10,udp:53"
+
+
+class Balancing(State, frozen=True):
+    """Rules of one namespace that leave the choice to IPVS.
+
+    `addresses` are those of virtual servers that no other link of the namespace has.  They are on a
+    dummy device, which makes them local; it is down, so that nobody outside hears of them.
+    """
+
+    device: str
+    addresses: tuple[str, ...]
+    servers: tuple[VirtualServer, ...]
+    sets: tuple[IpSet, ...]
+    rules: Ruleset
+    timeouts_s: tuple[int, int, int] = (0, 0, 0)  # of TCP, its end and UDP; 0: as they are
+
+
+class BalancingUpdate(State, frozen=True):
+    """What turns a `Balancing` that is there into another one.
+
+    Of sets only the entries that come or go stand here, of servers only those that do or change.
+    """
+
+    device: str
+    addresses: tuple[str, ...] = ()
+    servers: tuple[VirtualServer, ...] = ()
+    sets: tuple[IpSet, ...] = ()
+    no_addresses: tuple[str, ...] = ()
+    no_servers: tuple[VirtualServer, ...] = ()
+    no_sets: tuple[IpSet, ...] = ()
+    ipv4: str = ""  # input for `iptables-restore --noflush`
+    ipv6: str = ""  # and for `ip6tables-restore --noflush`
+    backend: Backend | None = None  # of iptables, as in a Ruleset
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.addresses
+            or self.servers
+            or self.sets
+            or self.no_addresses
+            or self.no_servers
+            or self.no_sets
+            or self.ipv4
+            or self.ipv6
+        )
+
+
+Rules = Ruleset | Tables | Balancing
 
 
 class NodeState(State, frozen=True):
@@ -327,6 +407,7 @@ Item = (
     | Sysctl
     | Rules
     | Update
+    | BalancingUpdate
     | Leftovers
 )
 

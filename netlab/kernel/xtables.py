@@ -184,10 +184,10 @@ def program(family: str, verb: str, backend: Backend | None = None) -> str:
     """
     backend = backend or host_backend()
     name = f"{family}-{backend}-{verb}"
-    found = _which(name)
+    found = which(name)
     if found is None and backend == host_backend():  # a version that comes with one backend only
         name = f"{family}-{verb}"
-        found = _which(name)
+        found = which(name)
     if found is None:
         raise _missing(name)
     return found
@@ -199,10 +199,10 @@ def host_backend() -> Backend:
 
     Raises NetlabError (exit 3) if there is no iptables at all.
     """
-    plain = _which("iptables")
+    plain = which("iptables")
     if plain is None:
         for backend in BACKENDS:
-            if _which(f"iptables-{backend}-restore"):
+            if which(f"iptables-{backend}-restore"):
                 return backend
         raise _missing("iptables")
     # All names are links to xtables-nft-multi or xtables-legacy-multi.
@@ -217,7 +217,8 @@ def host_backend() -> Backend:
     return "nft" if "(nf_tables)" in said else "legacy"
 
 
-def _which(name: str) -> str | None:
+def which(name: str) -> str | None:
+    """Path of a program, of those that only root has on the path, too; None: not installed."""
     # /usr/sbin is not on the path of every user who may become root
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
 

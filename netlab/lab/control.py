@@ -16,7 +16,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -187,6 +187,19 @@ class Init:
         with self._connection() as connection:
             answer = self._ask(connection, {"do": "declared"})
             return answer.data if answer.body["there"] else None
+
+    def finish_later(self, draining: Mapping[str, Sequence[object]]) -> None:
+        """Have init take real servers away, by namespace, when their connections have ended."""
+        if not draining:
+            return
+        with contextlib.ExitStack() as opened:
+            descriptors = []
+            for name in draining:
+                descriptors.append(namespaces.open_named(name))
+                opened.callback(os.close, descriptors[-1])
+            with self._connection() as connection:
+                request = {"do": "finish later", "servers": list(draining.values())}
+                self._ask(connection, request, b"", descriptors)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[socket.socket]:

@@ -37,6 +37,7 @@ from netlab.kernel.syscalls import (
     unshare,
 )
 from netlab.lab import messages
+from netlab.lab.draining import Draining
 from netlab.lab.processes import Processes
 from netlab.lab.rule_logs import RuleLogs
 
@@ -109,6 +110,7 @@ class _Init:
         self._watchers: dict[int, socket.socket] = {}  # by descriptor
         self._poll = select.poll()
         self._rule_logs = RuleLogs(self._poll)
+        self._draining = Draining(_log)
         self._processes = Processes(self._namespaces, lambda: _HANDLED, _log)
         self._wake, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
@@ -123,7 +125,7 @@ class _Init:
         self._poll.register(self._wake, select.POLLIN)
         self._start_workload()
         while True:
-            for descriptor, _ in self._poll.poll(self._until_restart_ms()):
+            for descriptor, _ in self._poll.poll(self._until_next_ms()):
                 if descriptor == self._listener.fileno():
                     self._accept()
                 elif descriptor in self._watchers:  # it has closed; they have nothing to say
@@ -140,6 +142,12 @@ class _Init:
                 self._start_workload()
                 if self._workload and self._servers:
                     self._tell_workload(self._workload)
+            if self._draining.until_look_ms == 0:
+                self._draining.look()
+
+    def _until_next_ms(self) -> int | None:
+        waits = (self._until_restart_ms(), self._draining.until_look_ms)
+        return min((each for each in waits if each is not None), default=None)
 
     def _until_restart_ms(self) -> int | None:
         """How long nothing has to be started again."""
@@ -189,6 +197,12 @@ class _Init:
             messages.send(client, {"there": there}, self._declared or b"")
         elif do == "follow rules":
             self._follow_rules(client, request.descriptors)
+        elif do == "finish later":
+            for descriptor, servers in zip(
+                request.descriptors, request.body["servers"], strict=True
+            ):
+                self._draining.add(descriptor, servers)
+            messages.send(client, {})
         elif do == "status":
             answer = {"restarts": max(0, self._starts - 1), "sockets": self._sockets}
             messages.send(client, {**answer, "programs": self._processes.status()})
@@ -307,6 +321,7 @@ class _Init:
             descriptors = (
                 self._namespaces.values(),
                 self._rule_logs.descriptors,
+                self._draining.descriptors,
                 self._processes.descriptors,
             )
             messages.close((self._pidfd, *itertools.chain(*descriptors)))

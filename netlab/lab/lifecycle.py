@@ -47,6 +47,7 @@ def up(lab: Lab, dry_run: bool = False, tell: Callable[[str], None] = lambda lin
     """
     start = time.perf_counter()
     state = build(lab)
+    rules.require(lab)
     if dry_run:
         before = record.read(lab.name)
         state = faults.without_faults(state, before)
@@ -103,6 +104,7 @@ def change(
             record.remove(name)
             raise
         changed = _decided(decide, before)
+        rules.require(changed.lab)
         known = before if record.is_settled(name) else None
         base = _base(known, changed.lab)
         state = faults.without_faults(build(changed.lab, rules=base is None), before)
@@ -174,6 +176,7 @@ def _converge(
         problems = loads.finish()
     if problems:
         raise NetlabError(problems, Exit.MACHINE)
+    init.finish_later(loads.draining)
     connections.forget_stale(known and faults.faulty(known), faulty, found)
     if known is None or known.faults != lab.faults:
         connections.remember(state, found)

@@ -15,12 +15,15 @@ import msgspec
 from msgspec.structs import replace
 
 from netlab.datapath import fault_edits
-from netlab.datapath.services import iptables_save, nftables_list
+from netlab.datapath.services import iptables_save, ipvs_listing, nftables_list
 from netlab.datapath.services.iptables import without_counting
-from netlab.datapath.services.modes import leftovers, mode_of
+from netlab.datapath.services.ipvs import DEVICE
+from netlab.datapath.services.modes import leftovers, mode_of, replaced
 from netlab.datapath.services.proxier import service_changes, update_between
 from netlab.datapath.state import (
     Backend,
+    Balancing,
+    BalancingUpdate,
     Change,
     Found,
     LabState,
@@ -33,17 +36,24 @@ from netlab.datapath.state import (
     Update,
     namespace_name,
 )
-from netlab.kernel import namespaces, nft, xtables
+from netlab.kernel import ipvs, namespaces, nft, xtables
 from netlab.lab import control
-from netlab.problems import NetlabError, Problem
+from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab, Node
 
-R = TypeVar("R", bound=Rules | Update)
+R = TypeVar("R", bound=Rules | Update | BalancingUpdate)
+_OF_RULES = Ruleset | Tables | Balancing | Update | BalancingUpdate | Leftovers
 
 
 def concerns(change: Change) -> bool:
     """Whether a change is one of rules, so that `Loads` makes it."""
-    return isinstance(change.item, Ruleset | Tables | Update | Leftovers)
+    return isinstance(change.item, _OF_RULES)
+
+
+def require(lab: Lab) -> None:
+    """Raise NetlabError (exit 3) if this machine lacks what the lab's mode is made of."""
+    if lab.service_proxy.mode == "ipvs":
+        ipvs.require()
 
 
 def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
@@ -52,16 +62,22 @@ def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
     # A lab without a proxy of ours may have one of its user's, with the same names.
     foreign = any(node.rules is None for node in old) and not _had_rules(state.lab)
     made: dict[str, list[Change]] = {}
+    problems: list[Problem] = []
 
     def compare(node: NodeState) -> None:
-        if node.rules is not None or not foreign:
-            made[node.name] = list(_differences(node.namespace.name, node.rules))
+        try:
+            if node.rules is not None or not foreign:
+                made[node.name] = list(_differences(state.lab, node.namespace.name, node.rules))
+        except NetlabError as error:
+            problems.extend(error.problems)
 
     threads = [threading.Thread(target=compare, args=(node,)) for node in old]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if problems:
+        raise NetlabError(problems, Exit.MACHINE)
     for node in state.nodes:
         if node.rules is not None and node.namespace.name not in found:
             item = _possible(node.rules)
@@ -101,7 +117,7 @@ def updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> list[Change]
         update = update_between(mode.proxier, before, after, node, services)
         if update is None:
             if (rules := mode.render(after, node)) is not None:
-                made += _differences(namespace, rules)
+                made += _differences(after.name, namespace, rules)
         elif update:
             made.append(Change(verb="set", namespace=namespace, item=_possible(update)))
     return made
@@ -121,6 +137,10 @@ def printed(lab: Lab, node: Node) -> Mapping[str, str]:
         case Tables(tables=tables):
             text = nft.listing(namespace, [f"{table.family} {table.name}" for table in tables])
             return {"ip": text, "ip6": text}
+        case Balancing(rules=ruleset):
+            ipv4, ipv6 = xtables.save(namespace, counters=True, backend=ruleset.backend)
+            below = ipvs_listing.listing(*ipvs.listed(namespace))
+            return {"ip": ipv4 + below["ip"], "ip6": ipv6 + below["ip6"]}
         case None:
             return {}
 
@@ -135,28 +155,39 @@ def _had_rules(lab: str) -> bool:
     return not declared or msgspec.json.decode(declared, type=Lab).service_proxy.mode != "none"
 
 
-def _differences(namespace: str, wanted: Rules | None) -> Iterable[Change]:
+def _differences(lab: str, namespace: str, wanted: Rules | None) -> Iterable[Change]:
     """Changes for one node; what replaces rules comes before what removes others."""
     wanted = _possible(wanted) if wanted else None
+    ruleset: Rules | None = wanted
+    if isinstance(wanted, Balancing):
+        ipvs.refuse_foreign(namespace, wanted.device, lab)
+        ruleset = wanted.rules
     chosen: Backend | None = None
     saved: dict[Backend, tuple[str, str]] = {}
     with contextlib.suppress(NetlabError):  # the load will say what is missing
-        if isinstance(wanted, Ruleset):
-            chosen = wanted.backend or xtables.host_backend()
+        if isinstance(ruleset, Ruleset):
+            chosen = ruleset.backend or xtables.host_backend()
     for backend in xtables.BACKENDS:
         with contextlib.suppress(NetlabError):  # not to be read: load them again
             if backend == chosen or xtables.in_use(namespace, backend):
                 saved[backend] = xtables.save(namespace, backend=backend)
     there = saved.pop(chosen, ("", "")) if chosen else ("", "")
-    if wanted and not _is_there(namespace, wanted, there):
-        item = _with_others(wanted, there) if isinstance(wanted, Ruleset) else wanted
+    if wanted and not _is_there(lab, namespace, wanted, there):
+        item: Rules = wanted
+        if isinstance(wanted, Ruleset):
+            item = _with_others(wanted, there)
+        elif isinstance(wanted, Balancing):
+            item = replace(wanted, rules=_with_others(wanted.rules, there))
         yield Change(verb="set", namespace=namespace, item=item)
-    yield from leftovers(namespace, wanted, saved, nft.names(namespace))
+    if isinstance(wanted, Balancing):
+        yield from replaced(namespace, wanted.rules, there)
+    has_balancing = ipvs.is_there(namespace, DEVICE, lab)
+    yield from leftovers(namespace, wanted, saved, nft.names(namespace), has_balancing)
 
 
 def _possible(rules: R) -> R:
     """Rules as this kernel takes them."""
-    if isinstance(rules, Tables) or xtables.has_nfacct():
+    if not isinstance(rules, Ruleset | Update) or xtables.has_nfacct():
         return rules
     return without_counting(rules)
 
@@ -170,7 +201,11 @@ def _with_others(wanted: Ruleset, saved: tuple[str, str]) -> Ruleset:
     return replace(wanted, ipv4=ipv4, ipv6=ipv6)
 
 
-def _is_there(namespace: str, wanted: Rules, saved: tuple[str, str]) -> bool:
+def _is_there(lab: str, namespace: str, wanted: Rules, saved: tuple[str, str]) -> bool:
+    if isinstance(wanted, Balancing):
+        return _is_there(lab, namespace, wanted.rules, saved) and not ipvs.differs(
+            wanted, ipvs.present(namespace, wanted.device, lab)
+        )
     if isinstance(wanted, Ruleset):
         texts = zip((wanted.ipv4, wanted.ipv6), saved, strict=True)
         return all(iptables_save.same(rendered, printed) for rendered, printed in texts)
@@ -197,6 +232,7 @@ class Loads:
                 self._changes.setdefault(change.namespace, []).append(change)
         self._threads: list[threading.Thread] = []
         self._problems: list[Problem] = []
+        self.draining: dict[str, list[ipvs.Draining]] = {}  # by namespace
 
     def begin(self, namespace: str) -> None:
         """Start what is to be done in a namespace that exists, if there is something."""
@@ -218,9 +254,9 @@ class Loads:
         try:
             for change in changes:
                 try:
-                    _make(change)
+                    self._make_one(change)
                 except NetlabError:
-                    if not isinstance(change.item, Update):
+                    if not isinstance(change.item, Update | BalancingUpdate):
                         raise
                     self._make_whole(change.namespace)
         except NetlabError as error:
@@ -230,8 +266,12 @@ class Loads:
         """After an update that was refused: the rules are not those that it was made for."""
         names = {namespace_name(self._lab.name, node.name): node for node in self._lab.nodes}
         rules = mode_of(self._lab).render(self._lab, names[namespace])
-        for change in _differences(namespace, rules):
-            _make(change)
+        for change in _differences(self._lab.name, namespace, rules):
+            self._make_one(change)
+
+    def _make_one(self, change: Change) -> None:
+        if draining := _make(self._lab.name, change):
+            self.draining.setdefault(change.namespace, []).extend(draining)
 
 
 def load_time(lab: Lab, node: Node) -> float:
@@ -245,30 +285,46 @@ def load_time(lab: Lab, node: Node) -> float:
     rules = _possible(rules)
     with namespaces.scratch() as namespace:
         start = time.perf_counter()
-        _load(namespace, rules)
+        _load(lab.name, namespace, rules)
         return time.perf_counter() - start
 
 
-def _load(namespace: str | int, rules: Rules) -> None:
-    if isinstance(rules, Ruleset):
-        xtables.restore(namespace, rules)
-    else:
-        nft.load(namespace, rules)
+def _load(lab: str, namespace: str | int, rules: Rules) -> list[ipvs.Draining]:
+    """Load rules as a whole; what of virtual servers has to be finished later."""
+    match rules:
+        case Ruleset():
+            xtables.restore(namespace, rules)
+        case Tables():
+            nft.load(namespace, rules)
+        case Balancing():
+            draining = ipvs.apply(namespace, rules, lab)
+            xtables.restore(namespace, rules.rules)
+            return draining
+    return []
 
 
-def _make(change: Change) -> None:
+def _make(lab: str, change: Change) -> list[ipvs.Draining]:
+    namespace = change.namespace
     match change.item:
-        case Ruleset() | Tables():
-            _load(change.namespace, change.item)
+        case Ruleset() | Tables() | Balancing():
+            return _load(lab, namespace, change.item)
         case Update(ipv4=ipv4, ipv6=ipv6, tables=tables, forget=forget, backend=backend):
             ruleset = Ruleset(ipv4=ipv4, ipv6=ipv6, backend=backend)
-            xtables.restore(change.namespace, ruleset, flush=False)
+            xtables.restore(namespace, ruleset, flush=False)
             if tables:
-                nft.change(change.namespace, tables)
+                nft.change(namespace, tables)
             if forget:
-                nft.forget(change.namespace, forget)
-        case Leftovers(ipv4=ipv4, ipv6=ipv6, tables=tables, backend=backend):
+                nft.forget(namespace, forget)
+        case BalancingUpdate(ipv4=ipv4, ipv6=ipv6, backend=backend):
+            draining = ipvs.change(namespace, change.item, lab)
             ruleset = Ruleset(ipv4=ipv4, ipv6=ipv6, backend=backend)
-            xtables.restore(change.namespace, ruleset, flush=False)
+            xtables.restore(namespace, ruleset, flush=False)
+            return draining
+        case Leftovers(ipv4=ipv4, ipv6=ipv6, tables=tables, backend=backend, device=device):
+            ruleset = Ruleset(ipv4=ipv4, ipv6=ipv6, backend=backend)
+            xtables.restore(namespace, ruleset, flush=False)
             if tables:
-                nft.delete(change.namespace, tables)
+                nft.delete(namespace, tables)
+            if device:
+                ipvs.remove(namespace, device, lab)
+    return []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from netlab.report.terminal import leg
 from netlab.trace.family import family_of
 from netlab.trace.model import Foretold, Hop, PredictedHop, PredictedWay, Prediction, Probe
-from netlab.trace.model_steps import Outer, Packet
+from netlab.trace.model_steps import OF_SERVICES, Outer, Packet
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def _headline(probe: Probe, way: PredictedWay) -> str:
 
 def _ending(prediction: Prediction) -> Iterable[str]:
     if prediction.seen_source:
-        how = [each.kind for each in prediction.translations if each.kind != "dnat"]
+        how = [each.kind for each in prediction.translations if each.kind not in OF_SERVICES]
         by = f" ({how[-1]})" if how else ", its true source"
         who = prediction.delivered_to
         yield f"{who and who.kind} {who and who.name} would see {prediction.seen_source}{by}."

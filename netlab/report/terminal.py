@@ -19,6 +19,7 @@ from netlab.trace.model_steps import (
     Deliver,
     Drop,
     Encapsulate,
+    Ipvs,
     Nat,
     Neighbour,
     Route,
@@ -194,6 +195,8 @@ def _told(steps: Iterable[AnyStep], hop: Hop) -> Iterable[tuple[str, str]]:
 def _words(step: AnyStep, hop: Hop) -> tuple[str, str] | None:
     if isinstance(step, Nat):
         return str(step), "bold yellow"
+    if isinstance(step, Ipvs):
+        return str(step), "cyan"
     if isinstance(step, Encapsulate):
         return str(step), "magenta"
     if isinstance(step, Deliver):

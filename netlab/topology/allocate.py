@@ -26,12 +26,15 @@ from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints
 from netlab.topology.pods import DraftPod
 
-PROXY_MODES = ("iptables", "nftables", "nftables-flat", "none")
+PROXY_MODES = ("iptables", "nftables", "nftables-flat", "ipvs", "none")
 NODE_PORT_ADDRESSES = ("primary", "localhost", "all")  # words for networks
 _NODE_PORT_ADDRESSES_HINT = "a network such as 172.21.32.0/24, or primary, localhost or all"
 # Gates of kube-proxy v1.37: those that rules depend on, and those that are locked to true.
 FEATURE_GATES = ("AllowServiceExternalIPs", "KubeProxyNFTablesLocalhostNodePorts")
 LOCKED_GATES = ("MultiCIDRServiceAllocator", "NFTablesProxyMode", "PreferSameTrafficDistribution")
+# Those that Linux has (net/netfilter/ipvs/Kconfig).
+_SCHEDULERS = "rr wrr lc wlc fo ovf lblc lblcr dh sh mh sed nq twos"
+IPVS_TIMEOUTS = ("tcpTimeout", "tcpFinTimeout", "udpTimeout")
 TIMEOUTS = ("tcpEstablishedTimeout", "tcpCloseWaitTimeout", "udpTimeout", "udpStreamTimeout")
 # IFNAMSIZ less the end of a text; behind a prefix rules have a + (iptables) or a * (nftables).
 _LONGEST = {"bridgeInterface": 15, "interfaceNamePrefix": 14}
@@ -143,6 +146,7 @@ def _service_proxy(
     nftables = spec.nftables or lab_document.NFTablesSpec()
     nftables_bit = nftables.masqueradeBit
     conntrack = spec.conntrack or lab_document.ConntrackSpec()
+    ipvs = spec.ipvs or lab_document.IPVSSpec()
     return model.ServiceProxy(
         mode=spec.mode or usual.mode,
         detectLocalMode=spec.detectLocalMode or usual.detectLocalMode,
@@ -162,6 +166,11 @@ def _service_proxy(
         nftables=model.NFTablesProxy(
             masqueradeAll=bool(nftables.masqueradeAll),
             masqueradeBit=usual.nftables.masqueradeBit if nftables_bit is None else nftables_bit,
+        ),
+        ipvs=model.IPVSProxy(
+            scheduler=ipvs.scheduler or usual.ipvs.scheduler,
+            strictARP=bool(ipvs.strictARP),
+            **{name: _seconds(getattr(ipvs, name)) or 0 for name in IPVS_TIMEOUTS},
         ),
         conntrack=model.ConntrackProxy(
             tcpBeLiberal=bool(conntrack.tcpBeLiberal),
@@ -208,13 +217,21 @@ def _check_service_proxy(
             )
             hint = f"at most {_LONGEST[name]} characters, no blank, /, : or quotation mark"
             found.error("bad-value", message, origin, *path, "detectLocal", name, hint=hint)
-    conntrack = spec.conntrack or lab_document.ConntrackSpec()
-    for name in TIMEOUTS:
-        text = getattr(conntrack, name)
-        if text is not None and _seconds(text) is None:
-            message = f"{title}: conntrack.{name} {shown(text)} is not a duration"
-            hint = "hours, minutes and seconds, such as 24h, 1h30m or 45s"
-            found.error("bad-value", message, origin, *path, "conntrack", name, hint=hint)
+    scheduler = spec.ipvs.scheduler if spec.ipvs else None
+    if scheduler and scheduler not in _SCHEDULERS.split():
+        message = f"{title}: ipvs.scheduler {shown(scheduler)} is no scheduler of IPVS"
+        near = suggest(scheduler, _SCHEDULERS.split())
+        known = f"Linux has {', '.join(_SCHEDULERS.split())}"
+        hint = f'did you mean "{near}"? {known}' if near else known
+        found.error("unknown-scheduler", message, origin, *path, "ipvs", "scheduler", hint=hint)
+    for part, names in (("conntrack", TIMEOUTS), ("ipvs", IPVS_TIMEOUTS)):
+        settings = getattr(spec, part)
+        for name in names if settings else ():
+            text = getattr(settings, name)
+            if text is not None and _seconds(text) is None:
+                message = f"{title}: {part}.{name} {shown(text)} is not a duration"
+                hint = "hours, minutes and seconds, such as 24h, 1h30m or 45s"
+                found.error("bad-value", message, origin, *path, part, name, hint=hint)
     for gate, on in (spec.featureGates or {}).items():
         key = (*path, "featureGates", gate)
         if gate not in (*FEATURE_GATES, *LOCKED_GATES):

@@ -189,6 +189,7 @@ def _known(name: str, value: Any) -> Any:
         "detectLocal": lab_document.DetectLocalSpec,
         "iptables": lab_document.IPTablesSpec,
         "nftables": lab_document.NFTablesSpec,
+        "ipvs": lab_document.IPVSSpec,
         "conntrack": lab_document.ConntrackSpec,
     }
     if name in inner and isinstance(value, dict):

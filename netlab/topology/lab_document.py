@@ -55,6 +55,14 @@ class NFTablesSpec(Strict, frozen=True):
     masqueradeBit: Annotated[int, Meta(ge=0, le=31)] | None = None
 
 
+class IPVSSpec(Strict, frozen=True):
+    scheduler: str | None = None
+    strictARP: bool | None = None
+    tcpTimeout: str | None = None  # durations as Go writes them: 15m0s
+    tcpFinTimeout: str | None = None
+    udpTimeout: str | None = None
+
+
 class ConntrackSpec(Strict, frozen=True):
     tcpBeLiberal: bool | None = None
     tcpEstablishedTimeout: str | None = None  # durations as Go writes them: 24h0m0s
@@ -75,6 +83,7 @@ class ServiceProxySpec(Strict, frozen=True):
     nodePortAddresses: list[str] | None = None
     iptables: IPTablesSpec | None = None
     nftables: NFTablesSpec | None = None
+    ipvs: IPVSSpec | None = None
     conntrack: ConntrackSpec | None = None
     featureGates: dict[str, bool] | None = None
 

@@ -78,6 +78,16 @@ class NFTablesProxy(Frozen, frozen=True):
     masqueradeBit: int = 14
 
 
+class IPVSProxy(Frozen, frozen=True):
+    """`ipvs` of KubeProxyConfiguration; timeouts in seconds, 0 leaves them to the kernel."""
+
+    scheduler: str = "rr"
+    strictARP: bool = False
+    tcpTimeout: int = 0
+    tcpFinTimeout: int = 0
+    udpTimeout: int = 0
+
+
 class DetectLocal(Frozen, frozen=True):
     """`detectLocal` of KubeProxyConfiguration."""
 
@@ -105,6 +115,7 @@ class ServiceProxy(Frozen, frozen=True):
     nodePortAddresses: tuple[str, ...] = ()
     iptables: IPTablesProxy = IPTablesProxy()
     nftables: NFTablesProxy = NFTablesProxy()
+    ipvs: IPVSProxy = IPVSProxy()
     conntrack: ConntrackProxy = ConntrackProxy()
     featureGates: dict[str, bool] = {}
 

@@ -10,6 +10,7 @@ from netlab.trace.endings import unheard
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.model import Leg, Loss
 from netlab.trace.refusals import Doubt
+from netlab.trace.virtual_refusals import empty_server
 from netlab.trace.witnesses.packets import Sighting
 
 # Fewer routers than this are between any two ends.
@@ -112,6 +113,8 @@ def by_error(case: Case) -> Loss | None:
         fact, fix = _too_large(case, place, last, fact)
     if reason == "ttl" and case.story.forward and leg == "forward":
         fact, fix = _out_of_time(case, fact)
+    if kind == "port-unreachable" and (doubt := empty_server(case, place)):
+        reason, fact, fix = doubt
     if kind == "port-unreachable" and last and last.packet.outer and at_tunnel:
         reason = "tunnel-closed"
         outer, version = last.packet.outer, case.aim.family.version

@@ -21,6 +21,7 @@ from netlab.trace.witnesses.conntrack import Entry
 from netlab.trace.witnesses.kernel import Moment
 from netlab.trace.witnesses.packets import Sighting
 from netlab.trace.witnesses.rules import Run
+from netlab.trace.witnesses.virtual_servers import Balanced
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -33,6 +34,7 @@ class Observed(msgspec.Struct, frozen=True):
     tables: Tables
     texts: Texts
     moments: Sequence[Moment] = ()
+    balanced: Sequence[Balanced] = ()  # connections of IPVS, whosever they are
     answer_ends: Sequence[Place] = ()  # who gets an answer that does not go to the sender
 
 
@@ -69,7 +71,7 @@ def correlate(observed: Observed) -> Story:
     arrived = forward[-1].end if forward else observed.sent
     reply = _chapters(back, arrived.reversed, observed)
     loose = _place_runs(forward, reply, observed)
-    narrator = Narrator(observed.tables, observed.texts, observed.entries)
+    narrator = Narrator(observed.tables, observed.texts, observed.entries, observed.balanced)
     for chapter in [*forward, *reply]:
         chapter.steps = list(narrator.steps(chapter))
     rules = [rule for run in loose for rule in narrator.rules(run)]

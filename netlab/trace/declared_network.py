@@ -69,6 +69,15 @@ class DeclaredNetwork:
             for address in pod.addresses
         }
 
+    @functools.cached_property
+    def virtual_addresses(self) -> frozenset[str]:
+        """Addresses that Services give to every node: in ipvs mode all that they have."""
+        if self.lab.service_proxy.mode != "ipvs":
+            return frozenset()
+        from netlab.trace.predicted_balancing import virtual_addresses
+
+        return virtual_addresses(self.lab, self._served(self.lab.services))
+
     def services_at(self, address: str) -> list[Service]:
         """Services with an address that kube-proxy serves in the family, by name."""
         if address not in self._services_at:
@@ -178,6 +187,7 @@ class DeclaredNetwork:
         """Whether a packet to the address is for the place itself."""
         return (
             is_loopback(address)
+            or (place.kind == "node" and address in self.virtual_addresses)
             or any(address == own for _, own in self._own(place))
             or self._is_any_routers(place, address)
         )

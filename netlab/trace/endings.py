@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_seen, rules
 from netlab.trace.family import IPV6
-from netlab.trace.model_steps import Route, Socket, Tuple
+from netlab.trace.model_steps import OF_SERVICES, Route, Socket, Tuple
 from netlab.trace.refusals import Doubt
 
 
@@ -101,7 +101,7 @@ def astray(case: Case) -> tuple[Place, Doubt] | None:
     """Where an answer was to get its source back, if it came to the client without."""
     for chapter, nat in case.story.nats("forward"):
         place = chapter.passage.place
-        if nat.translation != "dnat" or place is None:
+        if nat.translation not in OF_SERVICES or place is None:
             continue
         back = [
             end.place

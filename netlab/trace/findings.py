@@ -42,6 +42,7 @@ from netlab.trace.model import Leg, Loss
 from netlab.trace.model_steps import REFUSING, Bridge, Route, Rule
 from netlab.trace.refusals import Doubt, missing_service, said_by
 from netlab.trace.steps import Chapter
+from netlab.trace.virtual_refusals import said_by_set_rule
 from netlab.trace.witnesses.packets import Sighting
 
 _IN_USE = (os.strerror(errno.EADDRINUSE), os.strerror(errno.EADDRNOTAVAIL))
@@ -135,7 +136,9 @@ def _dropped_by(
     # A chain for all refusals has no reasons: who sent the packet there has.
     decider = before if _led_by_element(before, rule) else rule
     assert decider is not None
-    reason, explanation, fix = said_by(decider, place, case)
+    reason, explanation, fix = said_by_set_rule(decider, place, case) or said_by(
+        decider, place, case
+    )
     kind = "map" if "vmap" in (decider.rule or "") else "set"
     found = [f"the {kind} has its destination: {decider.element}"] if decider.element else []
     return Loss(

@@ -239,10 +239,14 @@ class Rule(Step, frozen=True, kw_only=True):
         return f"rule {'' if self.legacy else 'with handle '}{self.handle}"
 
 
+OF_SERVICES = ("dnat", "ipvs")
+"""Translations of a destination: what a service proxy does, by a rule or by IPVS."""
+
+
 class Nat(Step, frozen=True, kw_only=True):
     """A rewrite of one end.  `reverse`: the answer gets back what the first packet lost."""
 
-    translation: Literal["dnat", "snat", "masquerade"]
+    translation: Literal["dnat", "snat", "masquerade", "ipvs"]
     reverse: bool
     before: Socket
     after: Socket
@@ -252,8 +256,24 @@ class Nat(Step, frozen=True, kw_only=True):
     def __str__(self) -> str:
         if not self.reverse:
             return f"{self.translation.upper()} {self.before} → {self.after}"
-        end = "source" if self.translation == "dnat" else "destination"
+        end = "source" if self.translation in ("dnat", "ipvs") else "destination"
         return f"{self.translation.upper()} undone, {end} {self.before} → {self.after}"
+
+
+class Ipvs(Step, frozen=True, kw_only=True):
+    """A virtual server's choice, and the connection that IPVS remembers it by."""
+
+    client: Socket
+    virtual: Socket
+    real: Socket
+    state: str  # of the connection as it was read: "SYN_RECV", "ESTABLISHED", "UDP"
+    expires_s: int  # how long it was to be remembered then
+
+    def __str__(self) -> str:
+        return (
+            f"virtual server {self.virtual} chose the real server {self.real}; IPVS remembers "
+            f"{self.client} ({self.state}, {self.expires_s} s)"
+        )
 
 
 class Conntrack(Step, frozen=True, kw_only=True):
@@ -316,5 +336,15 @@ class Drop(Step, frozen=True, kw_only=True):
 
 
 AnyStep = (
-    Route | Neighbour | Bridge | Rule | Nat | Conntrack | Encapsulate | Decapsulate | Deliver | Drop
+    Route
+    | Neighbour
+    | Bridge
+    | Rule
+    | Nat
+    | Ipvs
+    | Conntrack
+    | Encapsulate
+    | Decapsulate
+    | Deliver
+    | Drop
 )

@@ -27,7 +27,9 @@ from netlab.trace.declared_network import (
 from netlab.trace.family import first_of
 from netlab.trace.model import PredictedHop, PredictedOuter, Translation
 from netlab.trace.model_steps import AnyStep, Decapsulate, Encapsulate, Nat, Route, Socket, Tuple
+from netlab.trace.predicted_balancing import BalancingProxy
 from netlab.trace.predicted_services import Hook, Packet, Proxy, Refusal
+from netlab.trace.predicted_services import Translation as Offer
 
 Role = Literal["probe", "answer", "reset", "error"]
 
@@ -97,6 +99,10 @@ class Walker:
         passing, flow, stop = self._first_hook(node, flow, None)
         if stop:
             return stop
+        balanced = self._balanced(node, flow, None, passing)
+        if isinstance(balanced, Stop):
+            return balanced
+        flow, passing, _ = balanced
         way = self._way(node, flow)
         if way is None:
             return Stop(node, "no-route")
@@ -307,6 +313,15 @@ class Walker:
     def _into_node(
         self, node: Place, flow: Tuple, device: str, passing: _Passing
     ) -> Arrival | Stop:
+        balanced = self._balanced(node, flow, device, passing)
+        if isinstance(balanced, Stop):
+            return balanced
+        flow, passing, is_sent_on = balanced
+        if is_sent_on:
+            way = self._way(node, flow)
+            if way is None:
+                return Stop(node, "no-route", True)
+            return self._leave(node, self._last_hook(node, flow, way.device, passing), way)
         refusal = self._refusal(node, flow, device, "input", passing)
         if refusal:
             return Stop(node, *refusal)
@@ -339,6 +354,13 @@ class Walker:
         found = proxy.translate(packet)
         if found is None:
             return passing, flow, None
+        turned, masquerade = self._chosen(node, flow, found, connection)
+        return _Passing(connection, False, True, masquerade), turned, None
+
+    def _chosen(
+        self, node: Place, flow: Tuple, found: Offer, connection: Connection
+    ) -> tuple[Tuple, bool]:
+        """A packet sent to one of the endpoints that are offered; whether it is masqueraded."""
         self.offered.append((found.service, found.endpoints))
         wanted = (self._choice.ip, self._choice.port) if self._choice else None
         chosen = next(
@@ -346,11 +368,29 @@ class Walker:
             found.endpoints[0],
         )
         to = Socket(ip=chosen.address, port=chosen.port)
-        self._translated("dnat", node, flow.destination, to)
-        masquerade = found.masquerades(flow.source.ip, chosen)
+        self._translated(self._proxy(node).kind, node, flow.destination, to)
         turned = msgspec.structs.replace(flow, destination=to)
         connection.reply = turned.reversed
-        return _Passing(connection, False, True, masquerade), turned, None
+        return turned, found.masquerades(flow.source.ip, chosen)
+
+    def _balanced(
+        self, node: Place, flow: Tuple, device: str | None, passing: _Passing
+    ) -> tuple[Tuple, _Passing, bool] | Stop:
+        """What a virtual server makes of a packet for the node, and whether one did.
+
+        `device` is null for what the node sends itself.
+        """
+        connection = passing.connection
+        sent_on = connection is not None and connection.reply.source != flow.destination
+        if connection is None or passing.is_reply or not passing.is_new or sent_on:
+            return flow, passing, False
+        found = self._proxy(node).balance(self._packet(flow, device), own=device is None)
+        if found is None:
+            return flow, passing, False
+        if isinstance(found, Refusal):
+            return Stop(node, *found)
+        turned, masquerade = self._chosen(node, flow, found, connection)
+        return turned, passing._replace(masquerade=masquerade), True
 
     def _last_hook(self, node: Place, flow: Tuple, device: str, passing: _Passing) -> Tuple:
         """Masquerading, or the undoing of the first hook's work, where a packet leaves a node."""
@@ -359,7 +399,8 @@ class Walker:
             return flow
         if passing.is_reply:
             if flow.source != connection.original.destination:
-                self._undone("dnat", flow.source, connection.original.destination)
+                kind = self._proxy(node).kind
+                self._undone(kind, flow.source, connection.original.destination)
             return msgspec.structs.replace(flow, source=connection.original.destination)
         if not passing.masquerade:
             return flow
@@ -385,7 +426,9 @@ class Walker:
         return None
 
     def _proxy(self, node: Place) -> Proxy:
-        return Proxy(self.network, self.network.node_of(node))
+        balances = self.network.lab.service_proxy.mode == "ipvs"
+        proxy = BalancingProxy if balances else Proxy
+        return proxy(self.network, self.network.node_of(node))
 
     def _packet(self, flow: Tuple, device: str | None) -> Packet:
         return Packet(self.protocol.upper(), flow.source.ip, flow.destination, device)
@@ -441,12 +484,18 @@ class Walker:
         return [*hops[:-1], last]
 
     def _translated(
-        self, kind: Literal["dnat", "masquerade"], node: Place, before: Socket, after: Socket
+        self,
+        kind: Literal["dnat", "ipvs", "masquerade"],
+        node: Place,
+        before: Socket,
+        after: Socket,
     ) -> None:
         self.translations.append(
             Translation(kind=kind, node=node.node, before=before, after=after, rule=None)
         )
         self._pending.append(Nat(translation=kind, reverse=False, before=before, after=after))
 
-    def _undone(self, kind: Literal["dnat", "masquerade"], before: Socket, after: Socket) -> None:
+    def _undone(
+        self, kind: Literal["dnat", "ipvs", "masquerade"], before: Socket, after: Socket
+    ) -> None:
         self._pending.append(Nat(translation=kind, reverse=True, before=before, after=after))

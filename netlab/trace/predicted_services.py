@@ -62,7 +62,7 @@ class Translation(msgspec.Struct, frozen=True):
         return self.always or (source == endpoint.address and source in self.hairpins)
 
 
-class _Hit(NamedTuple):
+class Hit(NamedTuple):
     """A Service port that a destination belongs to, by which kind of its addresses."""
 
     service: Service
@@ -72,6 +72,8 @@ class _Hit(NamedTuple):
 
 class Proxy:
     """The service proxy of one node, for one family."""
+
+    kind: Literal["dnat", "ipvs"] = "dnat"  # of its translations
 
     def __init__(self, network: DeclaredNetwork, node: Node) -> None:
         self._network = network
@@ -105,6 +107,10 @@ class Proxy:
                 return found
         return None
 
+    def balance(self, packet: Packet, *, own: bool) -> Translation | Refusal | None:
+        """Where a packet for the node itself is sent instead; see ipvs mode."""
+        return None
+
     def after(self, packet: Packet, hook: Hook) -> Refusal | None:
         """What stops a connection that was not translated."""
         if self._is_nftables:
@@ -113,7 +119,7 @@ class Proxy:
 
     # --- which Service ---------------------------------------------------------------------------
 
-    def _hits(self, packet: Packet) -> Iterator[_Hit]:
+    def _hits(self, packet: Packet) -> Iterator[Hit]:
         """Service ports that the destination is one of: own addresses, then node ports."""
         if self._mode == "none" or packet.protocol == "ICMP":
             return
@@ -123,16 +129,16 @@ class Proxy:
             kind = self._kind(service, address)
             for port in service.ports:
                 if kind and (port.port, port.protocol) == (number, packet.protocol):
-                    yield _Hit(service, port, kind)
+                    yield Hit(service, port, kind)
         if self._takes_node_ports(address):
             yield from self._by_node_port(packet)
 
-    def _by_node_port(self, packet: Packet) -> Iterator[_Hit]:
+    def _by_node_port(self, packet: Packet) -> Iterator[Hit]:
         asked = packet.destination.port, packet.protocol
         for service in self._network.services_of_node_port(packet.destination.port or 0):
             for port in service.ports:
                 if (port.node_port, port.protocol) == asked:
-                    yield _Hit(service, port, "node-port")
+                    yield Hit(service, port, "node-port")
 
     def _kind(self, service: Service, address: str) -> Kind | None:
         if address in service.cluster_ips:
@@ -171,15 +177,15 @@ class Proxy:
 
     # --- which endpoints -------------------------------------------------------------------------
 
-    def _known(self, hit: _Hit) -> tuple[Endpoint, ...]:
+    def _known(self, hit: Hit) -> tuple[Endpoint, ...]:
         return self._network.endpoints(hit.service, hit.port)
 
-    def _cluster(self, hit: _Hit) -> list[Endpoint]:
+    def _cluster(self, hit: Hit) -> list[Endpoint]:
         known = self._known(hit)
         ready = [each for each in known if each.ready]
         return self._by_hints(ready) if ready else _draining(known)
 
-    def _local(self, hit: _Hit) -> list[Endpoint]:
+    def _local(self, hit: Hit) -> list[Endpoint]:
         here = [each for each in self._known(hit) if each.node == self._node.name]
         return [each for each in here if each.ready] or _draining(here)
 
@@ -194,20 +200,20 @@ class Proxy:
             return near
         return ready
 
-    def _has_any(self, hit: _Hit) -> bool:
+    def _has_any(self, hit: Hit) -> bool:
         known = self._known(hit)
         return any(each.ready for each in known) or bool(_draining(known))
 
     # --- translation -----------------------------------------------------------------------------
 
-    def _translation(self, hit: _Hit, packet: Packet) -> Translation | None:
+    def _translation(self, hit: Hit, packet: Packet) -> Translation | None:
         service, _, kind = hit
         if kind == "balancer" and not self._is_admitted(service, packet.source):
             return None
         if kind == "cluster":
             local = service.internal_traffic_policy == "Local"
             return self._to(hit, local=local, always=self._masquerades_cluster_ip(packet))
-        if _external_policy(service) == "Cluster":
+        if external_policy(service) == "Cluster":
             return self._to(hit, local=False, always=True)
         # Pods and the node itself reach every endpoint under policy Local as well.
         if self._is_from_pod(packet):
@@ -216,7 +222,7 @@ class Proxy:
             return self._to(hit, local=False, always=True)
         return self._to(hit, local=True, always=False)
 
-    def _to(self, hit: _Hit, *, local: bool, always: bool) -> Translation | None:
+    def _to(self, hit: Hit, *, local: bool, always: bool) -> Translation | None:
         endpoints = self._local(hit) if local else self._cluster(hit)
         if not endpoints:
             return None
@@ -279,13 +285,13 @@ class Proxy:
 
     # --- refusal ---------------------------------------------------------------------------------
 
-    def _verdict(self, hit: _Hit) -> Refusal | None:
+    def _verdict(self, hit: Hit) -> Refusal | None:
         """What becomes of what could not be translated, if the Service is why."""
         if not self._has_any(hit):
             return Refusal("no-endpoints", True)
         service = hit.service
         policy: TrafficPolicy = (
-            service.internal_traffic_policy if hit.kind == "cluster" else _external_policy(service)
+            service.internal_traffic_policy if hit.kind == "cluster" else external_policy(service)
         )
         if policy == "Local" and not self._local(hit):
             return Refusal("no-local-endpoints", False)
@@ -305,7 +311,7 @@ class Proxy:
                     return refusal
         return None
 
-    def _has_firewall(self, hit: _Hit) -> bool:
+    def _has_firewall(self, hit: Hit) -> bool:
         version = self._network.family.version
         ranges = [
             network
@@ -315,7 +321,7 @@ class Proxy:
         usable = self._has_any(hit)
         return bool(ranges) and all(network.prefixlen for network in ranges) and usable
 
-    def _every_hit(self, packet: Packet) -> Iterator[_Hit]:
+    def _every_hit(self, packet: Packet) -> Iterator[Hit]:
         """As `_hits`, and NodePorts at every local address, which the refusing rules do not ask."""
         found = list(self._hits(packet))
         yield from found
@@ -342,7 +348,7 @@ class Proxy:
         return None
 
 
-def _external_policy(service: Service) -> TrafficPolicy:
+def external_policy(service: Service) -> TrafficPolicy:
     """What holds for addresses from outside, which only such Services have."""
     outside = service.type in ("NodePort", "LoadBalancer") or bool(service.external_ips)
     return service.external_traffic_policy if outside else "Cluster"

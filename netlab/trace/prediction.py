@@ -23,11 +23,11 @@ from netlab.trace.model import (
     Probe,
     Receiver,
 )
-from netlab.trace.model_steps import AnyStep, Deliver, Drop, Socket, Tuple
+from netlab.trace.model_steps import OF_SERVICES, AnyStep, Deliver, Drop, Socket, Tuple
 from netlab.trace.predicted_path import Arrival, Role, Stop, Walker
 
 MOST_WAYS = 32
-_MODES = ("iptables", "nftables", "nftables-flat", "none")
+_MODES = ("iptables", "nftables", "nftables-flat", "ipvs", "none")
 
 
 def foretell(lab: Lab, request: Request) -> Foretold:
@@ -201,7 +201,7 @@ def _missing(lab: Lab, decided: Aim) -> str:
 
 def _astray(walker: Walker) -> str:
     """The answer came from another address than was asked."""
-    turned = {each.node for each in walker.translations if each.kind == "dnat"}
+    turned = {each.node for each in walker.translations if each.kind in OF_SERVICES}
     passed = {hop.node for hop in walker.hops if hop.node}
     return "not-masqueraded" if turned - passed else "answer-not-expected"
 

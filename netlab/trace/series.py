@@ -20,7 +20,7 @@ from netlab.topology.references import resolve
 from netlab.trace import probe
 from netlab.trace.aim import Aim, Request, aim
 from netlab.trace.model import Trace
-from netlab.trace.model_steps import Socket
+from netlab.trace.model_steps import OF_SERVICES, Socket
 from netlab.trace.probe import Answer
 from netlab.trace.run import follow, require_namespaces, tell
 from netlab.trace.watch import Watch
@@ -81,7 +81,7 @@ def trace_to_endpoint(
 def chosen(trace: Trace) -> Socket | None:
     """Who was to receive the probe, by its last translation or else by arrival."""
     for translation in reversed(trace.translations):
-        if translation.kind == "dnat":
+        if translation.kind in OF_SERVICES:
             return translation.after
     to = trace.delivered_to
     return Socket(ip=to.ip, port=to.port) if to else None

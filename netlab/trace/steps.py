@@ -18,6 +18,7 @@ from netlab.trace.model_steps import (
     Conntrack,
     Decapsulate,
     Encapsulate,
+    Ipvs,
     Nat,
     Neighbour,
     Route,
@@ -27,6 +28,7 @@ from netlab.trace.model_steps import (
 from netlab.trace.path import Passage, Tables
 from netlab.trace.witnesses.conntrack import Entry
 from netlab.trace.witnesses.rules import Match, Run
+from netlab.trace.witnesses.virtual_servers import Balanced
 
 # What a rule says, from a run and one of its matches.
 Texts = Callable[[Run, Match], Rule]
@@ -49,8 +51,15 @@ class Chapter(msgspec.Struct):
 class Narrator:
     """Tells the steps of chapters, those of the way there before those of the way back."""
 
-    def __init__(self, tables: Tables, texts: Texts, entries: Sequence[Entry]) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        texts: Texts,
+        entries: Sequence[Entry],
+        balanced: Sequence[Balanced] = (),
+    ) -> None:
         self._tables = tables
+        self._balanced = balanced
         self._texts = texts
         self._entries = entries
         self._shown: set[tuple[Place, int, Leg]] = set()
@@ -95,16 +104,80 @@ class Narrator:
         first = [rule for rule in rules if rule.hook in _FIRST_HOOKS]
         later = [rule for rule in rules if rule.hook not in _FIRST_HOOKS]
         rewrites = list(self._nat(chapter, rules, entry, of_destination=True))
+        if (balanced := self._of_ipvs(chapter)) and not _translator(rules, True):
+            # It comes behind the rules of INPUT, and of OUTPUT too for what the node itself sends.
+            rewrites = [_by_ipvs(each) for each in rewrites]
+            if chapter.passage.leg == "forward":
+                yield from self._chosen_by_ipvs(chapter, first, later, rewrites, balanced)
+                return
         yield from _with(rewrites, _translator(first, True), first)
         route = _route(chapter, self._tables)
         if route:
             yield route
         rewrites = list(self._nat(chapter, rules, entry, of_destination=False))
+        if balanced and chapter.passage.leg == "reply":
+            rewrites = [_by_ipvs(each) for each in rewrites]
         yield from _with(rewrites, _translator(later, False), later)
         if entry:
             yield from self._connection(chapter, entry)
         if route:
             yield from _neighbour(passage.place, route, self._tables)
+
+    def _chosen_by_ipvs(
+        self,
+        chapter: Chapter,
+        first: list[Rule],
+        later: list[Rule],
+        rewrites: list[Nat],
+        balanced: Balanced,
+    ) -> Iterable[AnyStep]:
+        """A virtual server takes a packet behind the rules of INPUT, and sends it on itself.
+
+        What the node itself sends is taken behind nat OUTPUT.
+        """
+        arriving = [rule for rule in first if rule.hook != "OUTPUT"]
+        arriving += [rule for rule in later if rule.hook == "INPUT"]
+        own = [rule for rule in first if rule.hook == "OUTPUT"]
+        if not arriving:
+            arriving = [rule for rule in own if rule.table == "nat"]
+        leaving = [rule for rule in (*own, *later) if rule not in arriving]
+        yield from arriving
+        yield Ipvs(
+            client=balanced.client,
+            virtual=balanced.virtual,
+            real=balanced.real,
+            state=balanced.state,
+            expires_s=balanced.expires_s,
+        )
+        yield from rewrites
+        route = _route(chapter, self._tables)
+        if route:
+            yield route
+        entry = self._entry(chapter)
+        masqueraded = list(self._nat(chapter, leaving, entry, of_destination=False))
+        yield from _with(masqueraded, _translator(leaving, False), leaving)
+        if entry:
+            yield from self._connection(chapter, entry)
+        if route and chapter.passage.place:
+            yield from _neighbour(chapter.passage.place, route, self._tables)
+
+    def _of_ipvs(self, chapter: Chapter) -> Balanced | None:
+        """The connection by which IPVS turned the destination, or gives an answer its source."""
+        begin, end, leg = chapter.begin, chapter.end, chapter.passage.leg
+        for each in self._balanced:
+            if each.place != chapter.passage.place:
+                continue
+            if leg == "forward":
+                turned = (begin.source, begin.destination, end.destination)
+                if turned == (each.client, each.virtual, each.real):
+                    return each
+            elif (begin.source, end.source, end.destination) == (
+                each.real,
+                each.virtual,
+                each.client,
+            ):
+                return each
+        return None
 
     def _nat(
         self, chapter: Chapter, rules: list[Rule], entry: Entry | None, of_destination: bool
@@ -179,6 +252,12 @@ def _with(rewrites: list[Nat], translator: Rule | None, rules: list[Rule]) -> It
             yield from rewrites
     if translator is None:
         yield from rewrites
+
+
+def _by_ipvs(rewrite: Nat) -> Nat:
+    """A rewrite that was no rule's but IPVS's."""
+    is_its = rewrite.translation == "dnat"
+    return msgspec.structs.replace(rewrite, translation="ipvs") if is_its else rewrite
 
 
 def _translator(rules: list[Rule], of_destination: bool) -> Rule | None:

@@ -13,7 +13,7 @@ from netlab.topology.model import Lab
 from netlab.trace.aim import Aim, Place
 from netlab.trace.declared_network import NOWHERE, DeclaredNetwork, Way
 from netlab.trace.model import Hop, Leg, PredictedHop, Prediction, Trace, Translation
-from netlab.trace.model_steps import Bridge, Encapsulate, Neighbour, Route, Socket
+from netlab.trace.model_steps import OF_SERVICES, Bridge, Encapsulate, Neighbour, Route, Socket
 
 # Waiting for a MAC ends with an ICMP error, or before.
 _UNRESOLVED = ("neighbour-unresolved", "host-unreachable")
@@ -68,7 +68,7 @@ def undeclared(lab: Lab, decided: Aim, trace: Trace, expected: Prediction) -> li
     if trace.disposition == "unobserved":
         return []
     network = DeclaredNetwork(lab, decided.family)
-    found = list(dict.fromkeys(_tables(network, decided, trace)))
+    found = list(dict.fromkeys(_tables(network, decided, trace, expected)))
     found += _endpoint(trace, expected)
     found += _ending(network, decided, trace, expected, found)
     if not found:
@@ -85,13 +85,15 @@ def undeclared(lab: Lab, decided: Aim, trace: Trace, expected: Prediction) -> li
 
 def taken_endpoint(trace: Trace) -> Socket | None:
     """The endpoint that a trace's packet was first sent to instead of its destination."""
-    return next((each.after for each in trace.translations if each.kind == "dnat"), None)
+    return next((each.after for each in trace.translations if each.kind in OF_SERVICES), None)
 
 
 # --- tables --------------------------------------------------------------------------------------
 
 
-def _tables(network: DeclaredNetwork, decided: Aim, trace: Trace) -> Iterator[str]:
+def _tables(
+    network: DeclaredNetwork, decided: Aim, trace: Trace, expected: Prediction
+) -> Iterator[str]:
     places = {place.namespace: place for place in decided.places}
     for hop in (*trace.forward, *trace.reply):
         place = places.get(hop.namespace)
@@ -99,7 +101,9 @@ def _tables(network: DeclaredNetwork, decided: Aim, trace: Trace) -> Iterator[st
             continue
         for step in hop.steps:
             if isinstance(step, Route):
-                yield from _route(network, place, step, hop.packet.src)
+                # (in ipvs mode each node has the addresses of Services that others ask from)
+                if step.type != expected.reason:
+                    yield from _route(network, place, step, hop.packet.src)
             elif isinstance(step, Neighbour):
                 yield from _neighbour(network, place, step)
             elif isinstance(step, Bridge) and network.is_tunnel(place, step.device):
@@ -174,7 +178,7 @@ def _endpoint(trace: Trace, expected: Prediction) -> Iterator[str]:
     taken = taken_endpoint(trace)
     due = [Socket(ip=each.ip, port=each.port) for each in expected.endpoints]
     if taken and taken not in due:
-        node = next(each.node for each in trace.translations if each.kind == "dnat")
+        node = next(each.node for each in trace.translations if each.kind in OF_SERVICES)
         among = f"declared are {_listed(due)}" if due else "declared is no translation"
         yield f"node {node} sent it to {taken}; {among}"
 
@@ -289,7 +293,7 @@ def _translations(seen: Sequence[Translation], due: Sequence[Translation]) -> It
             yield f"node {node} did not do the {kind} to {to} that is declared"
     for each, one in zip(found, seen, strict=True):
         # Where another connection has the port, the kernel takes the next one: nf_nat_used_tuple().
-        only_port = one.kind != "dnat" and one.before.ip == one.after.ip
+        only_port = one.kind not in OF_SERVICES and one.before.ip == one.after.ip
         if each not in wanted and not only_port:
             node, kind, to = each
             by = f", by {one.rule}" if one.rule else ""

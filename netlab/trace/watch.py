@@ -31,6 +31,7 @@ from netlab.trace.witnesses.legacy_rules import LegacyRules
 from netlab.trace.witnesses.packets import Packets, Sighting, carried_words, program, watched_words
 from netlab.trace.witnesses.rule_text import RuleTexts
 from netlab.trace.witnesses.rules import Rules
+from netlab.trace.witnesses.virtual_servers import balanced
 
 # The kernel tells of a frame before the sockets get it; meanwhile the processor may be taken away.
 _LATE_S = 0.02
@@ -41,6 +42,7 @@ class Watch:
 
     def __init__(self, lab: Lab, aim: Aim, mark: Mark) -> None:
         self._aim = aim
+        self._is_balancing = lab.service_proxy.mode == "ipvs"
         self._cookie = canary.new_cookie()
         self._family = mark.family
         words = watched_words(mark, self._cookie)
@@ -165,6 +167,7 @@ class Watch:
             tables=self.decisions,
             texts=texts,
             moments=moments,
+            balanced=balanced(self._aim.places) if self._is_balancing else (),
             answer_ends=self._aim.answer_ends,
         )
 

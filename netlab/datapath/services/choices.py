@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from netlab.datapath.services.endpoints import (
     Endpoints,
@@ -84,7 +85,11 @@ class _Ways:
         info = self._info
         wanted: Wanted = "local" if info.internal_local else "cluster"
         policy = "internalTrafficPolicy"
-        yield self._way(self._at(info.cluster_ip), "anybody", wanted, info.internal, policy)
+        own = self._at(info.cluster_ip)
+        if self._mode == "ipvs":
+            yield self._of_virtual_server(own, policy, is_local=info.internal_local)
+        else:
+            yield self._way(own, "anybody", wanted, info.internal, policy)
         others, balanced = self._at(*info.external_ips), self._at(*info.load_balancer_ips)
         if info.node_port:
             of = f" over IPv{self._family}" if self._both else ""
@@ -115,6 +120,9 @@ class _Ways:
         if not to:
             return
         info, policy = self._info, "externalTrafficPolicy"
+        if self._mode == "ipvs":
+            yield self._of_virtual_server(to, policy, is_local=info.external_local)
+            return
         if not info.external_local:
             yield self._way(to, "anybody", "cluster", info.external, policy)
             return
@@ -122,6 +130,20 @@ class _Ways:
         short_cut = Verdict.FORWARD if info.has_any else Verdict.REJECT
         yield self._way(to, pods[0], "cluster", short_cut, policy)
         yield self._way(to, pods[1], "local", info.external, policy)
+
+    def _of_virtual_server(self, to: tuple[str, ...], policy: str, *, is_local: bool) -> Choice:
+        """In ipvs mode everybody has the same, and policy Local takes all if there is none here."""
+        info = self._info
+        wanted: Wanted = "local" if is_local and info.local else "cluster"
+        chosen = info.local if wanted == "local" else info.cluster
+        verdict = Verdict.FORWARD if chosen else Verdict.REJECT
+        way = self._way(to, "anybody", wanted, verdict, policy)
+        if not is_local or wanted == "local" or not info.has_any:
+            return way
+        reason = f"{policy} is Local, and none is on this node: "
+        if way.endpoints:
+            return replace(way, reason=f"{reason}ipvs mode then takes all")
+        return replace(way, reason=f"{reason}the virtual server has no real server")
 
     def _way(
         self, to: tuple[str, ...], client: str, wanted: Wanted, verdict: Verdict, policy: str

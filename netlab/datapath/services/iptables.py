@@ -35,13 +35,13 @@ from netlab.datapath.services.local import (
     node_port_addresses,
     own_addresses,
 )
-from netlab.datapath.state import Rules, Ruleset, Server, Sysctl, Tables, Update
+from netlab.datapath.state import Ruleset, Server, Sysctl, Update
 from netlab.topology.model import Lab, Node
 
 INVALID_DROPPED = "ct_state_invalid_dropped_pkts"
 ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 LARGE_CLUSTER = 1000  # endpoints
-R = TypeVar("R", bound=Rules | Update)
+R = TypeVar("R", bound=Ruleset | Update)
 
 
 def render(lab: Lab, node: Node) -> Ruleset:
@@ -65,8 +65,6 @@ def render_services(lab: Lab, node: Node, services: Collection[ServiceObjects]) 
 
 def without_counting(rules: R) -> R:
     """The same for a kernel that has no accounting objects, as kube-proxy writes it there."""
-    if isinstance(rules, Tables):
-        return rules
     ipv4, ipv6 = (
         "".join(
             line.replace(f" {nfacct(INVALID_DROPPED)}", "")

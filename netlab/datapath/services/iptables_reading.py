@@ -60,21 +60,9 @@ class IptablesReading:
     @staticmethod
     def recognise(text: str) -> Mapping[str, str] | None:
         """What `iptables-save`, `ip6tables-save` or one after the other have printed."""
-        if not _LISTING.search(text):
+        if not _LISTING.search(text) or ":KUBE-IPVS-FILTER " in text:
             return None
-        found: dict[str, str] = {}
-        part: list[str] = []
-        tables: set[str] = set()
-        for line in (*text.splitlines(), "*"):
-            # each table once: the next listing begins
-            if line.startswith("*") and (line in tables or line == "*"):
-                listing = "\n".join(part)
-                family = _family(listing)
-                found["ip6" if family in found else family] = listing
-                part, tables = [], set()
-            tables |= {line} if line.startswith("*") else set()
-            part.append(line)
-        return found
+        return listings(text)
 
     def blocks(self, printed: Mapping[str, str]) -> Blocks:
         """KUBE-* chains of the proxy, and of the built-in ones what jumps there."""
@@ -179,6 +167,23 @@ class IptablesReading:
     def sentence(self, block: Block, line: Line) -> str:
         """What a rule does."""
         return Sentence(self._known, self._owners, block, line).text()
+
+
+def listings(text: str) -> dict[str, str]:
+    """What `iptables-save` and `ip6tables-save` have printed one after the other, by family."""
+    found: dict[str, str] = {}
+    part: list[str] = []
+    tables: set[str] = set()
+    for line in (*text.splitlines(), "*"):
+        # each table once: the next listing begins
+        if line.startswith("*") and (line in tables or line == "*"):
+            listing = "\n".join(part)
+            family = _family(listing)
+            found["ip6" if family in found else family] = listing
+            part, tables = [], set()
+        tables |= {line} if line.startswith("*") else set()
+        part.append(line)
+    return found
 
 
 def _family(listing: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import chain as chained
 from itertools import groupby
@@ -144,14 +145,18 @@ def recent(action: str, name: str, family: int) -> str:
     return f"-m recent {action} --name {name} --mask {mask} --rsource"
 
 
-def removal(saved: str, keep: frozenset[str] = frozenset()) -> str:
+def removal(
+    saved: str, keep: frozenset[str] = frozenset(), tables: Collection[str] | None = None
+) -> str:
     """Input for `iptables-restore --noflush` that removes all KUBE-* chains but some.
 
     `saved` is what a namespace prints.  Rules of other chains go if they jump to one that goes.
-    "" if there is nothing to remove.
+    With `tables` only those are looked at.  "" if there is nothing to remove.
     """
     lines = []
     for name, table in parse(saved).items():
+        if tables is not None and name not in tables:
+            continue
         gone = [chain for chain in table.policies if chain.startswith(_OWN) and chain not in keep]
         if not gone:
             continue

@@ -10,10 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from netlab.datapath.services import iptables, iptables_save, nftables, nftables_flat
+from netlab.datapath.services import iptables, iptables_save, ipvs, nftables, nftables_flat
 from netlab.datapath.services.iptables_proxier import IPTablesProxier
+from netlab.datapath.services.ipvs_proxier import IPVSProxier
 from netlab.datapath.services.proxier import Proxier
-from netlab.datapath.state import Backend, Change, Leftovers, Rules, Server, Sysctl, Tables
+from netlab.datapath.state import (
+    Backend,
+    Balancing,
+    Change,
+    Leftovers,
+    Rules,
+    Ruleset,
+    Server,
+    Sysctl,
+    Tables,
+)
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Lab, Node, ProxyMode
 
@@ -57,6 +68,13 @@ MODES: Mapping[ProxyMode, Mode] = {
         nftables_flat.proxier,
         reading="nftables_flat_reading:FlatReading",
     ),
+    "ipvs": Mode(
+        ipvs.render,
+        ipvs.sysctls,
+        ipvs.servers,
+        IPVSProxier,
+        reading="ipvs_reading:IpvsReading",
+    ),
     "none": Mode(lambda lab, node: None, lambda lab, node: (), lambda lab, node: ()),
 }
 
@@ -76,16 +94,35 @@ def mode_of(lab: Lab) -> Mode:
     return mode
 
 
+def replaced(namespace: str, wanted: Ruleset, saved: tuple[str, str]) -> list[Change]:
+    """What of iptables mode is not gone when rules of ipvs mode replace its tables.
+
+    `saved` is what the backend of the wanted rules prints.  With kubelet's chain goes what made
+    `route_localnet` harmless.
+    """
+    ipv4, ipv6 = (iptables_save.removal(text, tables={"mangle"}) for text in saved)
+    found = []
+    if ipv4 or ipv6:
+        item = Leftovers(ipv4=ipv4, ipv6=ipv6, backend=wanted.backend)
+        found.append(Change(verb="delete", namespace=namespace, item=item))
+    if any(f":{chain} " in text for text in saved for chain in _KUBELETS):
+        closed = Sysctl(path=iptables.ROUTE_LOCALNET, value="0")
+        found.append(Change(verb="set", namespace=namespace, item=closed))
+    return found
+
+
 def leftovers(
     namespace: str,
     wanted: Rules | None,
     saved: Mapping[Backend, tuple[str, str]],
     tables: frozenset[str],
+    balancing: bool = False,
 ) -> list[Change]:
     """Removals of what a node still has of other modes than that of the rules that are wanted.
 
     `saved` is what `iptables-save` and `ip6tables-save` print there, by backend but for the one
-    that wanted rules are loaded with; `tables` are the node's nftables tables.  kube-proxy leaves
+    that wanted rules are loaded with; `tables` are the node's nftables tables; `balancing` says
+    that it has what ipvs mode leaves.  kube-proxy leaves
     kubelet's chain and `route_localnet`, which that chain makes harmless; both go where no mode
     follows, and the chain where the one in another backend takes its place.
     """
@@ -98,8 +135,10 @@ def leftovers(
     for backend, texts in saved.items():
         ipv4, ipv6 = (iptables_save.removal(text, keep) for text in texts)
         old.append(Leftovers(ipv4=ipv4, ipv6=ipv6, backend=backend))
+    if balancing and not isinstance(wanted, Balancing):
+        old.append(Leftovers(device=ipvs.DEVICE))  # last: rules ask its sets
     for item in old:
-        if item.ipv4 or item.ipv6 or item.tables:
+        if item.ipv4 or item.ipv6 or item.tables or item.device:
             changes.append(Change(verb="delete", namespace=namespace, item=item))
     if wanted is None and any(chain in item.ipv4 for item in old for chain in _KUBELETS):
         closed = Sysctl(path=iptables.ROUTE_LOCALNET, value="0")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from netlab.datapath.services.endpoints import ServiceObjects, service_objects
-from netlab.datapath.state import Rules, Update
+from netlab.datapath.state import BalancingUpdate, Rules, Update
 from netlab.topology.model import Lab, Node
 
 ServiceChanges = Mapping[str, ServiceObjects | None]
@@ -27,7 +27,7 @@ class Proxier(Protocol):
     def whole(self) -> Rules:
         """All rules, as `Mode.render` gives them for what is known now."""
 
-    def update(self, changes: ServiceChanges) -> Update | None:
+    def update(self, changes: ServiceChanges) -> Update | BalancingUpdate | None:
         """What turns the rules of what was known before into those of what is known from now on.
 
         Costs as much as the Services of `changes` do; the first call may look at all.  An empty
@@ -50,7 +50,7 @@ def update_between(
     after: Lab,
     node: Node,
     changes: ServiceChanges,
-) -> Update | None:
+) -> Update | BalancingUpdate | None:
     """What turns a node's rules of one lab into those of another of the same mode.
 
     `changes` are the :func:`service_changes` between both.  None: only a whole load will do, as

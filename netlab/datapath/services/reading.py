@@ -35,6 +35,9 @@ class Key(NamedTuple):
     def __str__(self) -> str:
         if self.table in _IPTABLES_TABLES:
             return f"{'IPv6 ' * (self.family == 'ip6')}{self.table} {self.name}".rstrip()
+        if self.table in ("ipset", "ipvs"):
+            what = "set " * (self.kind == "set")
+            return f"{'IPv6 ' * (self.family == 'ip6')}{what}{self.name}"
         block = "" if self.kind == "table" else f" {self.kind} {self.name}"
         return f"{self.family} {self.table}{block}"
 
