@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from netlab.datapath import faults, podnet
+from netlab.datapath import faults, outside, own_tables, podnet
 from netlab.datapath.overlay import PodsByNode, overlay
 from netlab.datapath.services.modes import mode_of
 from netlab.datapath.state import (
@@ -15,7 +15,6 @@ from netlab.datapath.state import (
     Peer,
     Route,
     Server,
-    Sysctl,
     namespace_name,
 )
 from netlab.topology.model import Lab, Node, Pod
@@ -32,6 +31,7 @@ def build(lab: Lab, *, rules: bool = True) -> LabState:
         lab=lab.name,
         switch=_switch(lab),
         nodes=tuple(_node(lab, node, pods, rules) for node in lab.nodes),
+        outside=tuple(outside.namespaces(lab)),
         servers=tuple(_servers(lab)),
     )
     return faults.with_faults(state, lab)
@@ -56,6 +56,7 @@ def _servers(lab: Lab) -> Iterator[Server]:
                 listen=pod.listen,
                 addresses=everywhere,
             )
+    yield from outside.servers(lab)
     mode = mode_of(lab)
     for node in lab.nodes:
         yield from mode.servers(lab, node)
@@ -71,7 +72,9 @@ def _pods_by_node(lab: Lab) -> PodsByNode:
 
 def _switch(lab: Lab) -> Namespace:
     """The network between the nodes: a bridge that is also the way out, and knows none."""
-    mac = podnet.mac_of(lab.underlay.gateway)
+    # With a Gateway the way out is there, and the switch is one alone, of a MAC that nobody has.
+    gateways = () if lab.gateway else lab.underlay.gateways
+    mac = podnet.mac_of(next(iter(gateways), lab.underlay.cidr.split("/")[0]))
     bridge = Link(name=SWITCH_BRIDGE, kind="bridge", mtu=lab.underlay.mtu, mac=mac)
     ports = (
         Link(
@@ -85,19 +88,10 @@ def _switch(lab: Lab) -> Namespace:
     )
     return Namespace(
         name=namespace_name(lab.name, SWITCH),
-        links=(bridge, *ports),
-        addresses=podnet.link_addresses(
-            SWITCH_BRIDGE, mac, lab.underlay.gateways, lab.underlay.cidrs
-        ),
-        sysctls=(*podnet.router_sysctls(lab), *_frames_only(lab)),
+        links=(bridge, *ports, *outside.underlay_ports(lab, SWITCH_BRIDGE)),
+        addresses=podnet.link_addresses(SWITCH_BRIDGE, mac, gateways, lab.underlay.cidrs),
+        sysctls=(*podnet.router_sysctls(lab), *outside.frames_only(lab)),
     )
-
-
-def _frames_only(lab: Lab) -> Iterator[Sysctl]:
-    """A switch looks at frames only."""
-    yield Sysctl(path="net/bridge/bridge-nf-call-iptables", value="0")
-    if podnet.has_ipv6(lab):
-        yield Sysctl(path="net/bridge/bridge-nf-call-ip6tables", value="0")
 
 
 def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
@@ -134,12 +128,14 @@ def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
                     )
                     for gateway in lab.underlay.gateways
                 ),
+                *outside.node_routes(lab),
                 *part.routes,
                 *podnet.bridge_routes(lab, node, own),
             ),
             neighbours=part.neighbours,
             fdb=part.fdb,
             sysctls=(*podnet.node_sysctls(lab), *mode.sysctls(lab, node)),
+            tables=own_tables.of_node(lab, node),
         ),
         pods=tuple(podnet.pod_namespace(lab, node, pod, part.mtu) for pod in own),
         rules=mode.render(lab, node) if rules else None,

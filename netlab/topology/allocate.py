@@ -7,9 +7,21 @@ applied, in `networks`, `pods`, `placement`, `services`, `endpoints`, and in doc
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+
+from msgspec.structs import replace
 
 from netlab.problems import suggest
-from netlab.topology import endpoints, lab_document, model, networks, placement, services
+from netlab.topology import (
+    endpoints,
+    lab_document,
+    model,
+    network_policies,
+    networks,
+    outside,
+    placement,
+    services,
+)
 from netlab.topology.addresses import is_network, network, split
 from netlab.topology.convert import shown
 from netlab.topology.networks import Networks
@@ -43,6 +55,12 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
     made = services.decide(objects.services, decided, objects.of_cluster, found)
     behind = endpoints.decide(objects, decided, made, drafts, found)
     _listen_on_declared(drafts, found)
+    gateway = outside.gateway(objects, decided, found)
+    hosts = outside.hosts(objects, decided, gateway, drafts, behind, found)
+    policies = network_policies.decide(objects, drafts, found)
+    if overlay.masquerade == "none" and not _says_masquerade(objects.lab) and (gateway or hosts):
+        overlay = replace(overlay, masquerade="outside")
+    expected = tuple(_expected(objects.lab, found))
     found.raise_errors()
     pod_cidr, *other_pod_cidrs = map(str, decided.pod_cidrs)
     return model.Lab(
@@ -58,6 +76,10 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         pods=tuple(_pod(draft, decided.families) for draft in drafts),
         services=tuple(made),
         endpoints=tuple(behind),
+        gateway=gateway,
+        hosts=tuple(hosts),
+        policies=tuple(policies),
+        expected=expected,
         declared=tuple(each.value for each in objects.declared),
     )
 
@@ -130,8 +152,38 @@ def _overlay(lab: Stated[lab_document.Lab] | None, found: Complaints) -> model.O
         hint = f"it builds {' and '.join(OVERLAYS)}"
         found.error("unsupported", message, lab.origin, "spec", "overlay", "type", hint=hint)
     return model.Overlay(
-        type=spec.type or usual.type, vni=spec.vni or usual.vni, port=spec.port or usual.port
+        type=spec.type or usual.type,
+        vni=spec.vni or usual.vni,
+        port=spec.port or usual.port,
+        masquerade=spec.masquerade or usual.masquerade,
     )
+
+
+def _says_masquerade(lab: Stated[lab_document.Lab] | None) -> bool:
+    spec = lab.item.spec.overlay if lab and lab.item.spec else None
+    return spec is not None and spec.masquerade is not None
+
+
+def _expected(
+    lab: Stated[lab_document.Lab] | None, found: Complaints
+) -> Iterator[model.Expectation]:
+    spec = lab.item.spec.verify if lab and lab.item.spec else None
+    for index, each in enumerate(spec.expect or () if spec else ()):
+        for name, text, kinds in (
+            ("from", each.source, outside.SOURCES),
+            ("to", each.destination, outside.DESTINATIONS),
+        ):
+            if text.partition("/")[0] not in kinds and lab:
+                what = f"verify.expect[{index}].{name}"
+                message = f"{_title(lab)}: {what} {shown(text)} is no pattern"
+                hint = f"it begins with {', '.join(f'{kind}/' for kind in kinds)}; * matches all"
+                at = ("spec", "verify", "expect", index, name)
+                found.error("bad-value", message, lab.origin, *at, hint=hint)
+        yield model.Expectation(
+            source=each.source,
+            destination=each.destination,
+            outcome=each.outcome or "unreachable",
+        )
 
 
 def _service_proxy(

@@ -227,7 +227,9 @@ def _read_backend(
         kind = "vxlan"
     numbers = {"vni": backend.get("VNI"), "port": backend.get("Port")}
     given = {name: number for name, number in numbers.items() if isinstance(number, int)}
-    overlay = lab_document.OverlaySpec(type=kind, **(given if kind == "vxlan" else {}))
+    overlay = lab_document.OverlaySpec(type=kind)
+    if kind == "vxlan":
+        overlay = replace(overlay, **given)
     _take(cluster, "overlay", overlay, source)
 
 

@@ -37,7 +37,7 @@ Key = tuple[str, str, str]
 NOWHERE = Origin(Source("", b""), 0)
 
 _SERVICE_NAME = "kubernetes.io/service-name"
-_CLUSTER_SCOPED = {"Lab", *(kind.__name__ for kind in k8s.CLUSTER_SCOPED)}
+_CLUSTER_SCOPED = {*lab_document.KINDS, *(kind.__name__ for kind in k8s.CLUSTER_SCOPED)}
 
 
 def key_of(value: dict[str, object]) -> Key:
