@@ -15,9 +15,10 @@ import msgspec
 
 from netlab.datapath.overlay import vxlan_device
 from netlab.datapath.podnet import outer_link, switch_port
-from netlab.datapath.state import namespace_name
 from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
-from netlab.trace.aim import Place, place_of_node, place_of_pod
+from netlab.trace import declared_outside
+from netlab.trace.aim import Place, place_of_node, place_of_pod, place_of_switch
+from netlab.trace.declared_outside import Attached
 from netlab.trace.family import Family, family_of, first_of
 
 BRIDGE, UPLINK, SWITCH_BRIDGE, LOOPBACK = "cbr0", "eth0", "br0", "lo"
@@ -43,10 +44,9 @@ class DeclaredNetwork:
         self.lab = lab
         self.family = family
         self.tunnel = vxlan_device(lab, family.version) if lab.overlay.type == "vxlan" else ""
-        switch = namespace_name(lab.name, "_switch")
         self._services_at: dict[str, list[Service]] = {}
         self._endpoints: dict[tuple[str, str, str], tuple[Endpoint, ...]] = {}
-        self.switch = Place(switch, "switch", "_switch", None, lab.underlay.gateways)
+        self.switch = place_of_switch(lab)
 
     @functools.cached_property
     def _pods(self) -> dict[str, Pod]:
@@ -113,6 +113,20 @@ class DeclaredNetwork:
         """The node whose uplink has an address."""
         return next((node for node in self.lab.nodes if address in node.addresses), None)
 
+    @functools.cached_property
+    def _attached(self) -> list[Attached]:
+        return list(declared_outside.attached(self.lab))
+
+    def link_of(self, place: Place, device: str) -> Attached:
+        """How a node, a host or the gateway is on a switch by one of its devices."""
+        return next(each for each in self._attached if each[:2] == (place, device))
+
+    def neighbour_on(self, switch: Place, address: str) -> Attached | None:
+        """Who on a switch has an address."""
+        return next(
+            (e for e in self._attached if e.switch == switch and address in e.addresses), None
+        )
+
     def node_of(self, place: Place) -> Node:
         """The node that a place is, or that its pod runs on."""
         assert place.node is not None
@@ -137,7 +151,7 @@ class DeclaredNetwork:
         underlay = self.lab.underlay.mtu
         if not self.tunnel or device == SWITCH_BRIDGE:
             return underlay
-        if place.kind == "node" and device == UPLINK:
+        if place.kind in ("host", "gateway") or (place.kind == "node" and device == UPLINK):
             return underlay
         if device == self.tunnel:
             return underlay - _TUNNEL_HEADERS[self.family.version]
@@ -173,6 +187,10 @@ class DeclaredNetwork:
                 yield from (
                     (self.tunnel, each) for each in node.overlay_addresses if self._is_ours(each)
                 )
+        elif place.kind in ("host", "gateway"):
+            for each in self._attached:
+                if each.place == place:
+                    yield from ((each.device, own) for own in each.addresses if self._is_ours(own))
         else:
             device = UPLINK if place.kind == "pod" else SWITCH_BRIDGE
             yield from ((device, each) for each in place.addresses if self._is_ours(each))
@@ -182,9 +200,13 @@ class DeclaredNetwork:
 
     def _is_any_routers(self, place: Place, address: str) -> bool:
         """The first address of an IPv6 network is that of any of its routers (RFC 4291, 2.6.1)."""
-        if self.family.version == 4 or place.kind == "pod":
+        if self.family.version == 4 or place.kind in ("pod", "host"):
             return False
         networks = list(self.lab.underlay.cidrs)
+        if place.kind == "gateway" and self.lab.gateway:
+            networks += self.lab.gateway.cidrs
+        if place.kind == "switch" and self.lab.gateway:
+            return False
         if place.kind == "node":
             networks += self.node_of(place).pod_cidrs
         return any(self._is_ours(each) and address == str(_network(each)[0]) for each in networks)
@@ -202,8 +224,14 @@ class DeclaredNetwork:
             yield from (Way(each, SWITCH_BRIDGE) for each in self.lab.underlay.cidrs)
         elif place.kind == "pod":
             yield from self._pod_routes(self.pod_of(place))
+        elif place.kind in ("host", "gateway"):
+            yield from self._outside_routes(place)
         else:
+            yield from self._outside_routes(place)
             yield from self._node_routes(self.node_of(place))
+
+    def _outside_routes(self, place: Place) -> Iterator[Way]:
+        yield from (Way(*each) for each in declared_outside.routes(self.lab, place, self.family))
 
     def _pod_routes(self, pod: Pod) -> Iterator[Way]:
         node = self.lab.node(pod.node)

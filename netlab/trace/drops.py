@@ -27,6 +27,10 @@ _BY_RULE = (
     "no-such-port",
     "conntrack-invalid",
     "underlay-blocked",
+    "egress-policy",
+    "ingress-policy",
+    "unknown-to-gateway",
+    "uninvited",
 )
 _STRAY = ("answer-not-expected", "not-masqueraded", "bridge-netfilter-off")
 _NO_ROUTE = (

@@ -37,6 +37,7 @@ from netlab.trace.drops import with_kernel
 from netlab.trace.endings import astray, stale, unheard
 from netlab.trace.model import Leg, Loss
 from netlab.trace.model_steps import REFUSING, Bridge, Route, Rule
+from netlab.trace.policy_refusals import policy_object
 from netlab.trace.refusals import Doubt, missing_service, said_by
 from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.packets import Sighting
@@ -133,6 +134,7 @@ def _dropped_by(
         evidence=[*found, f"{reporter} reported the verdict drop of {whose}", *came_back(case)],
         explanation=explanation,
         fix=fix,
+        object=policy_object(decider, case) or decider.object,
     )
 
 
