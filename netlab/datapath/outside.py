@@ -90,8 +90,9 @@ def underlay_ports(lab: Lab, bridge: str) -> Iterator[Link]:
 
 def node_routes(lab: Lab) -> Iterator[Route]:
     """Routes of a node to hosts whose addresses are not of the underlay."""
-    for address in _strangers(lab):
-        yield Route(destination=podnet.host_network(address), link="eth0")
+    for host in lab.hosts:
+        for address in _strange(lab, host):
+            yield Route(destination=podnet.host_network(address), link="eth0")
 
 
 def table_of_gateway(lab: Lab, family: int) -> Table | None:
@@ -185,24 +186,24 @@ def _host_routes(lab: Lab, host: Host) -> Iterator[Route]:
     if host.internet:
         return
     families = {podnet.family_of(address) for address in host.addresses}
+    strange = {podnet.family_of(address) for address in _strange(lab, host)}
     for cidr in lab.underlay.cidrs:
-        family = podnet.family_of(cidr)
-        if family in families and any(
-            podnet.family_of(address) == family for address in _strangers(lab, host)
-        ):
+        if podnet.family_of(cidr) in strange:
             yield Route(destination=cidr, link="eth0")
+    for other in lab.hosts:
+        for address in _strange(lab, other) if other != host else ():
+            if podnet.family_of(address) in families:
+                yield Route(destination=podnet.host_network(address), link="eth0")
     for gateway in lab.underlay.gateways:
-        if podnet.family_of(gateway) in families:
-            destination = podnet.DEFAULT_ROUTES[podnet.family_of(gateway)]
-            yield Route(destination=destination, link="eth0", via=gateway)
+        if (family := podnet.family_of(gateway)) in families:
+            yield Route(destination=podnet.DEFAULT_ROUTES[family], link="eth0", via=gateway)
 
 
-def _strangers(lab: Lab, only: Host | None = None) -> Iterator[str]:
-    """Addresses of hosts of the underlay that are not of its networks."""
-    for host in (only,) if only else lab.hosts:
-        for address in host.addresses if not host.internet else ():
-            if not podnet.is_within(address, lab.underlay.cidrs):
-                yield address
+def _strange(lab: Lab, host: Host) -> Iterator[str]:
+    """Addresses of a host of the underlay that are not of its networks."""
+    for address in host.addresses if not host.internet else ():
+        if not podnet.is_within(address, lab.underlay.cidrs):
+            yield address
 
 
 def _networks(lab: Lab, host: Host) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from netlab.problems import NetlabError, Problem, suggest
@@ -76,7 +76,7 @@ def _port(ports: Ports) -> str:
     return f"{ports.first}{last}/{ports.protocol}"
 
 
-def lines(facts: Facts) -> Iterator[str]:
+def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """The same for people."""
     metadata = facts["object"]["metadata"]
     yield f"{'Name:':<28}{metadata['name']}"

@@ -64,10 +64,7 @@ class Hop(NamedTuple):
 def routes(lab: Lab, place: Place, family: Family) -> Iterator[Hop]:
     """Routes of a host or of the gateway; of a node those to hosts of other networks."""
     if place.kind == "node":
-        for host in lab.hosts:
-            for address in host.addresses if not host.internet else ():
-                if family_of(address) is family and not _within(address, lab.underlay.cidrs):
-                    yield Hop(f"{address}/{family.bits}", UPLINK)
+        yield from _to_strangers(lab, family)
         return
     if place.kind == "gateway":
         assert lab.gateway
@@ -82,9 +79,18 @@ def routes(lab: Lab, place: Place, family: Family) -> Iterator[Hop]:
         yield from (Hop(cidr, UPLINK) for cidr in lab.gateway.cidrs)
         return
     yield from (Hop(cidr, UPLINK) for cidr in lab.underlay.cidrs)
+    yield from _to_strangers(lab, family)
     gateway = first_of(family, lab.underlay.gateways)
     if gateway:
         yield Hop(family.every_address, UPLINK, gateway)
+
+
+def _to_strangers(lab: Lab, family: Family) -> Iterator[Hop]:
+    """Routes to hosts on the underlay whose addresses are of other networks."""
+    for host in lab.hosts:
+        for address in host.addresses if not host.internet else ():
+            if family_of(address) is family and not _within(address, lab.underlay.cidrs):
+                yield Hop(f"{address}/{family.bits}", UPLINK)
 
 
 def masquerades(lab: Lab, source: str, destination: str) -> bool:

@@ -28,7 +28,7 @@ Leg = Literal["forward", "reply"]
 
 
 class Hop(Data, frozen=True, kw_only=True):
-    """One sight of the packet.  `node` is null on the underlay switch, which is no node's."""
+    """One sight of the packet.  `node` is null outside nodes and pods."""
 
     node: str | None
     namespace: str  # file under /run/netns

@@ -238,7 +238,7 @@ class Walker:
         return self._into(there, flow, tunnel)
 
     def _over_underlay(self, place: Place, flow: Tuple, hop: str, device: str) -> Arrival | Stop:
-        """From a node, a host, the gateway or the switch itself to who has the next hop's address."""
+        """From a node, a host, the gateway or the switch to who has the next hop's address."""
         link = None if place.kind == "switch" else self.network.link_of(place, device)
         switch = link.switch if link else self.network.switch
         owner = self.network.neighbour_on(switch, hop)
