@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from netlab.verify.model import Demand
 
-_PARTS: tuple[Demand, ...] = ("pod-to-pod", "node-to-pod", "own-address", "service")
+_PARTS: tuple[Demand, ...] = ("pod-to-pod", "node-to-pod", "own-address", "outside", "service")
 
 
 @click.command()
@@ -41,9 +41,9 @@ def verify(
 
     Pods reach pods, and nodes reach pods, without NAT; a pod sees its own address as others do;
     every Service is reached from every pod and node, and node ports from hosts of the nodes'
-    network.  Real packets are sent for every pair.  What the topology breaks on purpose stands in
-    its spec.verify.expect; refusals by NetworkPolicies and of Services without endpoints are
-    foreseen.
+    network; pods and nodes reach the hosts outside.  Real packets are sent for every pair.  What
+    the topology breaks on purpose stands in its spec.verify.expect; refusals by NetworkPolicies
+    and of Services without endpoints are foreseen.
 
     Exit code 0 if all is as declared, 1 if not.
     """

@@ -29,7 +29,7 @@ def terminal(verified: Verified) -> Iterator[str]:
     for part in verified.demands:
         yield _line(part)
     for text in verified.left_out:
-        yield f"  not asked: {text}"
+        yield f"  • not asked: {text}"
     yield from _differences(verified.results)
     how = "as declared" if verified.as_declared else "not as declared"
     sign = "✓" if verified.as_declared else "✗"

@@ -221,7 +221,7 @@ class _Round:
             answer = Answer("unreachable", "what answers there is no pod of this lab", own)
         elif question.names and name not in question.names:
             answer = Answer("unreachable", f"{name} answered in its place", own, seen, name)
-        elif question.demand != "service" and seen != own:
+        elif question.demand not in ("outside", "service") and seen != own:
             answer = Answer("translated", f"{own} was seen as {seen}", own, seen, name)
         else:
             answer = Answer("reached", "", own, seen, name)

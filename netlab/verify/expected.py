@@ -8,6 +8,7 @@ through.  Pairs that nothing stands between are not foretold: they have to be re
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from netlab.problems import NetlabError
 from netlab.topology.model import Lab, Outcome
@@ -16,15 +17,21 @@ from netlab.trace.prediction import predict, unpredictable
 from netlab.verify.model import Question
 
 
+CHANCE: Literal["chance"] = "chance"
+"""Due where it depends on the endpoint that is chosen."""
+
+Due = Outcome | Literal["chance"]
+
+
 class Expected:
     """Asked for each question: the outcome, and why it is not what the demand says."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._isolated = {key for policy in lab.policies for key in policy.selected}
-        self._known: dict[tuple[str, ...], tuple[Outcome, str]] = {}
+        self._known: dict[tuple[str, ...], tuple[Due, str]] = {}
 
-    def of(self, question: Question) -> tuple[Outcome, str]:
+    def of(self, question: Question) -> tuple[Due, str]:
         """The outcome that is due, and why, "" if it is what the demand says."""
         for each in reversed(self._lab.expected):
             if fnmatchcase(str(question.source), each.source) and fnmatchcase(
@@ -39,7 +46,7 @@ class Expected:
     def _is_isolated(self, question: Question) -> bool:
         return question.source.name in self._isolated or question.target.name in self._isolated
 
-    def _foretold(self, question: Question) -> tuple[Outcome, str]:
+    def _foretold(self, question: Question) -> tuple[Due, str]:
         """What is foretold of a client: without policies the same for all pods of a node."""
         source = question.source
         who = source.name if self._lab.policies or source.kind == "host" else source.node
@@ -48,7 +55,7 @@ class Expected:
             self._known[key] = self._foretell(question)
         return self._known[key]
 
-    def _foretell(self, question: Question) -> tuple[Outcome, str]:
+    def _foretell(self, question: Question) -> tuple[Due, str]:
         source = str(question.source)
         address = f"[{question.address}]" if question.family == 6 else question.address
         port = question.port or 9
@@ -62,9 +69,8 @@ class Expected:
         found = predict(self._lab, decided)
         ways = [found, *found.others]
         # Where this command itself listens, the declared lab knows of nobody.
-        closed = question.port == 0
-        if all(way.disposition == "delivered" or (closed and way.delivered_to) for way in ways):
+        arrives = ("port-closed",) if question.port == 0 else (None,)
+        lost = [way.reason or way.disposition for way in ways if way.reason not in arrives]
+        if not lost:
             return "reached", ""
-        if closed and all(way.reason == "port-closed" for way in ways):
-            return "reached", ""
-        return "unreachable", f"foretold: {found.reason or found.disposition}"
+        return ("unreachable" if len(lost) == len(ways) else CHANCE), f"foretold: {lost[0]}"

@@ -10,15 +10,16 @@ from netlab.topology.model import Outcome
 
 SCHEMA = "netlab.verify/v1"
 
-Demand = Literal["pod-to-pod", "node-to-pod", "own-address", "service"]
+Demand = Literal["pod-to-pod", "node-to-pod", "own-address", "outside", "service"]
 
 TITLES: dict[Demand, str] = {
     "pod-to-pod": "pods reach pods without NAT",
     "node-to-pod": "nodes reach pods without NAT",
     "own-address": "nodes see pods by the pods' own addresses",
+    "outside": "pods and nodes reach hosts outside",
     "service": "Services are reached from everywhere",
 }
-"""The demands of the network model, and Services.
+"""The demands of the network model, then hosts and Services, where translation is no fault.
 
 That pods see each other by their own addresses is what pod-to-pod says of both ends.
 """

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from netlab.datapath.outside import host_namespace
 from netlab.datapath.state import namespace_name
 from netlab.topology.model import Lab, Pod, Service, ServicePort
-from netlab.verify.model import End, Question
+from netlab.verify.model import Demand, End, Question
 
 
 def family_of(address: str) -> int:
@@ -85,13 +85,28 @@ def demands(lab: Lab, ends: Ends) -> Iterator[Question]:
 
 
 def _to_pod(source: End, pod: Pod, target: End, address: str) -> Question:
-    demand = "pod-to-pod" if source.kind == "pod" else "node-to-pod"
+    demand: Demand = "pod-to-pod" if source.kind == "pod" else "node-to-pod"
     for protocol in ("TCP", "UDP"):
         for name, port in pod.listen:
             if name == protocol:
                 names = frozenset((pod.name,))
-                return Question(demand, source, target, address, port, protocol, names)  # type: ignore[arg-type]
-    return Question(demand, source, target, address, 0, "UDP", frozenset((str(target),)))  # type: ignore[arg-type]
+                return Question(demand, source, target, address, port, protocol, names)
+    return Question(demand, source, target, address, 0, "UDP", frozenset((str(target),)))
+
+
+def outside(lab: Lab, ends: Ends) -> Iterator[Question]:
+    """Pods and nodes ask each host that listens."""
+    clients = [*(end for _, end in ends.pods), *ends.nodes]
+    for host, target in zip(lab.hosts, ends.hosts, strict=True):
+        port = next(((name, port) for name, port in host.listen if name in ("TCP", "UDP")), None)
+        if port is None:
+            continue
+        for address in host.addresses:
+            names = frozenset((host.name,))
+            yield from (
+                Question("outside", client, target, address, port[1], port[0], names)
+                for client in clients
+            )
 
 
 def services(lab: Lab, ends: Ends, left_out: list[str]) -> Iterator[Question]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from netlab.kernel import converge
 from netlab.topology.model import Lab, Outcome
 from netlab.verify.ask import Responders, ask
-from netlab.verify.expected import Expected
+from netlab.verify.expected import CHANCE, Expected
 from netlab.verify.model import TITLES, Answer, Demand, Part, Question, Result, Verified
-from netlab.verify.questions import Ends, demands, services
+from netlab.verify.questions import Ends, demands, outside, services
 from netlab.verify.rounds import room, rounds, touched
 
 TIMEOUT_S = 0.9  # before a SYN is sent again, after which DNAT may choose another way
@@ -33,10 +33,22 @@ def verify(
     left_out: list[str] = []
     ends = Ends(lab)
     questions = [each for each in demands(lab, ends) if each.demand in parts]
+    if "outside" in parts:
+        questions += outside(lab, ends)
     if "service" in parts:
         questions += services(lab, ends, left_out)
     expected = Expected(lab)
-    due = {question: expected.of(question) for question in questions}
+    due: dict[Question, tuple[Outcome, str]] = {}
+    for question in questions:
+        outcome, why = expected.of(question)
+        if outcome == CHANCE:
+            left_out.append(
+                f"{question.source} to {question.target} at {question.address}: whether it gets "
+                f"through depends on the endpoint that is chosen ({why})"
+            )
+        else:
+            due[question] = outcome, why
+    questions = list(due)
     # What is to get no answer is waited for once, all of it together.
     order = sorted(due, key=lambda each: (due[each][0] == "unreachable", each.source.namespace))
     _many_descriptors()
