@@ -147,7 +147,10 @@ def _leg_of(run: Run, forward: list[Chapter], reply: list[Chapter], observed: Ob
     sources, destinations = {each.source for each in there}, {each.destination for each in there}
     if run.flow.source in sources and run.flow.destination in destinations:
         return "forward"
-    return "reply"
+    # What is dropped behind DNAT is of a connection that is never announced: nobody else knows
+    # where it was sent instead.
+    client = observed.sent.source
+    return "forward" if run.flow.source == client != run.flow.destination else "reply"
 
 
 def _carries(outer: Outer, run: Run) -> bool:

@@ -69,9 +69,13 @@ def policy_object(rule: Rule, case: Case) -> str | None:
 def _selected(rule: Rule, case: Case) -> tuple[str, Pod, list[NetworkPolicy], Tuple] | None:
     """The direction, the pod that is isolated, by whom, and the packet's ends."""
     direction = rule.chain.partition("/")[0]
-    if rule.table != network_policy.TABLE or direction not in REASON or not case.story.forward:
+    if rule.table != network_policy.TABLE or direction not in REASON:
         return None
-    flow = case.story.forward[-1].end
+    # Where it was dropped behind DNAT, no device saw what it had become: its rules did.
+    runs = [run for chapter in case.story.forward for run in chapter.runs]
+    flow = next((run.flow for run in reversed(runs) if run.table == rule.table), None)
+    if flow is None:
+        return None
     address = flow.destination.ip if direction == "ingress" else flow.source.ip
     for pod in case.lab.pods:
         if address in pod.addresses and not pod.host_network:

@@ -16,7 +16,6 @@ from netlab.trace.aim import Request, aim
 from netlab.trace.prediction import predict, unpredictable
 from netlab.verify.model import Question
 
-
 CHANCE: Literal["chance"] = "chance"
 """Due where it depends on the endpoint that is chosen."""
 
