@@ -62,6 +62,8 @@ def correlate(observed: Observed) -> Story:
     arrived = forward[-1].end if forward else observed.sent
     reply = _chapters(back, arrived.reversed, observed)
     loose = _place_runs(forward, reply, observed)
+    if forward:
+        _end_where_dropped(forward[-1])
     narrator = Narrator(observed.tables, observed.texts, observed.entries)
     for chapter in [*forward, *reply]:
         chapter.steps = list(narrator.steps(chapter))
@@ -129,6 +131,13 @@ def _place_runs(forward: list[Chapter], reply: list[Chapter], observed: Observed
         else:
             loose.append(run)
     return loose
+
+
+def _end_where_dropped(last: Chapter) -> None:
+    """What was dropped behind DNAT was seen by no device: the rules that it met say where to."""
+    inner = [run for run in last.runs if not run.outer]
+    if last.passage.after is None and inner and inner[-1].dropped and last.end == last.begin:
+        last.end = inner[-1].flow
 
 
 def _leg_of(run: Run, forward: list[Chapter], reply: list[Chapter], observed: Observed) -> Leg:
