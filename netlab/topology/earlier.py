@@ -86,7 +86,8 @@ def decide_again(
         pod_cidr=running.pod_cidr,
         other_pod_cidrs=running.other_pod_cidrs,
         underlay=running.underlay,
-        overlay=running.overlay,
+        # What is outside may have come or gone since.
+        overlay=replace(running.overlay, masquerade=lab.overlay.masquerade),
         service_proxy=running.service_proxy,
         iptables_backend=running.iptables_backend,
     )

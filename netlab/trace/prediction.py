@@ -183,8 +183,7 @@ def _unsaid(end: Stop, walker: Walker, decided: Aim) -> str:
     lab, address = walker.network.lab, decided.destination
     if end.reason in ("no-such-service", "no-such-port"):
         return _missing(lab, decided)
-    ends = ("switch", "gateway")
-    if end.reason != "no-route" or end.place.kind not in ends or walker.translations:
+    if end.reason != "no-route" or end.place.kind != "switch" or walker.translations:
         return end.reason
     if any(ip_address(address) in ip_network(cidr) for cidr in lab.service_cidrs):
         return _missing(lab, decided)
