@@ -51,7 +51,8 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
 }
 # Those that have the headings that a walk of the text asks for.
 WALKS = [
-    *("egress", "egress-without-masquerade", "flannel-ip-masq", "network-policy", "nodeport"),
+    *("dual-stack", "egress", "egress-without-masquerade", "flannel-ip-masq"),
+    *("network-policy", "nodeport"),
 ]
 
 
