@@ -20,6 +20,7 @@ from netlab.trace import declared_outside
 from netlab.trace.aim import Place, place_of_node, place_of_pod, place_of_switch
 from netlab.trace.declared_outside import Attached
 from netlab.trace.family import Family, family_of, first_of
+from netlab.trace.predicted_policies import Policies
 
 BRIDGE, UPLINK, SWITCH_BRIDGE, LOOPBACK = "cbr0", "eth0", "br0", "lo"
 
@@ -112,6 +113,11 @@ class DeclaredNetwork:
     def node_at(self, address: str) -> Node | None:
         """The node whose uplink has an address."""
         return next((node for node in self.lab.nodes if address in node.addresses), None)
+
+    @functools.cached_property
+    def policies(self) -> Policies:
+        """The NetworkPolicies of the lab."""
+        return Policies(self.lab)
 
     @functools.cached_property
     def _attached(self) -> list[Attached]:

@@ -28,7 +28,6 @@ from netlab.trace.family import first_of
 from netlab.trace.model import PredictedHop, PredictedOuter, Translation
 from netlab.trace.model_steps import AnyStep, Decapsulate, Encapsulate, Nat, Route, Socket, Tuple
 from netlab.trace.policy_refusals import UNINVITED, UNKNOWN_TO_GATEWAY
-from netlab.trace.predicted_policies import Policies
 from netlab.trace.predicted_services import Hook, Packet, Proxy, Refusal
 
 Role = Literal["probe", "answer", "reset", "error"]
@@ -422,7 +421,7 @@ class Walker:
         return None
 
     def _policy(self, node: Place, flow: Tuple) -> Refusal | None:
-        reason = Policies(self.network.lab).refuses(
+        reason = self.network.policies.refuses(
             node.name,
             self.protocol.upper(),
             flow.source.ip,

@@ -29,6 +29,9 @@ _RESET = struct.pack("ii", 1, 0)  # struct linger: leave nothing behind that wai
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _PIECE = 4096
 
+RESPONDER_PORT = 9
+"""Where this command answers, if nobody else has that port: a policy may let some ports through."""
+
 
 class Responders:
     """Sockets of this command in namespaces where nothing listens; a context."""
@@ -45,7 +48,10 @@ class Responders:
                 with namespaces.entered(end.namespace):
                     opened = _datagrams(address)
                 self.sockets[opened.fileno()] = opened, str(end)
-                opened.bind((address, 0))
+                try:
+                    opened.bind((address, RESPONDER_PORT))
+                except OSError:  # somebody else's
+                    opened.bind((address, 0))
                 self._ports[end.namespace, address] = opened.getsockname()[1]
         except BaseException:
             self.__exit__()
@@ -218,7 +224,8 @@ class _Round:
     def _decide(self, index: int, asking: _Asking, seen: str, name: str) -> None:
         question, own = asking.question, asking.own
         if not name:
-            answer = Answer("unreachable", "what answers there is no pod of this lab", own)
+            # A program of the pod's own: it can be spoken with, whoever it thinks that speaks.
+            answer = Answer("reached", "what answers there does not say whom it sees", own)
         elif question.names and name not in question.names:
             answer = Answer("unreachable", f"{name} answered in its place", own, seen, name)
         elif question.demand not in ("outside", "service") and seen != own:

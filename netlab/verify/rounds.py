@@ -44,14 +44,20 @@ def rounds(questions: Iterable[Question], room: dict[int, int]) -> Iterator[list
 def _entries(question: Question) -> Iterator[tuple[str, str]]:
     """Who knows whom afterwards: names of namespaces, "" for a pod's gateway."""
     source = question.source
-    for target in question.near or (question.target,):
+    targets = question.near or (question.target,)
+    if len(targets) > 1:
+        # One of them is chosen, who knows which: it and the client may be news to four tables.
+        chosen = f"{source.namespace} {question.address} {question.port}"
+        yield from ((chosen, str(number)) for number in range(4))
+        targets = (question.target,)
+    for target in targets:
         for one, other in ((source, target), (target, source)):
             if one.kind == "pod":
                 yield one.namespace, ""
                 yield one.node, one.namespace
                 if other.node == one.node and other.kind == "pod":
                     yield one.namespace, other.namespace
-            else:
+            elif one.kind != "svc":
                 yield one.namespace, other.node
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from netlab.kernel import converge
@@ -39,16 +40,19 @@ def verify(
         questions += services(lab, ends, left_out)
     expected = Expected(lab)
     due: dict[Question, tuple[Outcome, str]] = {}
+    by_chance: Counter[tuple[str, str, str]] = Counter()
     for question in questions:
         outcome, why = expected.of(question)
         if outcome == CHANCE:
-            left_out.append(
-                f"{question.source} to {question.target} at {question.address}: whether it gets "
-                f"through depends on the endpoint that is chosen ({why})"
-            )
+            by_chance[str(question.target), question.address, why] += 1
         else:
             due[question] = outcome, why
     questions = list(due)
+    left_out += (
+        f"{target} at {address} by {count} clients: whether they get through depends on the "
+        f"endpoint that is chosen ({why})"
+        for (target, address, why), count in by_chance.items()
+    )
     # What is to get no answer is waited for once, all of it together.
     order = sorted(due, key=lambda each: (due[each][0] == "unreachable", each.source.namespace))
     _many_descriptors()
