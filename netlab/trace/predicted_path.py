@@ -181,6 +181,8 @@ class Walker:
                 return self._up_from_bridge(node, turned, passing)
             passed = self._past_bridge(node, turned, passing)
             if isinstance(passed, Stop):
+                # While the bridge looks for the MAC of whom it was translated to.
+                self._hop(node, BRIDGE, "out", turned, sure=False)
                 return passed
             self._hop(node, BRIDGE, "out", passed, sure=False)
             return self._to_pod(node, passed, other)
