@@ -318,6 +318,7 @@ def test_predictions_share_no_code_with_the_rules() -> None:
     )
     assert set(done.stdout.split()) == {
         "netlab.datapath",
+        "netlab.datapath.outside_names",
         "netlab.datapath.overlay",  # names of devices, and MACs, which are made of names
         "netlab.datapath.podnet",
         "netlab.datapath.state",

@@ -120,7 +120,7 @@ def _run(lab: Lab, place: Place, command: Sequence[str], environment: Mapping[st
 
 def _place(lab: Lab, text: str, namespace: str | None) -> tuple[Place, str]:
     """Where a reference leads, and its name for people."""
-    from netlab.datapath.outside import host_namespace
+    from netlab.datapath.outside_names import host_namespace
     from netlab.datapath.state import namespace_name
     from netlab.lab.enter import Place
     from netlab.topology.references import resolve

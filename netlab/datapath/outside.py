@@ -9,10 +9,16 @@ route to it, and it has one to them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 
 from netlab.datapath import podnet
+from netlab.datapath.outside_names import (
+    GATEWAY_PORT,
+    gateway_namespace,
+    host_namespace,
+    host_port,
+    internet_namespace,
+)
 from netlab.datapath.services.nftables_list import TableText
 from netlab.datapath.state import (
     Link,
@@ -26,37 +32,13 @@ from netlab.datapath.state import (
 )
 from netlab.topology.model import Gateway, Host, Lab
 
-INTERNET = "_internet"
 INTERNET_BRIDGE = "br0"
-GATEWAY_PORT = "__gateway"  # on both switches; no node or host can have the name
 TABLE = "netlab-gateway"
 COMMENT = "made by netlab"
 _INSIDE, _OUTSIDE = "eth0", "eth1"
 
 REFUSES_STRANGERS = "the gateway knows no address but the nodes'"
 REFUSES_CALLERS = "from outside come answers only"
-
-
-def host_namespace(lab: Lab, host: Host) -> str:
-    """File name of a host's namespace."""
-    return namespace_name(lab.name, "_host", host.name)
-
-
-def gateway_namespace(lab: Lab) -> str:
-    """File name of the gateway's namespace."""
-    return namespace_name(lab.name, "_gateway")
-
-
-def internet_namespace(lab: Lab) -> str:
-    """File name of the internet's switch."""
-    return namespace_name(lab.name, INTERNET)
-
-
-def host_port(host: Host) -> str:
-    """Name of a host's port on its switch, which no node can have."""
-    if len(host.name) <= 14:
-        return f"_{host.name}"
-    return f"_{host.name[:7]}-{hashlib.sha1(host.name.encode()).hexdigest()[:6]}"
 
 
 def namespaces(lab: Lab) -> Iterator[Namespace]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
-from netlab.datapath.outside import GATEWAY_PORT, host_port
+from netlab.datapath.outside_names import GATEWAY_PORT, host_port
 from netlab.datapath.podnet import switch_port
 from netlab.topology.model import Host, Lab
 from netlab.trace.family import Family, family_of, first_of
@@ -18,6 +18,9 @@ from netlab.trace.place import (
     place_of_node,
     place_of_switch,
 )
+
+UNKNOWN_TO_GATEWAY, UNINVITED = "unknown-to-gateway", "uninvited"
+"""Reasons for which the gateway drops."""
 
 INSIDE, OUTSIDE, UPLINK = "eth0", "eth1", "eth0"
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from netlab.datapath.outside import gateway_namespace, host_namespace, internet_namespace
+from netlab.datapath.outside_names import gateway_namespace, host_namespace, internet_namespace
 from netlab.datapath.state import namespace_name
 from netlab.topology.model import Host, Lab, Node, Pod
 

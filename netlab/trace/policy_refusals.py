@@ -5,12 +5,10 @@ from __future__ import annotations
 from netlab.datapath import network_policy, outside
 from netlab.topology.model import NetworkPolicy, Pod
 from netlab.trace.case import Case
+from netlab.trace.declared_outside import UNINVITED, UNKNOWN_TO_GATEWAY
 from netlab.trace.model_steps import Rule, Tuple
 from netlab.trace.place import Place
 from netlab.trace.predicted_policies import REASON, isolating
-
-UNKNOWN_TO_GATEWAY = "unknown-to-gateway"
-UNINVITED = "uninvited"
 
 
 def of_policy(rule: Rule, place: Place, case: Case) -> tuple[str, str, str | None] | None:

@@ -23,11 +23,17 @@ from netlab.trace.declared_network import (
     DeclaredNetwork,
     Way,
 )
-from netlab.trace.declared_outside import INSIDE, OUTSIDE, Attached, masquerades
+from netlab.trace.declared_outside import (
+    INSIDE,
+    OUTSIDE,
+    UNINVITED,
+    UNKNOWN_TO_GATEWAY,
+    Attached,
+    masquerades,
+)
 from netlab.trace.family import first_of
 from netlab.trace.model import PredictedHop, PredictedOuter, Translation
 from netlab.trace.model_steps import AnyStep, Decapsulate, Encapsulate, Nat, Route, Socket, Tuple
-from netlab.trace.policy_refusals import UNINVITED, UNKNOWN_TO_GATEWAY
 from netlab.trace.predicted_services import Hook, Packet, Proxy, Refusal
 
 Role = Literal["probe", "answer", "reset", "error"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from netlab.datapath.outside import host_namespace
+from netlab.datapath.outside_names import host_namespace
 from netlab.datapath.state import namespace_name
 from netlab.topology.model import Lab, Pod, Service, ServicePort
 from netlab.verify.model import Demand, End, Question
