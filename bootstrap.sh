@@ -34,6 +34,7 @@ test   program nfacct            nfacct                     -                  -
 test   program sysctl            procps                     procps-ng          procps-ng     procps        procps
 test   program make              make                       make               make          make          make
 test   program tshark            tshark                     wireshark-cli      wireshark-cli tshark        wireshark
+test   program bird              bird2                      bird               bird          bird          bird
 bench  program mn                mininet                    -                  -             -             -
 bench  program brctl             bridge-utils               bridge-utils       bridge-utils  bridge-utils  bridge-utils
 bench  cni     host-local        containernetworking-plugins containernetworking-plugins cni-plugins cni-plugins cni-plugins

@@ -10,14 +10,21 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from netlab.problems import Exit, NetlabError, Problem
+
+if TYPE_CHECKING:
+    from netlab.topology.model import Lab
 
 # Bits of linux/capability.h.
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
 _RUN_DIR = "/run/netns"
 _BR_NETFILTER = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 _NEIGHBOUR_LIMIT = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
+_USUAL_NEIGHBOUR_LIMIT = 1024  # gc_thresh3 of net/ipv4/arp.c
+# The others are needed by every lab that there is, or come with what is.
+_TRIED_FOR_OVERLAYS = ("ipip",)
 _CONTAINER_FIX = "in a container: run it with --privileged"
 # The switches concern this machine's own bridges, which need not change.
 _BR_NETFILTER_FIX = (
@@ -59,6 +66,7 @@ _FEATURES = {
     "veth": _Feature("the cable of each pod and each node", _module("veth")),
     "bridge": _Feature("cbr0 on each node, and the switch between nodes", _module("bridge")),
     "vxlan": _Feature("the overlay that carries packets between nodes", _module("vxlan")),
+    "ipip": _Feature("overlay ipip: IP packets in IP packets", _module("ipip"), False),
     "br_netfilter": _Feature(
         "Service rules hold between two pods of one bridge",
         f"{_BR_NETFILTER_FIX} ({_MODULES_ARE_IN})",
@@ -97,12 +105,15 @@ _FEATURES = {
 }
 
 
-def preflight() -> None:
+def preflight(lab: Lab | None = None) -> None:
     """Look at what `up` cannot do without and what costs next to nothing to look at.
 
-    Raises NetlabError (exit 3) with everything that is missing.
+    Of a lab also what its overlay needs.  Raises NetlabError (exit 3) with everything that is
+    missing.
     """
     problems = [*_privilege_problems(), *_program_problems()]
+    if lab is not None:
+        problems += overlay_problems(lab)
     if not os.path.exists(_BR_NETFILTER):
         problems.append(
             Problem(
@@ -114,6 +125,59 @@ def preflight() -> None:
         )
     if problems:
         raise NetlabError(problems, Exit.MACHINE)
+
+
+def overlay_problems(lab: Lab) -> Iterator[Problem]:
+    """What the overlay of a lab needs and this machine lacks."""
+    from netlab.datapath.overlays import type_of
+
+    overlay = type_of(lab)
+    what = f'overlay "{lab.overlay.type}" of lab {lab.name}'
+    for program, package in overlay.programs:
+        if _which(program) is None:
+            yield Problem(
+                "missing-program",
+                f"{what} needs {program}, which is not installed",
+                hint=f"apt-get install {package} (on Debian; `./bootstrap.sh test` does so without "
+                "starting its daemon)",
+            )
+    if overlay.feature in _TRIED_FOR_OVERLAYS and os.geteuid() == 0:
+        from netlab.kernel import features
+
+        outcome = features.attempt([overlay.feature])[overlay.feature]
+        if outcome.ok is False:
+            yield Problem(
+                "missing-module",
+                f"{what} needs the kernel module {overlay.feature}, which this kernel lacks: "
+                f"{outcome.detail}",
+                hint=f"{_FEATURES[overlay.feature].fix}; or another spec.overlay.type",
+            )
+
+
+def neighbour_warning(lab: Lab) -> Problem | None:
+    """A lab that may need more neighbour entries than there can be on the whole machine.
+
+    Entries that are learned count, permanent ones do not (neigh_alloc() of net/core/neighbour.c):
+    each pod and its node know each other, and each node every other one and the gateway.
+    """
+    pods = sum(not pod.host_network for pod in lab.pods)
+    nodes = len(lab.nodes)
+    learned = 2 * pods + nodes * nodes
+    try:
+        with open(_NEIGHBOUR_LIMIT) as file:
+            limit = int(file.read())
+    except OSError:
+        limit = _USUAL_NEIGHBOUR_LIMIT
+    if learned <= limit:
+        return None
+    return Problem(
+        "many-neighbours",
+        f"when all of its {nodes} nodes and {pods} pods speak, lab {lab.name} has at least "
+        f"{learned} neighbour entries, and this machine has room for {limit} in all namespaces "
+        "together: beyond that packets are lost (EHOSTUNREACH)",
+        hint="sudo sysctl -w net.ipv4.neigh.default.gc_thresh3=16384; or let few speak at once",
+        warning=True,
+    )
 
 
 def examine() -> list[Check]:
@@ -257,6 +321,7 @@ def _tools() -> Iterator[Check]:
         ("nft", "--version", "shows rules by hand", "nftables"),
         ("curl", "--version", "asks a Service from within a pod", "curl"),
         ("conntrack", "--version", "shows connections by hand", "conntrack"),
+        ("bird", "--version", "overlay bgp: routes between nodes", "bird2"),
     ):
         path = _which(name)
         fix = f"apt-get install {package}"

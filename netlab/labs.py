@@ -91,7 +91,7 @@ class Lab(Running):
 
     def up(self) -> Lab:
         """Build it, or change what differs from its topology."""
-        preflight()
+        preflight(self._topology)
         self._made |= lifecycle.up(self._topology).created
         return self
 

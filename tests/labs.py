@@ -8,8 +8,10 @@ import re
 from ipaddress import ip_interface
 
 import msgspec
+import pytest
 from msgspec.structs import replace
 
+from netlab.kernel import features
 from netlab.topology.model import (
     Endpoint,
     Lab,
@@ -24,6 +26,12 @@ from netlab.topology.model import (
 )
 
 _counter = itertools.count()
+
+
+def require_overlay(overlay: str) -> None:
+    """Skip where the kernel lacks what an overlay needs; a virtual machine has it."""
+    if overlay == "ipip" and not features.attempt(["ipip"])["ipip"].ok:
+        pytest.skip("this kernel lacks the module ipip")
 
 
 def fresh_name() -> str:

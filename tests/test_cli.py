@@ -301,3 +301,32 @@ netlink.Socket.request = request
 from netlab.cli.main import main
 main()
 """
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    "words",
+    [
+        "trace pod1 svc/myblog",
+        "trace pod1 --watch --timeout 1",
+        "capture pod1 --duration 0.1",
+        "conntrack svc/myblog",
+        "exec pod1 -- true",
+        "fault inject no-route",
+        "proxy --mode nftables",
+        "status",
+        "down",
+    ],
+)
+def test_a_root_that_may_enter_no_namespace_is_told_so(lab: str, words: str) -> None:
+    without = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", NETLAB]
+    done = subprocess.run(
+        [*without, *words.split()],
+        env={**os.environ, "NETLAB_LAB": lab},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "error[missing-capability]: this root lacks CAP_SYS_ADMIN" in done.stderr
+    assert netlab("status", lab).returncode == 0  # nothing was lost

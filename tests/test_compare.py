@@ -43,7 +43,7 @@ WEB = "svc/demo/web"
 
 
 def test_modes_are_named_with_backends() -> None:
-    assert variants("iptables:legacy, nftables,iptables:legacy") == (
+    assert variants("iptables:legacy, nftables,") == (
         Variant("iptables", "legacy"),
         Variant("nftables"),
     )

@@ -28,6 +28,8 @@ from netlab.lab import control, lifecycle, record
 from netlab.problems import Exit, NetlabError
 from netlab.topology.load import load
 from netlab.topology.model import Lab
+from netlab.trace.aim import Request
+from netlab.trace.run import trace
 
 pytestmark = pytest.mark.kernel
 
@@ -430,3 +432,26 @@ def _comparable(namespace: object) -> object:
         kind: sorted(items, key=str) if isinstance(items, (list, tuple)) else items
         for kind, items in chosen.items()
     }
+
+
+def test_ipv6_that_was_switched_off_on_a_device_is_switched_on_again() -> None:
+    made = dual_stack_lab(small_lab())
+    try:
+        lifecycle.up(made)
+        for namespace, device in (
+            (f"{made.name}:n1", "cbr0"),
+            (f"{made.name}:n1", "flannel-v6.1"),
+            (f"{made.name}:demo:p0", "eth0"),
+        ):
+            setting = f"net/ipv6/conf/{device}/disable_ipv6=1"
+            subprocess.run(["ip", "netns", "exec", namespace, "sysctl", "-q", setting], check=True)
+        told = [summary(change) for change in lifecycle.differences(made)]
+        switches = [line for line in told if "disable_ipv6=0" in line]
+        assert len(switches) == 3
+        assert f"~ {made.name}:n1  sysctl net.ipv6.conf.cbr0.disable_ipv6=0" in switches
+        assert any("address fd00:10:244:1::1/64 dev cbr0" in line for line in told)
+        lifecycle.up(made)
+        assert lifecycle.up(made).changes == ()
+        assert trace(made, Request("p0", "p1:8002", family=6)).delivered
+    finally:
+        lifecycle.down(made.name)

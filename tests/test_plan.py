@@ -83,17 +83,6 @@ def test_a_lab_without_ipv6_has_no_ipv6_address() -> None:
     assert [n.pods for n in build(mixed).nodes] == [n.pods for n in build(lab).nodes]
 
 
-@pytest.mark.parametrize(("overlay", "least"), [("vxlan", 1350), ("host-gw", 1280)])
-def test_an_underlay_that_leaves_too_little_for_ipv6(overlay: str, least: int) -> None:
-    lab = small_lab("l", overlay=overlay)
-    small = replace(lab, underlay=replace(lab.underlay, mtu=least - 1))
-    build(small)
-    with pytest.raises(NetlabError, match=f"leaves 1279 bytes.*needs 1280[^~]*take {least} or"):
-        build(dual_stack_lab(small))
-    enough = replace(lab, underlay=replace(lab.underlay, mtu=least))
-    assert build(dual_stack_lab(enough)).nodes[0].pods[0].links[0].mtu == 1280
-
-
 @pytest.mark.parametrize(("stack", "vni"), [(lambda lab: lab, 10**8), (dual_stack_lab, 10**4)])
 def test_a_vni_that_makes_a_device_name_too_long(stack: Callable[[Lab], Lab], vni: int) -> None:
     lab = stack(small_lab("l"))

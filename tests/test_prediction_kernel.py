@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from labs import dual_stack_lab, fresh_name, ipv6_lab, small_lab
+from labs import dual_stack_lab, fresh_name, ipv6_lab, require_overlay, small_lab
 from netlab.cli.main import netlab
 from netlab.lab import lifecycle
 from netlab.topology.load import load, shipped
@@ -25,8 +25,10 @@ from netlab.topology.model import (
     ServiceEndpoints,
     ServicePort,
 )
-from netlab.trace.aim import Request
+from netlab.trace.aim import Request, aim
+from netlab.trace.model import Loss
 from netlab.trace.run import trace
+from netlab.trace.undeclared import undeclared
 from predictions import TIMEOUT_S, clients, differing, service_addresses, socket
 from trace_labs import lab, namespace, trace_lab
 
@@ -49,6 +51,7 @@ def test_prediction_is_observation_on_every_shipped_topology(
 ) -> None:
     """Every pod to every pod, every pod and node to every Service, over each family."""
     lab = load(topology, name=fresh_name()).lab
+    require_overlay(lab.overlay.type)
     if mode:
         lab = replace(lab, service_proxy=replace(lab.service_proxy, mode=mode))
     up(lab)
@@ -330,6 +333,51 @@ def test_a_translation_that_nobody_declared_is_named(lab: Lab) -> None:
         "node n1 did a masquerade to 10.244.1.0, by -A POSTROUTING -d 10.244.2.2/32 -p tcp "
         "-j MASQUERADE; none is declared"
     ]
+
+
+@pytest.mark.parametrize("broken", ["mtu", "address", "rules"])
+def test_what_is_declared_stands_there_and_not_the_reason_again(lab: Lab, broken: str) -> None:
+    to, options, declared = "p1:8002", {}, ""
+    if broken == "mtu":
+        in_node(lab, "n1", "ip", "link", "set", "flannel.1", "mtu", "1300")
+        to, options = "p1", {"protocol": "icmp", "size": 1400}
+        declared = "the MTU of a link (at node n1; declared are 1450 bytes on flannel.1 of node n1)"
+    elif broken == "address":
+        subprocess.run(
+            ["ip", "-n", f"{lab.name}:demo:p1", "addr", "flush", "dev", "eth0"], check=True
+        )
+        declared = "declared is 10.244.2.2 on pod demo/p1)"
+    else:
+        in_node(lab, "n1", "iptables", "-t", "nat", "-F")
+        to, declared = "svc/remote", "declared is a translation to 10.244.2.2:8002)"
+    found = trace(lab, Request("p0", to, timeout_s=0.3, **options))  # type: ignore[arg-type]
+    assert found.drop is not None
+    assert found.prediction is not None
+    first = found.prediction.differs[0]
+    assert found.drop.explanation not in first
+    assert declared in first
+    assert "it should have been delivered to pod demo/p1 on n2" in first
+
+
+def test_of_what_is_not_known_only_that_it_should_be_otherwise_is_said(lab: Lab) -> None:
+    found = trace(lab, request := Request("p0", "p1:8002"))
+    words = "it was last seen there; why is not known"
+    lost = Loss(
+        direction="forward",
+        node="n1",
+        device="eth0",
+        reason="unknown",
+        where="eth0 of node n1",
+        rule=None,
+        evidence=[],
+        explanation=words,
+        fix=None,
+    )
+    found = replace(found, disposition="dropped", drop=lost)
+    assert found.prediction is not None
+    assert undeclared(lab, aim(lab, request), found, found.prediction)[0] == (
+        "it should have been delivered to pod demo/p1 on n2 port 8002, and was dropped (unknown)"
+    )
 
 
 def test_the_terminal_has_one_line_more_only_if_something_differs(lab: Lab) -> None:

@@ -156,7 +156,7 @@ MISTAKES = {
     "overlay of later": (
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\nspec: {overlay: {type: geneve}}\n",
         ("unsupported", 4, 24),
-        ['"geneve"', "vxlan and host-gw"],
+        ['"geneve"', "it builds vxlan, vxlan-multicast, host-gw"],
     ),
     "mode of later": (
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"

@@ -326,7 +326,7 @@ def test_concurrent_traffic_does_not_mix_in(lab: Lab) -> None:
     for source, traces in found.items():
         assert len(traces) == 5
         for each in traces:
-            assert each.disposition == "delivered"
+            assert each.disposition == "delivered", (each.drop, each.witnesses)
             assert places(each.forward) == [f"demo:{source}", "n1", "_switch", "n2", "demo:p1"]
             assert len(each.forward) == 12
             assert len(each.translations) == 1

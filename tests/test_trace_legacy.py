@@ -334,3 +334,16 @@ def test_traces_at_the_same_moment_tell_each_its_own(lab: Lab) -> None:
         assert all_ok(each)
         objects = {rule.object for rule in rules(each)} - {None}
         assert objects == {f"svc/demo/{name.removeprefix('svc/')}"}
+
+
+@kernel
+def test_a_node_that_tracks_no_more_may_still_remember(lab: Lab) -> None:
+    """Entries of before stay when the last rule that asked for tracking is gone."""
+    assert trace(lab, Request("p0", "svc/remote")).delivered
+    for table in ("nat", "filter", "mangle", "raw"):
+        for option in ("-F", "-X"):
+            in_node(lab, "n1", "iptables-legacy", "-t", table, option)
+    in_node(lab, "n1", "nft", "flush ruleset")
+    found = trace(lab, Request("p0", "svc/remote", timeout_s=0.3))
+    assert found.reason == "not-translated"
+    assert found.witnesses.conntrack == "partial: no rule asks for tracking on n1"

@@ -257,6 +257,39 @@ def test_with_a_device_go_its_routes(lab: Lab) -> None:
 
 
 @kernel
+@pytest.mark.parametrize(
+    ("where", "policy", "node", "direction"),
+    [
+        ("n2", "dst 10.244.2.2 dir fwd action block", "n2", "fwd"),
+        ("n2", "src 10.244.2.0/24 dst 10.244.1.2 dir out action block", "n2", "out"),
+        ("p1", "src 10.244.1.2 dir in action block", "n2", "in"),
+        ("p0", "dst 10.244.2.2 dir out action block", "n1", "out"),
+        ("p0", "dst 10.244.2.2 dir out tmpl proto esp mode transport", "n1", "out"),
+    ],
+)
+def test_an_ipsec_policy_is_named_and_can_be_deleted(
+    lab: Lab, where: str, policy: str, node: str, direction: str
+) -> None:
+    command = in_node if where.startswith("n") else in_pod
+    command(lab, where, "ip", "xfrm", "policy", "add", *policy.split())
+    found, said = lost(lab, "p0", "p1:8002")
+    assert (found.reason, found.lost_on) == ("xfrm-policy", node)
+    assert ("blocks it" if "block" in policy else "with IPsec alone") in said
+    assert f"dir {direction}" in said
+    *_, remove = re.findall("`([^`]+)`", said)
+    run(*remove.split())
+    assert trace(lab, Request("p0", "p1:8002")).delivered
+
+
+@kernel
+def test_who_answers_no_ping_is_named(lab: Lab) -> None:
+    in_pod(lab, "p1", "sysctl", "-q", "net.ipv4.icmp_echo_ignore_all=1")
+    found, said = lost(lab, "p0", "p1", protocol="icmp")
+    assert found.reason == "echo-ignored"
+    assert "sysctl net.ipv4.icmp_echo_ignore_all=0" in said
+
+
+@kernel
 def test_a_policy_and_a_foreign_rule_come_with_a_fix(lab: Lab) -> None:
     in_node(lab, "n1", "iptables", "-P", "FORWARD", "DROP")
     _, said = lost(lab, "p0", "p1:8002")
@@ -327,12 +360,12 @@ def test_the_headline_breaks_between_question_and_answer() -> None:
 
 
 def test_every_reason_stands_in_the_documentation() -> None:
-    from netlab.trace import came_back, doubts, endings, findings, refusals, run
+    from netlab.trace import came_back, doubts, endings, findings, ipsec, link_layer, refusals, run
     from netlab.trace.witnesses import decisions
 
     said = set(decisions._REFUSALS.values()) | {code for code, _ in came_back._ERRORS.values()}
-    said |= {"blackhole", "forwarding-off", "dropped-by-rule", "rejected-by-rule"}
-    for module in (came_back, doubts, endings, findings, refusals, run):
+    said |= {ipsec.REASON, "blackhole", "forwarding-off", "dropped-by-rule", "rejected-by-rule"}
+    for module in (came_back, doubts, endings, findings, link_layer, refusals, run):
         text = Path(module.__file__ or "").read_text()
         said |= set(re.findall(r'(?:Doubt\(\s*|reason=|reason = )"([a-z-]+)"', text))
     page = (Path(__file__).parents[1] / "docs" / "trace.md").read_text()

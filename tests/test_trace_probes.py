@@ -563,7 +563,7 @@ def test_a_lost_fragment_is_told(lab: Lab) -> None:
 
 
 @kernel
-def test_fragments_that_are_kept_from_their_reassembly_get_no_wrong_reason(lab: Lab) -> None:
+def test_fragments_that_are_kept_from_their_reassembly_are_told(lab: Lab) -> None:
     in_node(lab, "n2", "nft", "add table ip early")
     in_node(lab, "n2", "nft", "add chain ip early c { type filter hook prerouting priority -450; }")
     in_node(lab, "n2", "nft", "add rule ip early c ip frag-off & 0x1fff != 0 drop")
@@ -571,7 +571,19 @@ def test_fragments_that_are_kept_from_their_reassembly_get_no_wrong_reason(lab: 
     found = trace(lab, request)
     assert found.disposition == "dropped"
     assert found.drop is not None
-    assert (found.drop.reason, found.drop.node, found.drop.device) == ("unknown", "n2", "flannel.1")
+    assert (found.drop.reason, found.drop.node) == ("fragment-lost", "n2")
+    assert found.drop.device == "flannel.1"
+    assert "were not put together there" in found.drop.explanation
+    assert "nft list chain ip early c" in str(found.drop.fix)
+    in_node(lab, "n2", "nft", "delete table ip early")
+    assert trace(lab, request).delivered
+    in_node(lab, "n1", "nft", "add table bridge early")
+    in_node(
+        lab, "n1", "nft", "add chain bridge early c { type filter hook prerouting priority -9; }"
+    )
+    in_node(lab, "n1", "nft", "add rule bridge early c ip frag-off & 0x1fff != 0 drop")
+    found = trace(lab, request)
+    assert (found.reason, found.lost_on) == ("fragment-lost", "n1")
 
 
 _cuts = st.lists(st.integers(1, 400), max_size=6, unique=True).map(sorted)

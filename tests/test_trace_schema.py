@@ -107,3 +107,13 @@ def test_a_real_series_is_as_its_schema_says(up: Callable[[Lab], lifecycle.Outco
         found = plain(tally.series())
         schema.validate(found)
         assert not schema.is_valid({**found, "count": None})
+
+
+def test_a_prediction_is_as_its_schema_says() -> None:
+    schema = validator("prediction")
+    for words in ("pod1 svc/myblog", "pod1 10.99.174.93:99", "node/k8s-slave1 svc/mysql"):
+        topology = ("--predict", "--topology", "two-node-vxlan", "-o", "json")
+        found = json.loads(netlab("trace", *words.split(), *topology).stdout)
+        schema.validate(found)
+        assert not schema.is_valid({**found, "schema": "netlab.trace/v1"})
+        assert not schema.is_valid({**found, "prediction": None})

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from netlab.kernel.listeners import Listener
+from netlab.kernel.xfrm import Policy
 from netlab.topology.model import Lab
 from netlab.trace import probe
 from netlab.trace.aim import Aim, Place, Request, aim
@@ -40,6 +41,8 @@ _ANSWERS: dict[str, Any] = {
     "tunnel": Bridge,
     "ports": list[Link],
     "bridge_netfilter": bool,
+    "early_chains": list[str],
+    "policies": list[Policy],
     "off_by": str,
     "setting": str,
     "listeners": list[Listener],
@@ -172,7 +175,8 @@ def _record_all() -> None:
 
 def _record_lab(lab: Lab, prefix: str) -> None:
     """Records of a lab of one family, with files that are called `prefix` and what they hold."""
-    from netlab.datapath.overlay import vtep_mac, vxlan_device
+    from netlab.datapath.overlay import vtep_mac
+    from netlab.datapath.overlays.vxlan import vxlan_device
     from netlab.lab import lifecycle
     from netlab.trace.family import family_of
     from trace_labs import namespace

@@ -51,8 +51,9 @@ class Words(msgspec.Struct, frozen=True):
 def understand(lab: Lab, words: Sequence[str], namespace: str | None = None) -> Words:
     """Targets and filter; without a target all of the lab.
 
-    NetlabError (exit 2) if a word names more than one thing.
+    NetlabError (exit 2) if a word names more than one thing, or nothing at all.
     """
+    _require_words(words)
     targets: list[Target] = []
     rest, doubt = "", None
     for index, word in enumerate(words):
@@ -90,9 +91,19 @@ def require_device(target: Target, known: Sequence[str]) -> None:
         )
 
 
+def _require_words(words: Sequence[str]) -> None:
+    """NetlabError (exit 2) for an empty word."""
+    if not all(map(str.strip, words)):
+        message = "an empty word is neither a target nor a filter"
+        raise NetlabError(Problem("empty-word", message, hint="leave it out"))
+
+
 def _named(lab: Lab, text: str, namespace: str | None) -> list[Target]:
     name, device = _split_device(text)
     devices = frozenset({device} if device else ())
+    if text.endswith(":") and not text.endswith("::"):
+        message = f'"{text}" names no device behind the colon'
+        raise NetlabError(Problem("no-device", message, hint=f"{text}eth0, or {text[:-1]}"))
     if name == "switch":
         return [Target(place_of_switch(lab), devices)]
     found = resolve(lab, name, namespace)

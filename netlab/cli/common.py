@@ -14,6 +14,7 @@ from netlab.problems import Exit, NetlabError, Problem, suggest
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+    from rich.console import Console
 
     from netlab.topology.model import Lab, Node
 
@@ -125,6 +126,20 @@ def running_lab(name: str | None) -> Lab:
     from netlab.lab import named
 
     return named.running_lab(name)
+
+
+def new_console() -> Console:
+    """A console for what rich prints; a reader that goes away ends the command as elsewhere."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    # rich would end with 1, which says that the answer is no.
+    console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]
+    return console
+
+
+def _raise_broken_pipe() -> None:
+    raise BrokenPipeError
 
 
 def print_json(value: Any) -> None:

@@ -12,6 +12,7 @@ from netlab.cli.common import (
     complete_reference,
     lab_option,
     namespace_option,
+    new_console,
     output_option,
     require_root,
 )
@@ -22,13 +23,20 @@ from netlab.problems import Exit
 if TYPE_CHECKING:
     from netlab.compare.model import Comparison
 
-_OF_TRACE = ("protocol", "port", "family", "source_port", "size", "timeout_s")
+_OF_TRACE = ("protocol", "port", "ipv4", "ipv6", "source_port", "size")
 _DEFAULT = "iptables,nftables,nftables-flat"
 
 
 @click.command(params=[option for option in trace.params if option.name in _OF_TRACE])
 @click.argument("source", metavar="SRC", shell_complete=complete_reference)
 @click.argument("destination", metavar="DST", shell_complete=complete_reference)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0.01, 60),
+    metavar="SECONDS",
+    help="How long to wait for an answer; over TCP at most 0.95.  [default: 0.8]",
+)
 @click.option(
     "--proxy",
     metavar="MODES",
@@ -58,7 +66,7 @@ def compare(
     """Show how one packet from SRC to DST fares in each mode of the service proxy.
 
     Each mode gets a twin of the running lab, which is left alone; twins are taken down at the end.
-    SRC, DST and the options of the probe are those of `netlab trace`.
+    SRC, DST and the options of the probe mean what they do to `netlab trace`.
 
     The exit code is 0 if the modes agree on what becomes of the packet and on its translations, 1
     if they do not, 3 if the machine lacks one of them, 4 if something could not be observed.
@@ -93,11 +101,9 @@ def compare(
 
         click.echo(encode(found).decode())
     else:
-        from rich.console import Console
-
         from netlab.report.compare import print_comparison
 
-        print_comparison(found, Console(highlight=False))
+        print_comparison(found, new_console())
     return int(_exit(found))
 
 

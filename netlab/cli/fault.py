@@ -19,7 +19,7 @@ from netlab.cli.common import (
     require_root,
     running_lab,
 )
-from netlab.lab.named import only_lab
+from netlab.lab.named import naming, only_lab
 from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
@@ -190,4 +190,4 @@ def _told(each: Fault) -> str:
 def _trace(lab: Lab, each: Fault) -> str:
     from netlab.datapath.faults import trace_of
 
-    return shlex.join(["netlab", "trace", *trace_of(lab, each)])
+    return shlex.join(["netlab", "trace", *trace_of(lab, each), *naming(lab.name)])

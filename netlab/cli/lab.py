@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,12 +21,13 @@ from netlab.cli.common import (
     running_lab,
     selection_options,
 )
-from netlab.lab.named import only_lab
+from netlab.lab.named import naming, only_lab
 from netlab.problems import Exit, NetlabError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from netlab.lab.control import Running
     from netlab.lab.lifecycle import Outcome
     from netlab.topology.model import IPTablesBackend, Lab
 
@@ -86,12 +89,15 @@ def up(
 
         lab = replace(lab, iptables_backend=backend)
     require_root()
-    from netlab.doctor import preflight
+    from netlab.doctor import neighbour_warning, preflight
     from netlab.lab import lifecycle
     from netlab.lab.undone import undone
 
-    preflight()
-    outcome = lifecycle.up(lab, dry_run=dry_run or as_shell)
+    preflight(lab)
+    if crowded := neighbour_warning(lab):
+        click.echo(str(crowded), err=True)
+    tell = progress if output != "json" else lambda line: None
+    outcome = lifecycle.up(lab, dry_run=dry_run or as_shell, tell=tell)
     taken_back = undone(outcome.before, lab)
     if as_shell:
         from netlab.datapath.describe import shell
@@ -122,6 +128,7 @@ def outcome_as_json(outcome: Outcome) -> dict[str, Any]:
             for c in outcome.changes
         ],
         "unserved": [entry._asdict() for entry in outcome.unserved],
+        "unready": [entry._asdict() for entry in outcome.unready],
         "elapsedSeconds": round(outcome.elapsed_s, 3),
     }
 
@@ -135,12 +142,25 @@ def print_plan(outcome: Outcome) -> None:
     click.echo(f"{len(outcome.changes)} changes; nothing was done", err=True)
 
 
+def progress(line: str) -> None:
+    """A line about what takes its time."""
+    click.echo(f"  {line}", err=True)
+
+
 def tell_of_processes(name: str, outcome: Outcome) -> None:
     """What does not answer, and what had to be started again."""
+    from netlab.lab.launch import log_path
+
     for entry in outcome.unserved:
         click.echo(
             f"warning[not-served]: {entry.identity} does not answer on {entry.protocol} "
             f"{entry.port}: {entry.reason}",
+            err=True,
+        )
+    for lacking in outcome.unready:
+        click.echo(
+            f"warning[not-ready]: {lacking}\n  hint: `netlab status {name}` tells how it is, and "
+            f"{log_path(name)} what it said",
             err=True,
         )
     if outcome.restarted:
@@ -170,8 +190,10 @@ def _next_command(name: str) -> str:
     sources = [pod for pod in lab.pods if pod.key not in targets] or list(lab.pods)
     for service in lab.services:
         if sources and service.cluster_ip not in ("", "None"):
-            return f"netlab trace {sources[0].name} svc/{service.name}"
-    return "netlab get pods -o wide"
+            return shlex.join(
+                ["netlab", "trace", sources[0].name, f"svc/{service.name}", *naming(name)]
+            )
+    return shlex.join(["netlab", "get", "pods", "-o", "wide", *naming(name)])
 
 
 @click.command()
@@ -264,7 +286,14 @@ def status(lab: str | None, lab_name: str | None, output: str | None) -> int:
     if init:
         with contextlib.suppress(NetlabError):
             processes = init.status()
-    healthy = not differences and processes is not None
+    programs = processes.programs if processes else ()
+    lacking = [str(each) for each in lifecycle.lacking(declared)]
+    healthy = (
+        not differences
+        and processes is not None
+        and not lacking
+        and all(each.running for each in programs)
+    )
     if output == "json":
         print_json(
             {
@@ -274,8 +303,14 @@ def status(lab: str | None, lab_name: str | None, output: str | None) -> int:
                 "pods": len(declared.pods),
                 "services": len(declared.services),
                 "differences": differences,
-                "init": processes._asdict()
-                | {"processes": [p._asdict() for p in processes.processes]}
+                "programs": [each._asdict() for each in programs],
+                "lacking": lacking,
+                "init": {
+                    "pid": processes.pid,
+                    "restarts": processes.restarts,
+                    "sockets": processes.sockets,
+                    "processes": [each._asdict() for each in processes.processes],
+                }
                 if processes
                 else None,
             }
@@ -289,8 +324,22 @@ def status(lab: str | None, lab_name: str | None, output: str | None) -> int:
             click.echo(f"  init {processes.pid}, {processes.sockets} sockets answer")
         else:
             click.echo("  init is gone: nothing answers in the pods")
-        for line in differences:
+        if programs:
+            click.echo(f"  {_told(programs)}")
+        for line in (*(str(each) for each in programs if not each.running), *lacking, *differences):
             click.echo(f"  {line}")
         if not healthy:
             click.echo(f"  hint: `netlab up` with the topology of {declared.name} repairs it")
     return int(Exit.YES if healthy else Exit.NO)
+
+
+def _told(programs: Sequence[Running]) -> str:
+    """How many programs run: "3 of 3 bird run, started again 2 times"."""
+    parts = []
+    for name in sorted({each.name for each in programs}):
+        all_of_it = [each for each in programs if each.name == name]
+        running = sum(each.running for each in all_of_it)
+        restarts = sum(each.restarts for each in all_of_it)
+        again = f", started again {restarts} times" if restarts else ""
+        parts.append(f"{running} of {len(all_of_it)} {name} run{again}")
+    return "; ".join(parts)

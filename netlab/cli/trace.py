@@ -12,6 +12,7 @@ from netlab.cli.common import (
     complete_reference,
     lab_option,
     namespace_option,
+    new_console,
     output_option,
     print_json,
     require_root,
@@ -21,8 +22,6 @@ from netlab.problems import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import Console
 
     from netlab.topology.model import Lab
     from netlab.trace.aim import Request
@@ -35,10 +34,24 @@ if TYPE_CHECKING:
 def _print_schema(context: click.Context, parameter: click.Parameter, what: str | None) -> None:
     if what is None:
         return
-    from netlab.trace.schema import series_schema, trace_schema
+    from netlab.trace import schema
 
-    print_json(trace_schema() if what == "trace" else series_schema())
+    made = {
+        "trace": schema.trace_schema,
+        "series": schema.series_schema,
+        "prediction": schema.prediction_schema,
+    }
+    print_json(made[what]())
     context.exit()
+
+
+def _take_family(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    """Keep the one of two flags that was given as the parameter `family`."""
+    known = context.params.setdefault("family", None)
+    if wanted and known:
+        raise click.UsageError("-4 and -6: a packet is of one family", context)
+    if wanted:
+        context.params["family"] = 4 if option.name == "ipv4" else 6
 
 
 @click.command()
@@ -53,9 +66,16 @@ def _print_schema(context: click.Context, parameter: click.Parameter, what: str 
     "--port", type=click.IntRange(1, 65535), help="Destination port, if DST leaves it open."
 )
 @click.option(
-    "-4", "--ipv4", "family", type=int, flag_value=4, help="Over IPv4, in a lab of both families."
+    "-4",
+    "--ipv4",
+    is_flag=True,
+    expose_value=False,
+    callback=_take_family,
+    help="Over IPv4, in a lab of both families.",
 )
-@click.option("-6", "--ipv6", "family", type=int, flag_value=6, help="Over IPv6.")
+@click.option(
+    "-6", "--ipv6", is_flag=True, expose_value=False, callback=_take_family, help="Over IPv6."
+)
 @click.option(
     "--source-port",
     type=click.IntRange(1, 65535),
@@ -152,13 +172,14 @@ def _print_schema(context: click.Context, parameter: click.Parameter, what: str 
 )
 @click.option(
     "--schema",
-    type=click.Choice(("trace", "series")),
+    type=click.Choice(("trace", "series", "prediction")),
     is_flag=False,
     flag_value="trace",
     is_eager=True,
     expose_value=False,
     callback=_print_schema,
-    help="Print the JSON Schema of -o json (series: with --count), and do nothing else.",
+    help="Print the JSON Schema of -o json (series: with --count, prediction: with --predict), and "
+    "do nothing else.",
 )
 @namespace_option
 @lab_option
@@ -218,6 +239,10 @@ def trace(
         raise click.UsageError("--predict sends nothing: it goes with what a probe is, alone.")
     if topology and not predict:
         raise click.UsageError("--topology goes with --predict: only a lab that is up is traced")
+    if topology and _was_typed("lab_name"):
+        raise click.UsageError("--topology and --lab both say which lab")
+    if to and expect in ("rejected", "dropped"):
+        raise click.UsageError(f"--to says who is to receive it, and what is {expect} nobody does")
     if not count and watched is None:
         # Nothing that one trace makes is garbage before it ends, unless it waits for long.
         gc.disable()
@@ -262,7 +287,7 @@ def trace(
         from netlab.cli.trace_series import run_series
 
         return run_series(
-            lab, declared, request, count, expected, output, None if output else _console()
+            lab, declared, request, count, expected, output, None if output else new_console()
         )
     recorded: list[Recorded] = []
     if pcapng:
@@ -299,6 +324,12 @@ def trace(
     return _exit_code(found, expected)
 
 
+def _was_typed(parameter: str) -> bool:
+    """Whether an option stands in the command, and not in its environment."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
 def _print(found: Trace, output: str | None) -> None:
     if output:
         from netlab.trace.model import encode, encode_line
@@ -307,7 +338,7 @@ def _print(found: Trace, output: str | None) -> None:
         return
     from netlab.report.terminal import print_trace
 
-    print_trace(found, _console())
+    print_trace(found, new_console())
 
 
 def _write_pcapng(found: Trace, recorded: Sequence[Recorded], path: str) -> None:
@@ -316,15 +347,6 @@ def _write_pcapng(found: Trace, recorded: Sequence[Recorded], path: str) -> None
 
     with pcapng_stream(path) as stream:
         trace_pcapng.write(found, recorded, stream)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    # rich would end with 1, which says that the packet was dropped.
-    console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]
-    return console
 
 
 def _exit_code(found: Trace, expected: Expectation | None) -> int:
@@ -359,10 +381,6 @@ def _foretell(lab: Lab, request: Request, output: str | None) -> int:
     else:
         from netlab.report.prediction import print_foretold
 
-        print_foretold(foretold, _console())
+        print_foretold(foretold, new_console())
     ways = [foretold.prediction, *foretold.prediction.others]
     return Exit.YES if all(way.disposition == "delivered" for way in ways) else Exit.NO
-
-
-def _raise_broken_pipe() -> None:
-    raise BrokenPipeError

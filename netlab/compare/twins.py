@@ -40,7 +40,12 @@ def variants(text: str) -> tuple[Variant, ...]:
     if not words:
         message = "no mode of a service proxy is named"
         raise NetlabError(Problem("no-mode", message, hint=f"one or more of {_known()}"))
-    return tuple(dict.fromkeys(map(_variant, words)))
+    found = tuple(map(_variant, words))
+    for variant in found:
+        if found.count(variant) > 1:
+            message = f"{variant} is named twice: a mode is compared with others"
+            raise NetlabError(Problem("mode-twice", message, hint=f"one or more of {_known()}"))
+    return found
 
 
 def _variant(word: str) -> Variant:

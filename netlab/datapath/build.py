@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from netlab.datapath import faults, outside, own_tables, podnet
-from netlab.datapath.overlay import PodsByNode, overlay
+from netlab.datapath.overlay import PodsByNode, pod_mtu
+from netlab.datapath.overlays import type_of
 from netlab.datapath.services.modes import mode_of
 from netlab.datapath.state import (
+    Address,
     LabState,
     Link,
     Namespace,
@@ -15,6 +18,7 @@ from netlab.datapath.state import (
     Peer,
     Route,
     Server,
+    Sysctl,
     namespace_name,
 )
 from netlab.topology.model import Lab, Node, Pod
@@ -97,7 +101,8 @@ def _switch(lab: Lab) -> Namespace:
 def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
     name = namespace_name(lab.name, node.name)
     own = pods[node.name]
-    part = overlay(lab, node, pods)
+    overlay, mtu = type_of(lab), pod_mtu(lab)
+    part = overlay.part(lab, node, pods)
     mac = podnet.mac_of(node.address)
     uplink = Link(
         name="eth0",
@@ -106,18 +111,19 @@ def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
         mac=mac,
         peer=Peer(namespace=namespace_name(lab.name, SWITCH), link=podnet.switch_port(node)),
     )
+    pod_net = _routed(lab, node, own, mtu) if overlay.routed_pods else _bridged(lab, node, own, mtu)
     mode = mode_of(lab)
     return NodeState(
         name=node.name,
         namespace=Namespace(
             name=name,
-            links=(uplink, *part.links, *podnet.bridge_links(lab, node, own, part.mtu)),
+            links=(uplink, *part.links, *pod_net.links),
             addresses=(
                 *podnet.link_addresses(
                     "eth0", mac, podnet.addresses_of(lab, node), lab.underlay.cidrs
                 ),
                 *part.addresses,
-                *podnet.bridge_addresses(node),
+                *pod_net.addresses,
             ),
             routes=(
                 *(
@@ -130,13 +136,50 @@ def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
                 ),
                 *outside.node_routes(lab),
                 *part.routes,
-                *podnet.bridge_routes(lab, node, own),
+                *pod_net.routes,
             ),
             neighbours=part.neighbours,
             fdb=part.fdb,
-            sysctls=(*podnet.node_sysctls(lab), *mode.sysctls(lab, node)),
+            policies=part.policies,
+            sysctls=(
+                *podnet.node_sysctls(lab),
+                *mode.sysctls(lab, node),
+                *part.sysctls,
+                *pod_net.sysctls,
+            ),
             tables=own_tables.of_node(lab, node),
         ),
-        pods=tuple(podnet.pod_namespace(lab, node, pod, part.mtu) for pod in own),
+        pods=pod_net.pods,
         rules=mode.render(lab, node) if rules else None,
+        processes=part.processes,
+    )
+
+
+class _PodNet(NamedTuple):
+    """A node's pods, and what it has for them."""
+
+    pods: tuple[Namespace, ...]
+    links: tuple[Link, ...]
+    addresses: tuple[Address, ...]
+    routes: tuple[Route, ...]
+    sysctls: tuple[Sysctl, ...] = ()
+
+
+def _bridged(lab: Lab, node: Node, pods: tuple[Pod, ...], mtu: int) -> _PodNet:
+    return _PodNet(
+        tuple(podnet.pod_namespace(lab, node, pod, mtu) for pod in pods),
+        podnet.bridge_links(lab, node, pods, mtu),
+        podnet.bridge_addresses(node),
+        podnet.bridge_routes(lab, node, pods),
+    )
+
+
+def _routed(lab: Lab, node: Node, pods: tuple[Pod, ...], mtu: int) -> _PodNet:
+    knows = type_of(lab).routed_pods == "permanent"
+    return _PodNet(
+        tuple(podnet.routed_pod_namespace(lab, node, pod, mtu, knows) for pod in pods),
+        podnet.routed_links(lab, pods, mtu),
+        (),
+        podnet.routed_routes(pods),
+        () if knows else tuple(podnet.routed_sysctls(pods)),
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
 
 from netlab.datapath.state import (
+    MAIN_TABLE,
     Address,
     Change,
     FdbEntry,
@@ -15,6 +17,7 @@ from netlab.datapath.state import (
     Namespace,
     Neighbour,
     Peer,
+    Policy,
     Route,
     Ruleset,
     Sysctl,
@@ -32,14 +35,20 @@ def describe(item: Item) -> str:
             return f"namespace {name}"
         case Link():
             master = f" master {item.master}" if item.master else ""
-            vxlan = f" id {item.vxlan.vni} local {item.vxlan.local}" if item.vxlan else ""
+            tunnel = f" id {item.vxlan.vni} local {item.vxlan.local}" if item.vxlan else ""
+            if item.vxlan and item.vxlan.remote:
+                tunnel += f" remote {item.vxlan.remote}"
+            if item.ipip:
+                tunnel = f" local {item.ipip.local}"
             down = "" if item.up else " down"
-            return f"{item.kind} {item.name}{vxlan} mtu {item.mtu}{master}{down}"
+            return f"{item.kind} {item.name}{tunnel} mtu {item.mtu}{master}{down}"
         case Address(link=link, address=address):
             return f"address {address} dev {link}"
         case Route():
             via = f" via {item.via}" if item.via else ""
-            return f"route {item.destination}{via} dev {item.link}"
+            return f"route {item.destination}{via} dev {item.link}{_table(item)}"
+        case Policy():
+            return f"rule {_selector(item)} priority {item.priority}"
         case Neighbour(link=link, address=address, mac=mac):
             return f"neighbour {address} lladdr {mac} dev {link}"
         case FdbEntry(link=link, mac=mac, destination=destination):
@@ -58,6 +67,16 @@ def describe(item: Item) -> str:
             parts = [f"{chains} chains of iptables"] if chains else []
             parts += (f"table {table}" for table in item.tables)
             return f"rules that are not wanted: {', '.join(parts)}"
+
+
+def _table(route: Route) -> str:
+    return f" table {route.table}" if route.table != MAIN_TABLE else ""
+
+
+def _selector(policy: Policy) -> str:
+    """A rule of policy routing but for its priority, as `ip rule` has it."""
+    to = f" to {policy.destination}" if policy.destination else ""
+    return f"from {policy.source or 'all'}{to} lookup {policy.table}"
 
 
 def _names(rules: Tables) -> list[str]:
@@ -95,10 +114,10 @@ def _stage(change: Change) -> int:
         case Namespace():
             return 0 if change.verb == "add" else 9
         case Sysctl():
-            return 0
+            return 4 if change.item.link else 0
         case Link(kind="bridge"):
             return 1
-        case Link(peer=Peer(), master=str()):
+        case Link() if change.item.makes_pair:
             return 2
         case Link():
             return 3
@@ -130,7 +149,12 @@ def _commands(change: Change, ends: dict[Peer, Link]) -> Iterator[str]:
         case Route():
             via = f" via {change.item.via}" if change.item.via else ""
             onlink = " onlink" if change.item.onlink else ""
-            yield f"{ip} route {verb} {change.item.destination}{via} dev {change.item.link}{onlink}"
+            where = f"{change.item.destination}{via} dev {change.item.link}{onlink}"
+            yield f"{ip} route {verb} {where}{_table(change.item)}"
+        case Policy(priority=priority):
+            # Rules may stand twice; `ip rule replace` there is none.
+            action = "del" if verb == "del" else "add"
+            yield f"{ip} rule {action} {_selector(change.item)} priority {priority} protocol boot"
         case Neighbour(link=link, address=address, mac=mac):
             yield f"{ip} neighbour {verb} {address} lladdr {mac} dev {link} nud permanent"
         case FdbEntry(link=link, mac=mac, destination=destination):
@@ -160,8 +184,14 @@ def _link_commands(ip: str, verb: str, link: Link, ends: dict[Peer, Link]) -> It
         yield (
             f"{ip} link add {link.name} {settings} type vxlan id {vxlan.vni} local {vxlan.local}"
             f" dev {vxlan.device} dstport {vxlan.port} {'' if vxlan.learning else 'no'}learning"
+            + (f" {_remote_word(vxlan.remote)} {vxlan.remote}" if vxlan.remote else "")
         )
-    elif verb == "add" and link.peer and link.master:
+    elif verb == "add" and link.ipip:
+        yield (
+            f"{ip} link add {link.name} mtu {link.mtu} type ipip local {link.ipip.local}"
+            f" dev {link.ipip.device}"
+        )
+    elif verb == "add" and link.peer and link.makes_pair:
         end = ends[link.peer]
         far = f"mtu {end.mtu}" + (f" address {end.mac}" if end.mac else "")
         yield (
@@ -170,11 +200,18 @@ def _link_commands(ip: str, verb: str, link: Link, ends: dict[Peer, Link]) -> It
         )
     elif verb == "set":
         yield f"{ip} link set {link.name} {settings}"
+        if link.kind == "bridge" and link.mac:
+            own = f"{link.mac} dev {link.name} self permanent"
+            yield f"bridge{ip.removeprefix('ip')} fdb replace {own}"
     if link.master:
         yield f"{ip} link set {link.name} master {link.master}"
         if link.hairpin:
             yield f"{ip} link set {link.name} type bridge_slave hairpin on"
     yield f"{ip} link set {link.name} {'up' if link.up else 'down'}"
+
+
+def _remote_word(remote: str) -> str:
+    return "group" if ip_address(remote).is_multicast else "remote"
 
 
 def _rules_commands(inside: str, rules: Ruleset) -> Iterator[str]:

@@ -57,7 +57,7 @@ def caused(changes: Sequence[Change], before: LabState, after: LabState) -> list
     touched: set[tuple[str, str | None]] = set()
     for change, is_wanted in zip(changes, wanted, strict=True):
         if isinstance(link := change.item, Link) and (
-            is_wanted or (link.vxlan and (change.namespace, link.vxlan.device) in touched)
+            is_wanted or (link.below and (change.namespace, link.below) in touched)
         ):
             touched.add((change.namespace, link.name))
     return [
@@ -84,12 +84,14 @@ def _identity(item: Item) -> tuple[object, ...]:
 
 
 def _items(namespace: Namespace) -> Iterable[Item]:
-    yield from namespace.sysctls
+    yield from (sysctl for sysctl in namespace.sysctls if not sysctl.link)
     yield from namespace.links
     yield from namespace.addresses
     yield from namespace.neighbours
     yield from namespace.fdb
     yield from namespace.routes
+    yield from namespace.policies
+    yield from (sysctl for sysctl in namespace.sysctls if sysctl.link)
 
 
 def _halves(wanted: Iterable[Namespace], found: Mapping[str, Found]) -> set[tuple[str, str]]:
@@ -123,8 +125,8 @@ def _differences(
         if now is not None and (
             (name, link.name) in halves
             or _other_device(link, now)
-            # The kernel removes a VXLAN device with the one below it.
-            or (link.vxlan is not None and link.vxlan.device in gone)
+            # The kernel removes a tunnel's device with the one below it.
+            or link.below in gone
         ):
             gone.add(link.name)
             now = None
@@ -137,16 +139,17 @@ def _differences(
             yield Change(verb="delete", namespace=name, item=there[link_name])
 
     # What sat on a deleted link went with it; what sits on a link that is not ours is not ours.
-    lasting = {*wanted, "lo"} - gone
+    lasting: set[str | None] = {None, *wanted, "lo"} - gone
     readdressed = {
         link.name for link in changed if isinstance(link, Link) and _other_mac(link, there)
     }
     # A new MAC flushes the neighbours of its link, permanent ones too.
-    pairs: tuple[tuple[Iterable[Item], Iterable[Item], set[str]], ...] = (
+    pairs: tuple[tuple[Iterable[Item], Iterable[Item], set[str | None]], ...] = (
         (desired.addresses, found.namespace.addresses, lasting),
         (desired.neighbours, found.namespace.neighbours, lasting - readdressed),
         (desired.fdb, found.namespace.fdb, lasting),
         (desired.routes, found.namespace.routes, lasting),
+        (desired.policies, found.namespace.policies, lasting),
     )
     for want, have, staying in pairs:
         want_set, have_set = set(want), {item for item in have if _link_of(item) in staying}
@@ -155,7 +158,18 @@ def _differences(
                 yield Change(verb="delete", namespace=name, item=item)
         added += (item for item in want if item not in have_set)
     values = {sysctl.path: sysctl.value for sysctl in found.namespace.sysctls}
-    changed += (s for s in desired.sysctls if values.get(s.path) != s.value)
+    made = {item.name for item in added if isinstance(item, Link)}
+    for sysctl in desired.sysctls:
+        if sysctl.link in made:
+            added.append(sysctl)  # what was read is what the link had that goes
+        elif values.get(sysctl.path) != sysctl.value:
+            changed.append(sysctl)
+    # A link that is made gets what the namespace has; one that is there may have been set apart.
+    off = {each.link for each in desired.addresses if ":" in each.address} & found.without_ipv6
+    changed += (
+        Sysctl(path=f"net/ipv6/conf/{link}/disable_ipv6", value="0")
+        for link in sorted(off & lasting)
+    )
 
     # Ports that are there are put into a new bridge by what sets them right.
     bridges = [item for item in added if isinstance(item, Link) and item.kind == "bridge"]
@@ -170,7 +184,7 @@ def _link_of(item: Item) -> str | None:
 
 
 def _other_device(want: Link, have: Link) -> bool:
-    return want.kind != have.kind or want.vxlan != have.vxlan
+    return want.kind != have.kind or want.vxlan != have.vxlan or want.ipip != have.ipip
 
 
 def _other_mac(want: Link, there: Mapping[str, Link]) -> bool:
@@ -183,5 +197,6 @@ def _same_settings(want: Link, have: Link) -> bool:
         and want.mtu == have.mtu
         and want.master == have.master
         and want.hairpin == have.hairpin
+        and want.own_entry == have.own_entry
         and want.mac in (None, have.mac)
     )

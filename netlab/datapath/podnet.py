@@ -1,4 +1,4 @@
-"""The pod network of one node: cbr0, a veth pair for each pod, forwarding.
+"""The pod network of one node: cbr0, or routed links, a veth pair for each pod, forwarding.
 
 What kubelet and the CNI plugin `bridge` (flannel's, kubenet's) leave behind, with one address for
 each family of the lab.
@@ -16,12 +16,18 @@ from netlab.datapath.state import (
     Address,
     Link,
     Namespace,
+    Neighbour,
     Peer,
     Route,
     Sysctl,
     namespace_name,
 )
 from netlab.topology.model import Lab, Node, Pod
+
+# What routed pods have as their gateway, which no machine has: the other end of the link answers
+# for it (Calico's and the AWS VPC CNI's; RFC 3927 has such addresses never leave the link).
+LINK_GATEWAY = "169.254.1.1"
+LINK_MAC = "ee:ee:ee:ee:ee:ee"  # Calico's for all outer ends: each is alone on its link
 
 EVERY_ADDRESS = {4: "0.0.0.0", 6: "::"}
 DEFAULT_ROUTES = {4: "0.0.0.0/0", 6: "::/0"}
@@ -234,5 +240,62 @@ def pod_namespace(lab: Lab, node: Node, pod: Pod, mtu: int) -> Namespace:
             )
             for address in addresses
         ),
+        sysctls=pod_sysctls(lab),
+    )
+
+
+def routed_links(lab: Lab, pods: tuple[Pod, ...], mtu: int) -> tuple[Link, ...]:
+    """The outer ends of the pods' pairs where there is no bridge."""
+    return tuple(
+        Link(
+            name=outer_link(pod),
+            kind="veth",
+            mtu=mtu,
+            mac=LINK_MAC,
+            routed=True,
+            peer=Peer(namespace=namespace_name(lab.name, pod.namespace, pod.name), link="eth0"),
+        )
+        for pod in pods
+    )
+
+
+def routed_routes(pods: tuple[Pod, ...]) -> tuple[Route, ...]:
+    """Each pod's address is a route of its own."""
+    return tuple(Route(destination=host_network(pod.address), link=outer_link(pod)) for pod in pods)
+
+
+def routed_sysctls(pods: tuple[Pod, ...]) -> Iterable[Sysctl]:
+    """The node answers ARP for its pods' gateway, which it does not have, and at once."""
+    for pod in pods:
+        link = outer_link(pod)
+        yield Sysctl(path=f"net/ipv4/conf/{link}/proxy_arp", value="1")
+        # The kernel would answer for others after a random time of up to 0.8 s.
+        yield Sysctl(path=f"net/ipv4/neigh/{link}/proxy_delay", value="0")
+
+
+def routed_pod_namespace(
+    lab: Lab, node: Node, pod: Pod, mtu: int, knows_gateway: bool
+) -> Namespace:
+    """A pod without a network of its own: its address alone, and all else by way of the link."""
+    mac = mac_of(pod.address)
+    return Namespace(
+        name=namespace_name(lab.name, pod.namespace, pod.name),
+        links=(
+            Link(
+                name="eth0",
+                kind="veth",
+                mtu=mtu,
+                mac=mac,
+                peer=Peer(namespace=namespace_name(lab.name, node.name), link=outer_link(pod)),
+            ),
+        ),
+        addresses=link_addresses("eth0", mac, [pod.address], ()),
+        routes=(
+            Route(destination=host_network(LINK_GATEWAY), link="eth0"),
+            Route(destination=DEFAULT_ROUTES[4], link="eth0", via=LINK_GATEWAY),
+        ),
+        neighbours=(Neighbour(link="eth0", address=LINK_GATEWAY, mac=LINK_MAC),)
+        if knows_gateway
+        else (),
         sysctls=pod_sysctls(lab),
     )

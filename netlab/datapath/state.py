@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-LinkKind = Literal["veth", "bridge", "vxlan"]
+LinkKind = Literal["veth", "bridge", "vxlan", "ipip"]
 Backend = Literal["nft", "legacy"]  # of iptables
 
 
@@ -30,6 +30,7 @@ class Vxlan(State, frozen=True):
     local: str
     device: str  # the link below, in the same namespace
     learning: bool = False
+    remote: str = ""  # where frames go whose MAC it does not know: another end, or a group
 
 
 class Peer(State, frozen=True):
@@ -37,6 +38,13 @@ class Peer(State, frozen=True):
 
     namespace: str
     link: str
+
+
+class Ipip(State, frozen=True):
+    """Attributes of a device that puts IPv4 packets into IPv4 packets; routes name the far end."""
+
+    local: str
+    device: str  # the link below, in the same namespace
 
 
 class Link(State, frozen=True):
@@ -48,9 +56,23 @@ class Link(State, frozen=True):
     mac: str | None = None  # None: the kernel's choice
     master: str | None = None
     hairpin: bool = False
+    own_entry: bool = True  # whether a bridge knows its own MAC, and so takes what is for it
     up: bool = True
     peer: Peer | None = None  # not read back: the kernel names neither end to the other
     vxlan: Vxlan | None = None
+    ipip: Ipip | None = None
+    routed: bool = False  # the end of a pair that makes it, though in no bridge; not read back
+
+    @property
+    def makes_pair(self) -> bool:
+        """Whether a pair is made from this end, with the other one."""
+        return self.peer is not None and (self.master is not None or self.routed)
+
+    @property
+    def below(self) -> str | None:
+        """The link that a tunnel sends by, with which it goes."""
+        tunnel = self.vxlan or self.ipip
+        return tunnel.device if tunnel else None
 
 
 class Address(State, frozen=True):
@@ -60,13 +82,26 @@ class Address(State, frozen=True):
     address: str
 
 
+MAIN_TABLE = 254
+
+
 class Route(State, frozen=True):
-    """A unicast route of the main table. Without `via` the destination is on the link."""
+    """A unicast route. Without `via` the destination is on the link."""
 
     destination: str
     link: str
     via: str | None = None
     onlink: bool = False
+    table: int = MAIN_TABLE
+
+
+class Policy(State, frozen=True):
+    """A rule of policy routing: which table packets are looked up in, by one of their ends."""
+
+    priority: int  # the smallest is asked first; the main table is asked at 32766
+    table: int
+    source: str = ""  # networks, "10.244.1.4/32"; "" is any
+    destination: str = ""
 
 
 class Neighbour(State, frozen=True):
@@ -91,6 +126,13 @@ class Sysctl(State, frozen=True):
     path: str
     value: str
 
+    @property
+    def link(self) -> str | None:
+        """The link that it is a setting of, "net/ipv4/conf/eth0/proxy_arp"; None: of no one."""
+        kind, _, rest = self.path.partition("/")[2].partition("/")[2].partition("/")
+        name = rest.partition("/")[0]
+        return name if kind in ("conf", "neigh") and name not in ("all", "default") else None
+
 
 class Connection(State, frozen=True):
     """A connection that is remembered: what comes from the source is sent to `to` instead."""
@@ -110,6 +152,7 @@ class Namespace(State, frozen=True):
     routes: tuple[Route, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     fdb: tuple[FdbEntry, ...] = ()
+    policies: tuple[Policy, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     tables: tuple[Table, ...] = ()  # beside the service proxy's rules
     connections: tuple[Connection, ...] = ()
@@ -186,6 +229,38 @@ class NodeState(State, frozen=True):
     namespace: Namespace
     pods: tuple[Namespace, ...] = ()
     rules: Rules | None = None
+    processes: tuple[Process, ...] = ()
+
+
+class File(State, frozen=True):
+    """A file that processes of one namespace see, and nobody else: below /run, or in place of one.
+
+    Below /run everything is the namespace's own; elsewhere the file must be there to be covered.
+    """
+
+    path: str
+    text: str
+    owner: str = ""  # a user of the machine whose it is, and the directory it is in; "": root
+
+
+class Process(State, frozen=True):
+    """A program that runs in a namespace for as long as the lab does.
+
+    It stays in the foreground, and is started again, each time later, when it ends.  It sees
+    `files`, has a /run of its own (with its pid file and control socket) and is root: one that
+    needs less gives it up itself, as its options say.
+    """
+
+    name: str  # "bird": unique in its namespace
+    namespace: str
+    command: tuple[str, ...]
+    package: str  # Debian's, which has the program
+    files: tuple[File, ...] = ()
+    directories: tuple[tuple[str, str], ...] = ()  # to be made below /run, with the owner of each
+    reload: str = ""  # the signal after which it reads changed files; "": it is started again
+    # It is ready when the namespace has these routes, whoever made them, and sockets listen.
+    routes: tuple[Route, ...] = ()
+    listens: tuple[tuple[Literal["TCP", "UDP"], int], ...] = ()
 
 
 class Page(State, frozen=True):
@@ -219,6 +294,11 @@ class LabState(State, frozen=True):
     outside: tuple[Namespace, ...] = ()
     servers: tuple[Server, ...] = ()
 
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """What runs in the nodes and their pods beside the workload."""
+        return tuple(process for node in self.nodes for process in node.processes)
+
     def namespaces(self) -> tuple[Namespace, ...]:
         """All namespaces: the switch, what is outside, then each node followed by its pods."""
         found = [self.switch, *self.outside]
@@ -234,10 +314,21 @@ class Found(State, frozen=True):
     namespace: Namespace
     index: dict[str, int]  # interface numbers by link name
     marked: frozenset[str]  # links that carry our mark
+    without_ipv6: frozenset[str] = frozenset()  # links that IPv6 is switched off on
 
 
 Item = (
-    Namespace | Link | Address | Route | Neighbour | FdbEntry | Sysctl | Rules | Update | Leftovers
+    Namespace
+    | Link
+    | Address
+    | Route
+    | Policy
+    | Neighbour
+    | FdbEntry
+    | Sysctl
+    | Rules
+    | Update
+    | Leftovers
 )
 
 

@@ -23,6 +23,7 @@ from netlab.datapath.state import (
     Link,
     Namespace,
     Neighbour,
+    Policy,
     Route,
     Sysctl,
 )
@@ -63,14 +64,14 @@ def carry_out(
 ) -> None:
     """Make the changes that `plan` found between `found` and `desired`.
 
-    `ready` is called with the name of each new namespace that holds a bridge, as soon as it exists
+    `ready` is called with the name of each new namespace that makes pairs, as soon as it exists
     and from another thread.  Raises NetlabError with every refusal of the kernel.
     """
     by_namespace: dict[str, list[Change]] = {}
     for change in changes:
         by_namespace.setdefault(change.namespace, []).append(change)
-    # Namespaces with a bridge first: veth pairs are made from the end that goes into it.
-    ordered = sorted(desired, key=lambda ns: not _has_bridge(ns))
+    # Nodes and the switch first: veth pairs are made from the end that is there.
+    ordered = sorted(desired, key=lambda ns: not _is_hub(ns))
     work = _Work(lab, {ns.name: ns for ns in ordered}, found, by_namespace)
     work.run([ns.name for ns in ordered], ready)
     for change in changes:
@@ -97,8 +98,15 @@ def forget_learned(names: Iterable[str]) -> None:
             )
 
 
-def _has_bridge(namespace: Namespace) -> bool:
-    return any(link.kind == "bridge" for link in namespace.links)
+def _has_fallback_tunnels() -> bool:
+    """Whether a namespace that was just made has links beside `lo`."""
+    with namespaces.scratch() as fresh, namespaces.entered(fresh), Socket() as netlink:
+        return len(observe.links_there(netlink)) > 1
+
+
+def _is_hub(namespace: Namespace) -> bool:
+    """Whether it is one that others hang on: it has a bridge, or makes the pairs to them."""
+    return any(link.kind == "bridge" or link.makes_pair for link in namespace.links)
 
 
 class _Work:
@@ -115,7 +123,11 @@ class _Work:
         self.changes = changes
         self.open: dict[str, _Open] = {}
         self.problems: list[Problem] = []
-        self.waiting: dict[str, list[tuple[_Open, Change]]] = {}
+        # By the namespace that is waited for; then by who waits for it.
+        self.waiting: dict[str, dict[str, list[Change]]] = {}
+        self.waiting_links: dict[tuple[str, str], str] = {}  # (who waits, link): for whom
+        # Loaded modules such as ipip put a device of their own into every namespace (tunl0).
+        self.tunnels_of_the_kernel = _has_fallback_tunnels()
         self.ends = {
             (namespace.name, link.name): link
             for namespace in desired.values()
@@ -124,7 +136,7 @@ class _Work:
         }
 
     def run(self, order: Sequence[str], ready: Callable[[str], None]) -> None:
-        bridged = [name for name in order if _has_bridge(self.desired[name])]
+        bridged = [name for name in order if _is_hub(self.desired[name])]
         leaves = [name for name in order if name in self.changes and name not in bridged]
         opened: queue.SimpleQueue[_Open | BaseException] = queue.SimpleQueue()
         thread = threading.Thread(
@@ -142,8 +154,8 @@ class _Work:
             for name in leaves:
                 leaf = self.open[name] = _received(opened)
                 self._apply(leaf, _deletions(self.changes[name]))
-                for maker, change in self.waiting.get(name, ()):
-                    self._apply(maker, [change])
+                for maker, waiting in self.waiting.pop(name, {}).items():
+                    self._apply(self.open[maker], waiting)
                 self._apply(leaf, _others(self.changes[name]))
                 del self.open[name]
                 leaf.close()
@@ -172,7 +184,10 @@ class _Work:
                 else:
                     namespaces.remove(name)  # the file of a killed start
                     descriptor = namespaces.make(name, self.lab, self.desired[name].sysctls)
-                    opened.put(_Open(name, descriptor, Socket()))
+                    fresh = _Open(name, descriptor, Socket())
+                    if self.tunnels_of_the_kernel:
+                        fresh.index |= observe.links_there(fresh.netlink)
+                    opened.put(fresh)
                     if name in bridged:
                         ready(name)
         except BaseException as error:  # raised by the thread that waits
@@ -183,34 +198,43 @@ class _Work:
         sources: list[Change] = []
         sysctls: list[Sysctl] = []
         for change in changes:
-            if isinstance(change.item, Sysctl):
-                if here.name in self.found:
+            if awaited := self._awaited(change):
+                self.waiting.setdefault(awaited, {}).setdefault(here.name, []).append(change)
+            elif isinstance(change.item, Sysctl):
+                if here.name in self.found or change.item.link:
                     sysctls.append(change.item)
-            elif self._must_wait(change):
-                assert isinstance(change.item, Link)
-                assert change.item.peer
-                self.waiting.setdefault(change.item.peer.namespace, []).append((here, change))
             else:
                 for packed in self._messages(here, change):
                     messages.append(packed)
                     sources.append(change)
-        if sysctls:
-            with namespaces.entered(here.descriptor):
-                namespaces.write_sysctls(sysctls)
+        of_links = [sysctl for sysctl in sysctls if sysctl.link]
+        self._write(here, [sysctl for sysctl in sysctls if not sysctl.link])
         for refused in here.netlink.request(messages) if messages else ():
             change = sources[refused.index]
             if change.verb != "delete" or refused.errno not in _GONE:
                 self.problems.append(_refusal(change, str(refused.strerror)))
+        self._write(here, of_links)
 
-    def _must_wait(self, change: Change) -> bool:
-        """A pair whose other end's namespace does not exist yet."""
-        return (
-            change.verb == "add"
-            and isinstance(change.item, Link)
-            and change.item.peer is not None
-            and change.item.master is not None
-            and change.item.peer.namespace not in self.open
-        )
+    def _write(self, here: _Open, sysctls: list[Sysctl]) -> None:
+        if sysctls:
+            with namespaces.entered(here.descriptor):
+                namespaces.write_sysctls(sysctls)
+
+    def _awaited(self, change: Change) -> str | None:
+        """The namespace without which a change cannot be made yet: that of a pair's other end.
+
+        What is on such a link waits with it.
+        """
+        item = change.item
+        if isinstance(item, Link):
+            if change.verb != "add" or item.peer is None or not item.makes_pair:
+                return None
+            if item.peer.namespace in self.open:
+                return None
+            self.waiting_links[change.namespace, item.name] = item.peer.namespace
+            return item.peer.namespace
+        awaited = self.waiting_links.get((change.namespace, getattr(item, "link", None) or ""))
+        return awaited if awaited in self.waiting else None
 
     def _messages(self, here: _Open, change: Change) -> Iterator[bytes]:
         item = change.item
@@ -219,8 +243,12 @@ class _Work:
         if isinstance(item, Link):
             yield from self._link_messages(here, change.verb, item)
             return
+        if isinstance(item, Policy):
+            delete_it = change.verb == "delete"
+            yield (rtnetlink.delete_policy if delete_it else rtnetlink.add_policy)(item)
+            return
         add, delete = _PACKERS[type(item)]
-        link = here.number(item.link)  # type: ignore[union-attr]
+        link = here.number(item.link)  # type: ignore[union-attr, arg-type]
         yield (delete if change.verb == "delete" else add)(item, link)
 
     def _link_messages(self, here: _Open, verb: str, link: Link) -> Iterator[bytes]:
@@ -235,6 +263,8 @@ class _Work:
             yield rtnetlink.set_link(link, before, index, master)
             if link.master and (link.hairpin, link.master) != (before.hairpin, before.master):
                 yield rtnetlink.set_hairpin(index, link.hairpin)
+            if link.own_entry and not before.own_entry and before.mac:
+                yield rtnetlink.add_own_entry(link.mac or before.mac, index)
             if link.name not in there.marked:
                 yield rtnetlink.add_altname(index, namespaces.mark(self.lab, link.name))
             return
@@ -242,7 +272,9 @@ class _Work:
             yield rtnetlink.add_bridge(link, index)
         elif link.vxlan:
             yield rtnetlink.add_vxlan(link, index, here.number(link.vxlan.device))
-        elif link.peer and link.master:
+        elif link.ipip:
+            yield rtnetlink.add_ipip(link, index, here.number(link.ipip.device))
+        elif link.peer and link.makes_pair:
             other = self.open[link.peer.namespace]
             end = self.ends[link.peer.namespace, link.peer.link]
             far = other.number(end.name)

@@ -18,7 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from netlab.kernel import rtnetlink
-from netlab.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Socket, message, nested, number, text
+from netlab.kernel.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    Socket,
+    attribute,
+    message,
+    nested,
+    number,
+    text,
+)
 from netlab.kernel.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -177,6 +186,11 @@ def _vxlan() -> str:
     )
 
 
+def _ipip() -> str:
+    """With an end of its own: the module makes one without, tunl0, in every namespace."""
+    return _link("ipip", attribute(rtnetlink.IFLA_IPTUN_LOCAL, socket.inet_aton("192.0.2.1")))
+
+
 def _ipv6() -> str:
     """An address, given as `up` gives it."""
     from netlab.datapath.state import Address
@@ -322,6 +336,7 @@ ATTEMPTS: dict[str, Callable[[], str]] = {
     "veth": lambda: _link("veth"),
     "bridge": lambda: _link("bridge"),
     "vxlan": _vxlan,
+    "ipip": _ipip,
     "br_netfilter": _br_netfilter,
     "nat": _nat,
     "nfacct": _nfacct,

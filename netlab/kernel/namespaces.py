@@ -34,6 +34,7 @@ from netlab.kernel.syscalls import (
     umount,
     unshare,
 )
+from netlab.problems import Exit, NetlabError, Problem
 
 RUN_DIR = "/run/netns"
 THREAD_NAMESPACE = "/proc/thread-self/ns/net"
@@ -68,13 +69,15 @@ def entered(namespace: str | int) -> Iterator[None]:
     """Run the body with the calling thread inside a namespace, given by name or descriptor.
 
     Sockets opened in the body belong to that namespace for good, and children forked in it
-    start there.  Only this thread moves.
+    start there.  Only this thread moves.  NetlabError (exit 3) without the privilege to.
     """
     home = open_current()
     try:
         target = namespace if isinstance(namespace, int) else open_named(namespace)
         try:
             setns(target, CLONE_NEWNET)
+        except PermissionError:
+            raise _not_privileged() from None
         finally:
             if target is not namespace:
                 os.close(target)
@@ -84,6 +87,27 @@ def entered(namespace: str | int) -> Iterator[None]:
             setns(home, CLONE_NEWNET)
     finally:
         os.close(home)
+
+
+def require_privilege() -> None:
+    """NetlabError (exit 3) without the privilege to enter namespaces, before anything is done."""
+    home = open_current()
+    try:
+        with entered(home):
+            pass
+    finally:
+        os.close(home)
+
+
+def _not_privileged() -> NetlabError:
+    return NetlabError(
+        Problem(
+            "missing-capability",
+            "this root lacks CAP_SYS_ADMIN, which entering network namespaces needs",
+            hint="in a container: run it with --privileged",
+        ),
+        Exit.MACHINE,
+    )
 
 
 @contextlib.contextmanager
@@ -216,7 +240,11 @@ _FLAG = f"{STATE_DIR}/made-run-netns"
 
 @contextlib.contextmanager
 def run_dir() -> Iterator[None]:
-    """Keep /run/netns a shared mount point during the body, making it one first if need be."""
+    """Keep /run/netns a shared mount point during the body, making it one first if need be.
+
+    NetlabError (exit 3) without the privilege to.
+    """
+    require_privilege()
     lock = lock_directory(STATE_DIR, fcntl.LOCK_SH)
     try:
         while not _share_run_dir():

@@ -16,7 +16,12 @@ _NETLINK_NETFILTER = 12
 _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS = (
     SUBSYSTEM_NFTABLES << 8 | number for number in (4, 7, 10, 13)
 )
-_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK = 1, 3, 4
+_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
+_FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
+_PREROUTING, _INGRESS = 0, 5  # of inet; netdev has ingress as its first
+# NF_IP_PRI_CONNTRACK_DEFRAG; on a bridge NF_BR_PRI_BRNF, where br_netfilter calls it.
+_REASSEMBLY = {"ip": -400, "ip6": -400, "inet": -400, "bridge": 0}
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
 _SET_TABLE, _SET_NAME, _SET_FLAGS = 1, 2, 3
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
@@ -61,6 +66,27 @@ def contents(namespace: str | int, family: int) -> Contents:
                 netlink, family, _word(found[_SET_TABLE]), _word(found[_SET_NAME])
             )
     return Contents(chains, named, elements)
+
+
+def before_reassembly(namespace: str | int) -> list[str]:
+    """Base chains that see the fragments of a packet, "ip TABLE CHAIN".  Raises NetlinkError.
+
+    Connection tracking puts them together at the prerouting hook; behind that nobody sees any.
+    """
+    found = []
+    with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
+        for payload in netlink.dump(_GET_CHAIN, request_body(b"", 0)):
+            family = _FAMILIES.get(payload[0], "")
+            chain = attributes(payload, _OF_GENMSG)
+            hook = attributes(chain.get(_CHAIN_HOOK, b""))
+            if _HOOK_NUMBER not in hook or not family:
+                continue
+            number = int.from_bytes(hook[_HOOK_NUMBER], "big")
+            priority = int.from_bytes(hook[_HOOK_PRIORITY], "big", signed=True)
+            on_link = family == "netdev" or (family == "inet" and number == _INGRESS)
+            if on_link or (number == _PREROUTING and priority < _REASSEMBLY[family]):
+                found.append(f"{family} {_word(chain[_CHAIN_TABLE])} {_word(chain[_CHAIN_NAME])}")
+    return found
 
 
 def _elements(netlink: Socket, family: int, table: str, name: str) -> int:

@@ -38,6 +38,10 @@ _TIMESPEC = struct.Struct("@qq")
 _AUXDATA = struct.Struct("@IIIHHHH")
 _ANCILLARY = socket.CMSG_SPACE(_TIMESPEC.size) + socket.CMSG_SPACE(_AUXDATA.size)
 
+# Devices for IP in IP have no MAC header; what they carry gets an empty one, as on lo.
+_ARPHRD_TUNNEL = 768
+_NO_MAC = bytes(12) + b"\x08\x00"
+
 # linux/filter.h
 INSTRUCTION = struct.Struct("=HBBI")
 RETURN = 0x06
@@ -109,13 +113,15 @@ class Tap:
             if error.errno == errno.ENETDOWN:  # told once, of a device that was bound to
                 return None
             raise
-        device, _, kind = address[:3]
+        device, _, kind, hardware = address[:4]
         t_ns, length = 0, len(data)
         for level, what, told in ancillary:
             if level == socket.SOL_SOCKET and what == _SO_TIMESTAMPNS:
                 t_ns = _stamp(told)
             elif level == _SOL_PACKET and what == _PACKET_AUXDATA:
                 length = _AUXDATA.unpack_from(told)[1]
+        if hardware == _ARPHRD_TUNNEL:
+            data, length = _NO_MAC + data, length + len(_NO_MAC)
         return Frame(data, length, device, kind, t_ns)
 
     def forget(self) -> None:

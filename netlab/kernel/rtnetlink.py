@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from netlab.datapath.state import Address, FdbEntry, Link, Neighbour, Route
+from netlab.datapath.state import MAIN_TABLE, Address, FdbEntry, Link, Neighbour, Policy, Route
 from netlab.kernel.netlink import (
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -28,6 +28,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 RTM_NEWLINKPROP = 108
 
 IFF_UP = 0x1
@@ -36,22 +37,27 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 28, 29
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
+IFLA_AF_SPEC, IFLA_INET6_CONF, DEVCONF_DISABLE_IPV6 = 26, 2, 26
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_QDISC = 6
 IFLA_BRPORT_STATE, IFLA_BRPORT_MODE = 1, 4
 BR_STATE_FORWARDING = 3
-RTMGRP_LINK = 1
+RTMGRP_LINK, RTMGRP_IPV4_ROUTE = 1, 0x40
 VETH_INFO_PEER = 1
-IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL = 1, 3, 4
-IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 7, 15, 17
+IFLA_VXLAN_ID, IFLA_VXLAN_GROUP, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL = 1, 2, 3, 4
+IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_GROUP6, IFLA_VXLAN_LOCAL6 = 7, 15, 16, 17
+IFLA_IPTUN_LINK, IFLA_IPTUN_LOCAL = 1, 2
 
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_PROTO = 1, 2, 4, 11
 IFA_F_NODAD = 0x02
 IFAPROT_KERNEL_RA, IFAPROT_KERNEL_LL = 2, 3
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
-NDA_DST, NDA_LLADDR = 1, 2
+NDA_DST, NDA_LLADDR, NDA_MASTER = 1, 2, 9
 
-RT_TABLE_MAIN = 254
+FRA_DST, FRA_SRC, FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL = 1, 2, 6, 15, 21
+FR_ACT_TO_TBL = 1
+
+RT_TABLE_MAIN = MAIN_TABLE
 RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC = 2, 3, 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTN_UNICAST = 1
@@ -62,6 +68,7 @@ NTF_SELF = 0x02
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
+_RULE = struct.Struct("=BBBBBxxBI")  # fib_rule_hdr: family, lengths, tos, table, action, flags
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
@@ -125,6 +132,10 @@ def add_vxlan(link: Link, index: int, device: int) -> bytes:
     """A VXLAN device, up."""
     assert link.vxlan is not None
     six = family_of(link.vxlan.local) == socket.AF_INET6
+    remote = b""
+    if link.vxlan.remote:  # a group is told by the same attribute
+        kind = IFLA_VXLAN_GROUP6 if six else IFLA_VXLAN_GROUP
+        remote = attribute(kind, _packed(link.vxlan.remote))
     data = nested(
         IFLA_INFO_DATA,
         number(IFLA_VXLAN_ID, link.vxlan.vni),
@@ -132,8 +143,21 @@ def add_vxlan(link: Link, index: int, device: int) -> bytes:
         attribute(IFLA_VXLAN_LOCAL6 if six else IFLA_VXLAN_LOCAL, _packed(link.vxlan.local)),
         attribute(IFLA_VXLAN_LEARNING, bytes([link.vxlan.learning])),
         attribute(IFLA_VXLAN_PORT, struct.pack("!H", link.vxlan.port)),
+        remote,
     )
     info = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "vxlan"), data)
+    return message(RTM_NEWLINK, _NEW, link_message(index, up=True) + _named(link, None) + info)
+
+
+def add_ipip(link: Link, index: int, device: int) -> bytes:
+    """A device for IPv4 in IPv4 to whatever gateway a route has, up."""
+    assert link.ipip is not None
+    data = nested(
+        IFLA_INFO_DATA,
+        number(IFLA_IPTUN_LINK, device),
+        attribute(IFLA_IPTUN_LOCAL, _packed(link.ipip.local)),
+    )
+    info = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "ipip"), data)
     return message(RTM_NEWLINK, _NEW, link_message(index, up=True) + _named(link, None) + info)
 
 
@@ -215,7 +239,7 @@ def _route(route: Route, index: int) -> bytes:
         length,
         0,
         0,
-        RT_TABLE_MAIN,
+        route.table if route.table < 256 else 0,
         RTPROT_BOOT,
         RT_SCOPE_UNIVERSE if route.via else RT_SCOPE_LINK,
         RTN_UNICAST,
@@ -225,7 +249,7 @@ def _route(route: Route, index: int) -> bytes:
         body += attribute(RTA_DST, destination)
     if route.via:
         body += attribute(RTA_GATEWAY, _packed(route.via))
-    return body + number(RTA_OIF, index)
+    return body + number(RTA_TABLE, route.table) + number(RTA_OIF, index)
 
 
 def add_route(route: Route, index: int) -> bytes:
@@ -236,6 +260,30 @@ def add_route(route: Route, index: int) -> bytes:
 def delete_route(route: Route, index: int) -> bytes:
     """Take a route away."""
     return message(RTM_DELROUTE, 0, _route(route, index))
+
+
+def _policy(policy: Policy) -> bytes:
+    source, source_length = _network(policy.source) if policy.source else (b"", 0)
+    destination, length = _network(policy.destination) if policy.destination else (b"", 0)
+    family = family_of(policy.source or policy.destination)
+    table = policy.table if policy.table < 256 else 0
+    body = _RULE.pack(family, length, source_length, 0, table, FR_ACT_TO_TBL, 0)
+    if source:
+        body += attribute(FRA_SRC, source)
+    if destination:
+        body += attribute(FRA_DST, destination)
+    body += number(FRA_PRIORITY, policy.priority) + number(FRA_TABLE, policy.table)
+    return body + attribute(FRA_PROTOCOL, bytes([RTPROT_BOOT]))
+
+
+def add_policy(policy: Policy) -> bytes:
+    """A rule of policy routing."""
+    return message(RTM_NEWRULE, _NEW, _policy(policy))
+
+
+def delete_policy(policy: Policy) -> bytes:
+    """Take a rule of policy routing away."""
+    return message(RTM_DELRULE, 0, _policy(policy))
 
 
 def _neighbour(entry: Neighbour, index: int) -> bytes:
@@ -275,6 +323,19 @@ def _fdb(entry: FdbEntry, index: int) -> bytes:
 def add_fdb(entry: FdbEntry, index: int) -> bytes:
     """A static entry of a VXLAN device; one for the same MAC is replaced."""
     return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, _fdb(entry, index))
+
+
+def add_own_entry(mac: str, index: int) -> bytes:
+    """The entry by which a bridge takes what is sent to its MAC; one that is there is kept."""
+    entry = _NEIGHBOUR.pack(socket.AF_BRIDGE, index, NUD_NOARP | NUD_PERMANENT, NTF_SELF, 0)
+    body = entry + attribute(NDA_LLADDR, mac_bytes(mac))
+    return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def get_bridge_entry(mac: str, bridge: int) -> bytes:
+    """The body of a question (RTM_GETNEIGH) for what a bridge knows of a MAC."""
+    entry = _NEIGHBOUR.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
+    return entry + attribute(NDA_LLADDR, mac_bytes(mac)) + number(NDA_MASTER, bridge)
 
 
 def delete_fdb(entry: FdbEntry, index: int) -> bytes:

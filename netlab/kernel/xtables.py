@@ -61,11 +61,12 @@ def restore(namespace: str | int, ruleset: Ruleset, flush: bool = True) -> None:
     """
     backend = ruleset.backend or host_backend()
     keep = [] if flush else ["--noflush"]
+    ordered = _last_first if flush and backend == "legacy" else str
     with entered(namespace):
         for name in ruleset.nfacct:
             create_nfacct(name)
         loads = [
-            (program, _run([program, "-w", _PATIENCE_S, *keep], text))
+            (program, _run([program, "-w", _PATIENCE_S, *keep], ordered(text)))
             for program, text in (
                 (program("iptables", "restore", backend), ruleset.ipv4),
                 (program("ip6tables", "restore", backend), ruleset.ipv6),
@@ -229,6 +230,26 @@ def _missing(program: str) -> NetlabError:
         ),
         Exit.MACHINE,
     )
+
+
+def _last_first(rules: str) -> str:
+    """The same rules, with the chains of each table declared from the last to the first.
+
+    The legacy tool keeps chains sorted by name.  One that belongs before all others finds its place
+    at once, one that belongs behind them is compared with hundreds; and the chains that most rules
+    lead to, which come first by name, are found first if they were declared last.  This takes a
+    fifth off the time for tens of thousands of chains.
+    """
+    return "*".join(map(_chains_last_first, rules.split("*")))
+
+
+def _chains_last_first(table: str) -> str:
+    """That of a table without the asterisk before its name; what has no rules stays as it is."""
+    declared, rule, rules = table.partition("\n-")
+    if not rule:
+        return table
+    name, *chains = declared.split("\n:")
+    return "\n:".join((name, *reversed(chains))) + rule + rules
 
 
 def _run(command: list[str], text: str) -> Popen[bytes]:

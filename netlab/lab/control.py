@@ -27,6 +27,7 @@ from netlab.lab.launch import Launch, log_path
 from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
+    from netlab.datapath.state import Process as Program
     from netlab.datapath.state import Server
 
 _PREFIX = "netlab:"
@@ -64,6 +65,30 @@ class Process(NamedTuple):
     rss_kib: int
 
 
+class Running(NamedTuple):
+    """A declared program: how often it was started again, and how it ended last.
+
+    `ended` is an exit code, -n for signal n; None if it never did.
+    """
+
+    name: str
+    namespace: str
+    running: bool
+    restarts: int
+    ended: int | None
+    starts_in_s: float | None
+
+    def __str__(self) -> str:
+        if self.running:
+            again = f", started again {self.restarts} times" if self.restarts else ""
+            return f"{self.name} of {self.namespace} runs{again}"
+        how = f"signal {-self.ended}" if self.ended and self.ended < 0 else f"exit {self.ended}"
+        return (
+            f"{self.name} of {self.namespace} ended ({how}) and starts again in "
+            f"{self.starts_in_s} s"
+        )
+
+
 class Status(NamedTuple):
     """How a lab's init and what it owns are."""
 
@@ -71,6 +96,7 @@ class Status(NamedTuple):
     restarts: int
     sockets: int
     processes: tuple[Process, ...]
+    programs: tuple[Running, ...] = ()
 
 
 class Init:
@@ -108,11 +134,14 @@ class Init:
         with open(f"/proc/self/fdinfo/{self.pidfd}", encoding="ascii") as fdinfo:
             return next(int(line.split()[1]) for line in fdinfo if line.startswith("Pid:"))
 
-    def serve(self, servers: Sequence[Server]) -> tuple[Unserved, ...]:
+    def serve(
+        self, servers: Sequence[Server], programs: Sequence[Program] = ()
+    ) -> tuple[Unserved, ...]:
         """Have the workload answer for exactly these servers, and return when all sockets listen.
 
-        What it cannot open is returned.  Init keeps the namespaces of what is served alive: a
-        namespace whose pod is deleted goes away when the next call leaves it out.
+        Exactly these programs run from then on; whether they are ready, :mod:`netlab.lab.ready`
+        tells.  What the workload cannot open is returned.  Init keeps the namespaces of what is
+        served alive: one whose pod is deleted goes away when the next call leaves it out.
         """
         unserved: list[Unserved] = []
         files: dict[int, str] = {}
@@ -125,8 +154,14 @@ class Init:
                 continue
             files[inode] = server.namespace
             wire.append({**msgspec.to_builtins(server), "inode": inode})
+        running = []
+        for program in programs:
+            inode = os.stat(namespaces.path(program.namespace)).st_ino
+            files[inode] = program.namespace
+            filled = {"reload": program.reload, **msgspec.to_builtins(program)}
+            running.append({**filled, "inode": inode})
         with self._connection() as connection:
-            request = {"do": "serve", "servers": wire}
+            request = {"do": "serve", "servers": wire, "processes": running}
             answer = self._ask(connection, request).body
             if missing := answer.get("missing"):
                 self._hold(connection, [files[inode] for inode in missing])
@@ -183,7 +218,19 @@ class Init:
         """Figures of init and of every process in the lab, those of `exec` included."""
         with self._connection() as connection:
             answer = self._ask(connection, {"do": "status"}).body
-        return Status(self.pid, answer["restarts"], answer["sockets"], _processes(self.pid))
+        programs = tuple(Running(**each) for each in answer["programs"])
+        found = _processes(self.pid)
+        return Status(self.pid, answer["restarts"], answer["sockets"], found, programs)
+
+    def mounts(self, namespace: str) -> int | None:
+        """A descriptor of the mount namespace that programs of a network namespace live in.
+
+        None if there are none; it is the caller's to close.
+        """
+        inode = os.stat(namespaces.path(namespace)).st_ino
+        with self._connection() as connection:
+            answer = self._ask(connection, {"do": "mounts", "inode": inode})
+        return answer.descriptors[0] if answer.descriptors else None
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until init and everything in the lab has ended; False if it has not in `timeout`."""

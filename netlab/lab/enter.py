@@ -1,7 +1,8 @@
 """Run a command inside a lab, as if its terminal, signals and exit code were the caller's own.
 
-The command runs in three namespaces of the lab: the network namespace of a pod or a node, and the
-PID and mount namespaces of init, so that it ends with the lab and sees the lab's files.  Its host
+The command runs in three namespaces of the lab: the network namespace of a pod or a node, the PID
+namespace of init, so that it ends with the lab, and the mount namespace of the programs that run
+there, or else init's, so that it sees the lab's files.  Its host
 name and its /sys are its own: /sys shows the links of the network namespace that mounted it.
 
 Three processes: the caller, which waits outside; a supervisor, first to be inside, which tells the
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from netlab.kernel.namespaces import open_named, path
+from netlab.kernel.namespaces import open_named, path, require_privilege
 from netlab.kernel.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -60,6 +61,7 @@ class _Entry(NamedTuple):
     place: Place
     network: int
     init: int
+    mounts: int  # the namespace's own, if programs live there, else init's
     directory: str
     status: int  # where the supervisor writes how the command ended
     signals: _Signals
@@ -79,6 +81,7 @@ def run(init: Init, place: Place, command: Sequence[str], environment: Mapping[s
     the end of the lab.  To be called in the main thread, for it handles signals meanwhile.
     NetlabError if the lab or the namespace is not there.
     """
+    require_privilege()
     sys.stdout.flush()
     sys.stderr.flush()
     with contextlib.ExitStack() as stack:
@@ -88,7 +91,11 @@ def run(init: Init, place: Place, command: Sequence[str], environment: Mapping[s
         stack.callback(os.close, reader)
         stack.enter_context(_terminal_kept())
         signals = stack.enter_context(_signals_left_to_the_command())
-        entry = _Entry(place, network, init.pidfd, _directory(), writer, signals)
+        mounts = init.mounts(place.namespace)
+        if mounts is not None:
+            stack.callback(os.close, mounts)
+        inside = init.pidfd if mounts is None else mounts
+        entry = _Entry(place, network, init.pidfd, inside, _directory(), writer, signals)
         try:
             supervisor = _fork_inside(init, entry, command, environment)
         finally:
@@ -150,8 +157,8 @@ def _supervise(entry: _Entry, command: Sequence[str], environment: Mapping[str, 
 
 
 def _move_in(entry: _Entry) -> None:
-    """Into init's mounts and the network namespace; a /sys and a host name that are private."""
-    setns(entry.init, CLONE_NEWNS)
+    """Into the mounts and the network namespace; a /sys and a host name that are private."""
+    setns(entry.mounts, CLONE_NEWNS)
     setns(entry.network, CLONE_NEWNET)
     unshare(CLONE_NEWNS | CLONE_NEWUTS)
     mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)

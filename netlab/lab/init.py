@@ -3,7 +3,8 @@
 It lives in a PID namespace and a mount namespace of its own, so that ending it ends everything
 that it started or that joined it, and so that files such as a pod's `resolv.conf` exist here only.
 It answers on the abstract socket that :mod:`netlab.lab.control` bound before it was started,
-holds the lab's declared objects, keeps the workload running, and reaps what dies.
+holds the lab's declared objects, keeps the workload and declared programs running, and reaps what
+dies.
 
 It runs in a bare interpreter (`python -I -S`): only the standard library can be imported here.
 """
@@ -36,6 +37,7 @@ from netlab.kernel.syscalls import (
     unshare,
 )
 from netlab.lab import messages
+from netlab.lab.processes import Processes
 from netlab.lab.rule_logs import RuleLogs
 
 BACKLOG = 128
@@ -107,6 +109,7 @@ class _Init:
         self._watchers: dict[int, socket.socket] = {}  # by descriptor
         self._poll = select.poll()
         self._rule_logs = RuleLogs(self._poll)
+        self._processes = Processes(self._namespaces, lambda: _HANDLED, _log)
         self._wake, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
         signal.set_wakeup_fd(self._wake_writer.fileno())
@@ -132,15 +135,18 @@ class _Init:
                 else:
                     self._rule_logs.ready(descriptor)
             self._reap()
-            if self._until_restart_ms() == 0:
+            self._processes.start_due()
+            if self._workload is None and self._restart_at <= time.monotonic():
                 self._start_workload()
                 if self._workload and self._servers:
                     self._tell_workload(self._workload)
 
     def _until_restart_ms(self) -> int | None:
-        if self._workload is not None:
-            return None
-        return max(0, math.ceil((self._restart_at - time.monotonic()) * 1000))
+        """How long nothing has to be started again."""
+        due = self._processes.next_start()
+        if self._workload is None:
+            due = self._restart_at if due is None else min(due, self._restart_at)
+        return None if due is None else max(0, math.ceil((due - time.monotonic()) * 1000))
 
     def _accept(self) -> None:
         """Serve one client: root's only, one request after the other until it closes."""
@@ -173,7 +179,7 @@ class _Init:
             self._hold(request.descriptors)
             messages.send(client, {})
         elif do == "serve":
-            messages.send(client, self._serve(request.body["servers"]))
+            messages.send(client, self._serve(**request.body))
         elif do == "declare":
             self._declared = request.data
             messages.send(client, {})
@@ -184,7 +190,11 @@ class _Init:
         elif do == "follow rules":
             self._follow_rules(client, request.descriptors)
         elif do == "status":
-            messages.send(client, {"restarts": max(0, self._starts - 1), "sockets": self._sockets})
+            answer = {"restarts": max(0, self._starts - 1), "sockets": self._sockets}
+            messages.send(client, {**answer, "programs": self._processes.status()})
+        elif do == "mounts":
+            found = self._processes.mounts(request.body["inode"])
+            messages.send(client, {}, b"", () if found is None else (found,))
         elif do == "shutdown":
             with contextlib.suppress(OSError):
                 messages.send(client, {})
@@ -227,12 +237,18 @@ class _Init:
             else:
                 self._namespaces[inode] = descriptor
 
-    def _serve(self, servers: list[dict[str, Any]]) -> dict[str, Any]:
-        """Have the workload answer for exactly these; ask first for namespaces not held yet."""
-        wanted = {server["inode"] for server in servers}
+    def _serve(
+        self, do: str, servers: list[dict[str, Any]], processes: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Have exactly these programs run, and the workload answer for exactly these servers.
+
+        Asks first for namespaces not held yet.
+        """
+        wanted = {each["inode"] for each in (*servers, *processes)}
         if missing := wanted - self._namespaces.keys():
             return {"missing": sorted(missing)}
         self._servers = servers
+        self._processes.declare(processes)
         for inode in self._namespaces.keys() - wanted:
             os.close(self._namespaces.pop(inode))
         for _ in range(2):  # (if it just died, or dies of this, a new one has a try)
@@ -288,7 +304,11 @@ class _Init:
             own = (ours, self._listener, self._wake, self._wake_writer)
             for channel in (*own, *self._watchers.values()):
                 channel.close()
-            descriptors = self._namespaces.values(), self._rule_logs.descriptors
+            descriptors = (
+                self._namespaces.values(),
+                self._rule_logs.descriptors,
+                self._processes.descriptors,
+            )
             messages.close((self._pidfd, *itertools.chain(*descriptors)))
             from netlab.lab import workload
 
@@ -313,6 +333,8 @@ class _Init:
                 if self._workload is not None and pid == self._workload.pid:
                     _log(f"workload ended with {os.waitstatus_to_exitcode(status)}")
                     self._drop_workload(self._workload)
+                else:
+                    self._processes.ended(pid, os.waitstatus_to_exitcode(status))
 
     def _end(self) -> NoReturn:
         """Ask everything to end, wait a little; the kernel kills what is left with process 1."""

@@ -16,7 +16,7 @@ from netlab.datapath.build import build
 from netlab.datapath.plan import caused, plan
 from netlab.datapath.state import Change, Found, LabState
 from netlab.kernel import converge, namespaces, observe
-from netlab.lab import connections, control, record, rules
+from netlab.lab import connections, control, ready, record, rules
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Fault, Lab
 
@@ -35,13 +35,15 @@ class Outcome:
     restarted: bool  # the lab's processes had ended
     elapsed_s: float
     before: Lab | None  # what was declared until then
+    unready: tuple[ready.Lacking, ...] = ()  # programs that have not done their part yet
 
 
-def up(lab: Lab, dry_run: bool = False) -> Outcome:
+def up(lab: Lab, dry_run: bool = False, tell: Callable[[str], None] = lambda line: None) -> Outcome:
     """Make the kernel hold this lab, and return when everything in it answers.
 
-    Only what differs is changed.  If it fails or is interrupted and there was no such lab before,
-    what was made is removed again.  Raises NetlabError.
+    `tell` gets a line for each thing that takes its time.  Only what differs is changed.  If it
+    fails or is interrupted and there was no such lab before, what was made is removed again.
+    Raises NetlabError.
     """
     start = time.perf_counter()
     state = build(lab)
@@ -62,6 +64,7 @@ def up(lab: Lab, dry_run: bool = False) -> Outcome:
                 known = before if record.is_settled(lab.name) else None
                 changes = _changes(lab, state, found)
                 unserved = _converge(lab, state, found, known, changes)
+                unready = ready.await_ready(state.processes, tell)
             except BaseException:
                 if not found:
                     _remove(lab.name)
@@ -70,7 +73,9 @@ def up(lab: Lab, dry_run: bool = False) -> Outcome:
         namespaces.release_run_dir()
         raise
     elapsed_s = time.perf_counter() - start
-    return Outcome(state, tuple(changes), unserved, not found, restarted, elapsed_s, before)
+    return Outcome(
+        state, tuple(changes), unserved, not found, restarted, elapsed_s, before, unready
+    )
 
 
 def change(
@@ -106,6 +111,7 @@ def change(
         try:
             changes = _changes(changed.lab, state, found, known, base)
             unserved = _converge(changed.lab, state, found, known, changes)
+            unready = ready.await_ready(state.processes)
         except BaseException:
             was = faults.without_faults(build(before), changed.lab)
             with contextlib.suppress(NetlabError, OSError):
@@ -113,7 +119,8 @@ def change(
                 _converge(before, was, now, None, _changes(before, was, now))
             raise
     elapsed_s = time.perf_counter() - start
-    return changed, Outcome(state, tuple(changes), unserved, False, restarted, elapsed_s, before)
+    done = tuple(changes)
+    return changed, Outcome(state, done, unserved, False, restarted, elapsed_s, before, unready)
 
 
 def down(name: str) -> int:
@@ -122,6 +129,7 @@ def down(name: str) -> int:
         with contextlib.suppress(OSError):
             record.remove(name)
         return 0
+    namespaces.require_privilege()
     with record.locked(name):
         removed = _remove(name)
     namespaces.release_run_dir()
@@ -137,6 +145,11 @@ def differences(lab: Lab) -> list[Change]:
     """What `up` would change now."""
     state = build(lab)
     return _changes(lab, state, _found(state))
+
+
+def lacking(lab: Lab) -> tuple[ready.Lacking, ...]:
+    """What the lab's programs should have brought about and have not."""
+    return ready.lacking(build(lab, rules=False).processes)
 
 
 def _converge(
@@ -168,7 +181,7 @@ def _converge(
         converge.forget_learned(ns.name for ns in state.namespaces() if ns.name in found)
     init.declare(data)
     record.settle(lab.name)
-    return init.serve(state.servers)
+    return init.serve(state.servers, state.processes)
 
 
 def _declared(name: str) -> Lab:

@@ -65,6 +65,16 @@ def only_lab() -> str:
     )
 
 
+def naming(name: str) -> list[str]:
+    """Options that a command takes to mean this lab: none where no other is up."""
+    from netlab.lab import control, record
+
+    if os.environ.get("NETLAB_LAB") == name:
+        return []
+    others = (each for each in control.running() if each != name)
+    return ["--lab", name] if any(not record.twin_of(each) for each in others) else []
+
+
 def unknown_lab(name: str) -> NetlabError:
     """What to say of a name that no lab has."""
     from netlab.lab import lifecycle

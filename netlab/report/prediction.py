@@ -72,7 +72,17 @@ def _as_hop(hop: PredictedHop, protocol: str, flags: str) -> Hop:
     outer = None
     if hop.outer:
         src, dst, vni = hop.outer.src, hop.outer.dst, hop.outer.vni
-        outer = Outer(src=src, dst=dst, sport=0, dport=0, ttl=0, length=0, id=0, vni=vni)
+        outer = Outer(
+            src=src,
+            dst=dst,
+            sport=0,
+            dport=0,
+            ttl=0,
+            length=0,
+            id=0,
+            vni=vni,
+            tunnel=hop.outer.tunnel,
+        )
     packet = Packet(
         src=hop.source.ip or _ANY,
         dst=hop.destination.ip,

@@ -15,6 +15,7 @@ from netlab.trace.run import Recorded
 
 # Namespace, device and direction of a sight, and the time since the first one.
 _Sight = tuple[str, str, Direction, int]
+_COMPLAINT = "an ICMP error about the answer, to who sent that"
 _ASIDE = "beside the way: a copy that nobody took here"
 
 
@@ -29,13 +30,14 @@ def write(trace: Trace, recorded: Sequence[Recorded], stream: BinaryIO) -> None:
         seen = each.sighting
         since = seen.t_ns - recorded[0].sighting.t_ns
         known = comments.get((seen.place.namespace, seen.device, seen.direction, since))
+        aside = _COMPLAINT if seen.role == "error" else _ASIDE
         writer.write(
             interface_of(seen.place, seen.device),
             seen.t_ns,
             each.data,
             len(each.data),
             seen.direction,
-            [known.popleft() if known else _ASIDE],
+            [known.popleft() if known else aside],
         )
     writer.flush()
 

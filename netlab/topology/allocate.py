@@ -19,6 +19,7 @@ from netlab.topology import (
     network_policies,
     networks,
     outside,
+    overlays,
     placement,
     services,
 )
@@ -30,7 +31,6 @@ from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints
 from netlab.topology.pods import DraftPod
 
-OVERLAYS = ("vxlan", "host-gw")
 PROXY_MODES = ("iptables", "nftables", "nftables-flat", "none")
 NODE_PORT_ADDRESSES = ("primary", "localhost", "all")  # words for networks
 _NODE_PORT_ADDRESSES_HINT = "a network such as 172.21.32.0/24, or primary, localhost or all"
@@ -50,7 +50,8 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
     Raises NetlabError with everything that is wrong.
     """
     decided = networks.decide(objects, found)
-    overlay, proxy = _overlay(objects.lab, found), _service_proxy(objects.lab, decided, found)
+    overlay = overlays.decide(objects.lab, decided, found)
+    proxy = _service_proxy(objects.lab, decided, found)
     drafts = placement.decide(objects, decided, found)
     made = services.decide(objects.services, decided, objects.of_cluster, found)
     behind = endpoints.decide(objects, decided, made, drafts, found)
@@ -140,23 +141,6 @@ def _listen_on_declared(drafts: list[DraftPod], found: Complaints) -> None:
                     f"{first.title}'s, which answers there",
                     draft.origin,
                 )
-
-
-def _overlay(lab: Stated[lab_document.Lab] | None, found: Complaints) -> model.Overlay:
-    spec = lab.item.spec.overlay if lab and lab.item.spec else None
-    if lab is None or spec is None:
-        return model.Overlay()
-    usual = model.Overlay()
-    if spec.type is not None and spec.type not in OVERLAYS:
-        message = f'{_title(lab)}: the overlay type "{spec.type}" is not built by this version'
-        hint = f"it builds {' and '.join(OVERLAYS)}"
-        found.error("unsupported", message, lab.origin, "spec", "overlay", "type", hint=hint)
-    return model.Overlay(
-        type=spec.type or usual.type,
-        vni=spec.vni or usual.vni,
-        port=spec.port or usual.port,
-        masquerade=spec.masquerade or usual.masquerade,
-    )
 
 
 def _says_masquerade(lab: Stated[lab_document.Lab] | None) -> bool:

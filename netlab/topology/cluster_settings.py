@@ -22,10 +22,11 @@ from msgspec.structs import fields, replace
 
 from netlab.topology import lab_document, model
 from netlab.topology.addresses import Network, family, is_network, smallest_network
-from netlab.topology.allocate import FEATURE_GATES, NODE_PORT_ADDRESSES, OVERLAYS, PROXY_MODES
+from netlab.topology.allocate import FEATURE_GATES, NODE_PORT_ADDRESSES, PROXY_MODES
 from netlab.topology.convert import shown
 from netlab.topology.model import Family
 from netlab.topology.objects import Objects
+from netlab.topology.overlays import KINDS as OVERLAY_KINDS
 from netlab.topology.places import Complaints, Document, Origin, c_loader
 from netlab.topology.pod_networks import holds_nodes
 
@@ -220,16 +221,19 @@ def _read_backend(
     kind = backend.get("Type")
     if not isinstance(kind, str):
         return
-    if kind not in OVERLAYS:
+    if kind not in OVERLAY_KINDS:
         message = f"overlay vxlan: flannel's is {kind}, which this version does not build"
         if "overlay" not in cluster.own:
             found.assumption(message, origin)
         kind = "vxlan"
-    numbers = {"vni": backend.get("VNI"), "port": backend.get("Port")}
-    given = {name: number for name, number in numbers.items() if isinstance(number, int)}
+    vni, port = backend.get("VNI"), backend.get("Port")
     overlay = lab_document.OverlaySpec(type=kind)
     if kind == "vxlan":
-        overlay = replace(overlay, **given)
+        overlay = lab_document.OverlaySpec(
+            type=kind,
+            vni=vni if isinstance(vni, int) else None,
+            port=port if isinstance(port, int) else None,
+        )
     _take(cluster, "overlay", overlay, source)
 
 

@@ -22,7 +22,10 @@ class LabMetadata(Strict, frozen=True):
 
 
 class OverlaySpec(Strict, frozen=True):
-    type: Annotated[str, Meta(description="vxlan or host-gw")] | None = None
+    type: (
+        Annotated[str, Meta(description="vxlan, vxlan-multicast, host-gw, ipip, bgp, mesh or eni")]
+        | None
+    ) = None
     vni: Annotated[int, Meta(ge=1, le=0xFFFFFF)] | None = None
     port: Port | None = None
     masquerade: (
@@ -35,6 +38,9 @@ class OverlaySpec(Strict, frozen=True):
         ]
         | None
     ) = None
+    group: Annotated[str, Meta(description="of vxlan-multicast, an address")] | None = None
+    blockSize: Annotated[int, Meta(ge=20, le=30)] | None = None
+    asNumber: Annotated[int, Meta(ge=1, le=0xFFFFFFFE)] | None = None
 
 
 class UnderlaySpec(Strict, frozen=True):

@@ -38,9 +38,12 @@ class Overlay(Frozen, frozen=True):
     """How packets for pods cross between nodes."""
 
     type: str = "vxlan"
-    vni: int = 1
+    vni: int = 1  # of mesh that of the first two nodes; each further pair has one of its own
     port: int = 8472
     masquerade: Masquerade = "none"  # of what pods send: beyond the cluster, or to the nodes too
+    group: str = "239.1.1.1"  # vxlan-multicast
+    block_size: int = 26  # bgp: prefix length of what one node announces
+    as_number: int = 64512  # bgp
 
 
 class Underlay(Frozen, frozen=True):

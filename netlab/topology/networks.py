@@ -70,8 +70,12 @@ def decide(objects: Objects, found: Complaints) -> Networks:
     pods = _pod_cidrs(objects, families, nodes, found)
     services = _service_cidrs(objects, families, found)
     underlays = stated_underlays(objects, families, nodes, found)
+    apart = underlays
+    overlay = spec_of(objects)[0].overlay
+    if overlay and overlay.type == "eni":
+        apart = {}  # there pods have addresses of the nodes' network
     for each in families:
-        _check_overlaps(each, pods, services, underlays, nodes, found)
+        _check_overlaps(each, pods, services, apart, nodes, found)
         if each in pods:
             lacking = any(each not in node.pod_cidrs for node in nodes)
             used = _used_by_pods(objects, each) if lacking and objects.of_cluster else []

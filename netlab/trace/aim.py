@@ -24,6 +24,7 @@ from netlab.trace.form import (
     Http,
     application,
     check_form,
+    require_fields,
     require_transport,
     sent_from,
 )
@@ -105,8 +106,10 @@ class Aim(msgspec.Struct, frozen=True):
 
 def aim(lab: Lab, request: Request) -> Aim:
     """Decide a request.  Raises NetlabError (exit code 2) if it cannot be meant."""
+    require_fields(request)
     source = resolve(lab, request.source, request.namespace)
     target = resolve(lab, request.destination, request.namespace)
+    _require_one_port(request, target)
     said = application(request.protocol, request.path, request.query)
     sender = _sender(lab, request, source)
     claimed = resolve(lab, sent_from(request.from_address)) if request.from_address else None
@@ -161,6 +164,18 @@ def aim(lab: Lab, request: Request) -> Aim:
         application=said,
         outside=request.source if sender.kind == "switch" else None,
     )
+
+
+def _require_one_port(request: Request, target: Reference) -> None:
+    """Refuse a port beside another one in the destination's text."""
+    text = request.destination
+    has_port = "]:" in text or (text.count(":") == 1 and "[" not in text)
+    written = target.port_number if has_port else None
+    if request.port and written not in (None, request.port):
+        raise _error(
+            "two-ports",
+            f'"{text}" has the port {written}, and --port says {request.port}: a packet has one',
+        )
 
 
 def in_lab(lab: Lab, address: str) -> bool:

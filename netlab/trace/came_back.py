@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from netlab.datapath.overlay import vxlan_device
+from netlab.datapath.overlays import tunnel_from
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, first_back, last_seen
 from netlab.trace.doubts import NO_ROUTE_FIX, up_again
 from netlab.trace.endings import unheard
 from netlab.trace.family import IPV4, IPV6
-from netlab.trace.model import Loss
+from netlab.trace.model import Leg, Loss
 from netlab.trace.refusals import Doubt
 from netlab.trace.witnesses.packets import Sighting
 
@@ -25,6 +25,12 @@ def came_back(case: Case) -> list[str]:
             packet = first[0].packet
             kind = f" {packet.icmp}" if packet.icmp else ""
             found.append(f"{words}{kind} from {packet.src}, sent by {first[0].place}")
+    for each in case.story.complaints[:1]:
+        packet = each.packet
+        found.append(
+            f"{_icmp(case)} {packet.icmp} from {packet.src}, sent by {each.place} to "
+            f"{packet.dst}, about the answer"
+        )
     return found
 
 
@@ -77,14 +83,18 @@ _ERRORS = {
 
 
 def by_error(case: Case) -> Loss | None:
-    """An ICMP error."""
+    """An ICMP error, about the probe or about its answer."""
     first = first_back(case, "error")
-    if first is None:
+    leg: Leg = "forward"
+    if first:
+        sighting = first[0]
+    elif case.story.complaints:
+        leg, sighting = "reply", case.story.complaints[0]
+    else:
         return None
-    sighting = first[0]
     place = sighting.place
     kind = sighting.packet.icmp or "error"
-    last = last_seen(case, "forward") if case.story.forward else None
+    last = last_seen(case, leg) if case.story.leg(leg) else None
     at_tunnel = last and last.packet.outer and last.direction == "in"
     reason, words = _ERRORS.get(kind, (kind, f"sent {_icmp(case)} {kind}"))
     port = last.packet.dport if last else case.aim.port
@@ -100,27 +110,25 @@ def by_error(case: Case) -> Loss | None:
         fix = NO_ROUTE_FIX
     if reason == "mtu" and last:
         fact, fix = _too_large(case, place, last, fact)
-    if reason == "ttl" and case.story.forward:
+    if reason == "ttl" and case.story.forward and leg == "forward":
         fact, fix = _out_of_time(case, fact)
     if kind == "port-unreachable" and last and last.packet.outer and at_tunnel:
         reason = "tunnel-closed"
-        tunnel = vxlan_device(case.lab, case.aim.family.version)
-        fact = (
-            f"does not listen on VXLAN port {last.packet.outer.dport}: its {tunnel} is down or "
-            "missing"
-        )
+        outer, version = last.packet.outer, case.aim.family.version
+        tunnel, _ = tunnel_from(case.lab, place.node or "", outer.src, version)
+        fact = f"does not listen on VXLAN port {outer.dport}: its {tunnel} is down or missing"
         fix = up_again(place, tunnel, case.aim.family)
         if case.aim.family is IPV4:
             fix += ", or `netlab up`"
     return Loss(
-        direction="forward",
+        direction=leg,
         node=place.node,
         device=last.device if last and last.place == place else sighting.device,
         reason=reason,
         where=str(place),
         rule=None,
         evidence=came_back(case),
-        explanation=f"{place} {fact}",
+        explanation=f"{place} {fact}" if leg == "forward" else f"of the answer, {place} {fact}",
         fix=fix,
     )
 

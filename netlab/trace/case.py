@@ -28,6 +28,11 @@ class Case(msgspec.Struct, frozen=True):
     tables: Tables
     moments: Sequence[Moment] = ()  # what the kernel did with it, in time order
 
+    @property
+    def moments_of_loss(self) -> list[Moment]:
+        """Where the kernel gave it up."""
+        return [moment for moment in self.moments if moment.is_loss]
+
 
 def receiver(case: Case) -> Receiver | None:
     """Who the probe was for where it was last seen; None if it was not seen at all."""

@@ -15,7 +15,7 @@ from netlab.trace.aim import Place
 from netlab.trace.family import IPV4, family_of
 from netlab.trace.model import Hop, Leg
 from netlab.trace.model_steps import Nat, Outer, Rule, Tuple
-from netlab.trace.path import Passage, Tables, legs
+from netlab.trace.path import Passage, Tables, legs, of_answers
 from netlab.trace.steps import Chapter, Narrator, Texts
 from netlab.trace.witnesses.conntrack import Entry
 from netlab.trace.witnesses.kernel import Moment
@@ -37,11 +37,15 @@ class Observed(msgspec.Struct, frozen=True):
 
 
 class Story(msgspec.Struct, frozen=True):
-    """Both legs.  `loose`: runs of rules that no passage explains (the packet was never seen)."""
+    """Both legs.  `loose`: runs of rules that no passage explains (the packet was never seen).
+
+    `complaints`: sightings of ICMP errors about the answer.
+    """
 
     forward: list[Chapter]
     reply: list[Chapter]
     loose: list[Rule]
+    complaints: Sequence[Sighting] = ()
 
     def leg(self, leg: Leg) -> list[Chapter]:
         return self.forward if leg == "forward" else self.reply
@@ -57,6 +61,9 @@ class Story(msgspec.Struct, frozen=True):
 
 def correlate(observed: Observed) -> Story:
     """Put the story together."""
+    complaints = of_answers(observed.sightings)
+    if complaints:
+        observed = _without(observed, complaints)
     there, back = legs(observed.sightings, observed.tables, observed.answer_ends)
     forward = _chapters(there, observed.sent, observed)
     arrived = forward[-1].end if forward else observed.sent
@@ -67,7 +74,18 @@ def correlate(observed: Observed) -> Story:
     narrator = Narrator(observed.tables, observed.texts, observed.entries)
     for chapter in [*forward, *reply]:
         chapter.steps = list(narrator.steps(chapter))
-    return Story(forward, reply, [rule for run in loose for rule in narrator.rules(run)])
+    rules = [rule for run in loose for rule in narrator.rules(run)]
+    return Story(forward, reply, rules, complaints)
+
+
+def _without(observed: Observed, complaints: Sequence[Sighting]) -> Observed:
+    """What was seen but for some ICMP errors, and the rules that these met."""
+    flows = {each.packet.flow for each in complaints}
+    return msgspec.structs.replace(
+        observed,
+        sightings=[each for each in observed.sightings if each not in complaints],
+        runs=[run for run in observed.runs if not (run.quoted and run.flow in flows)],
+    )
 
 
 def hops(chapters: Sequence[Chapter], origin_ns: int) -> list[Hop]:
@@ -164,7 +182,7 @@ def _leg_of(run: Run, forward: list[Chapter], reply: list[Chapter], observed: Ob
 
 def _carries(outer: Outer, run: Run) -> bool:
     """Whether the outer headers of a sighting are those of a run."""
-    if (outer.id, outer.sport) != (run.ip_id, run.flow.source.port):
+    if (outer.id, outer.sport) != (run.ip_id, run.flow.source.port or 0):
         return False
     # IPv6 has no identification, and the answer may be carried from the same port.
     return family_of(outer.src) is IPV4 or outer.src == run.flow.source.ip

@@ -13,21 +13,31 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 import msgspec
 
-from netlab.datapath.overlay import vxlan_device
+from netlab.datapath.overlays import tunnel, tunnels, vni
 from netlab.datapath.podnet import outer_link, switch_port
 from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
 from netlab.trace import declared_outside
 from netlab.trace.aim import Place, place_of_node, place_of_pod, place_of_switch
 from netlab.trace.declared_outside import Attached
 from netlab.trace.family import Family, family_of, first_of
+from netlab.trace.model_steps import TunnelKind
 from netlab.trace.predicted_policies import Policies
 
 BRIDGE, UPLINK, SWITCH_BRIDGE, LOOPBACK = "cbr0", "eth0", "br0", "lo"
+NOWHERE = ""  # the device of a route that leads nowhere: a block's address that no pod has
 
 
 _ANOTHER_PROXYS = "service.kubernetes.io/service-proxy-name"
 # Ethernet, VXLAN, UDP and IP around a packet: 14 + 8 + 8 and 20, or 40.
-_TUNNEL_HEADERS = {4: 50, 6: 70}
+_VXLAN_HEADERS = {4: 50, 6: 70}
+_TUNNEL_HEADERS = {
+    "vxlan": _VXLAN_HEADERS,
+    "vxlan-multicast": _VXLAN_HEADERS,
+    "mesh": _VXLAN_HEADERS,
+    "ipip": {4: 20},
+}
+_ROUTED = ("bgp", "eni")  # overlays without a bridge: each pod is a route of its node's
+_LINK_GATEWAY = "169.254.1.1"  # what pods have as their gateway there
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -44,7 +54,9 @@ class DeclaredNetwork:
     def __init__(self, lab: Lab, family: Family) -> None:
         self.lab = lab
         self.family = family
-        self.tunnel = vxlan_device(lab, family.version) if lab.overlay.type == "vxlan" else ""
+        self.overlay = lab.overlay.type
+        self.is_routed = self.overlay in _ROUTED
+        self._headers = _TUNNEL_HEADERS.get(self.overlay, {})
         self._services_at: dict[str, list[Service]] = {}
         self._endpoints: dict[tuple[str, str, str], tuple[Endpoint, ...]] = {}
         self.switch = place_of_switch(lab)
@@ -155,13 +167,32 @@ class DeclaredNetwork:
     def mtu(self, place: Place, device: str) -> int:
         """Bytes of an IP packet that a device takes; pods have one link for both families."""
         underlay = self.lab.underlay.mtu
-        if not self.tunnel or device == SWITCH_BRIDGE:
+        if not self._headers or device == SWITCH_BRIDGE:
             return underlay
         if place.kind in ("host", "gateway") or (place.kind == "node" and device == UPLINK):
             return underlay
-        if device == self.tunnel:
-            return underlay - _TUNNEL_HEADERS[self.family.version]
-        return underlay - max(_TUNNEL_HEADERS[4 if f == "IPv4" else 6] for f in self.lab.families)
+        if self.is_tunnel(place, device):
+            return underlay - self._headers[self.family.version]
+        return underlay - max(self._headers[4 if f == "IPv4" else 6] for f in self.lab.families)
+
+    def is_tunnel(self, place: Place, device: str) -> bool:
+        """Whether a device of a node leads to others' pods."""
+        if place.kind != "node":
+            return False
+        return device in tunnels(self.lab, self.node_of(place), self.family.version)
+
+    @property
+    def tunnel_kind(self) -> TunnelKind:
+        """What packets are carried in."""
+        return "ipip" if self.overlay == "ipip" else "vxlan"
+
+    def tunnel_to(self, place: Place, peer: Node) -> str:
+        """The device by which a node sends to a peer's pods."""
+        return tunnel(self.lab, self.node_of(place), peer, self.family.version)
+
+    def vni(self, place: Place, peer: Node) -> int:
+        """The VNI between a node and a peer."""
+        return vni(self.lab, self.node_of(place), peer)
 
     def is_local(self, place: Place, address: str) -> bool:
         """Whether a packet to the address is for the place itself."""
@@ -176,8 +207,12 @@ class DeclaredNetwork:
 
         Without one it is the unspecified address.
         """
-        found = (own for name, own in self._own(place) if name == device)
-        return next(found, self.family.unspecified)
+        own = list(self._own(place))
+        found = [address for name, address in own if name == device]
+        if not found and self.is_routed and place.kind == "node":
+            # Links of pods have none: then it is the node's first, whatever device has it.
+            found = [address for _, address in own]
+        return found[0] if found else self.family.unspecified
 
     def local_addresses(self, place: Place) -> list[str]:
         """Every address of a place but loopback's."""
@@ -188,10 +223,11 @@ class DeclaredNetwork:
         if place.kind == "node":
             node = self.node_of(place)
             yield from ((UPLINK, each) for each in node.addresses if self._is_ours(each))
-            yield from ((BRIDGE, each) for each in node.bridge_addresses if self._is_ours(each))
-            if self.tunnel:
+            if not self.is_routed:
+                yield from ((BRIDGE, each) for each in node.bridge_addresses if self._is_ours(each))
+            for device in tunnels(self.lab, node, self.family.version):
                 yield from (
-                    (self.tunnel, each) for each in node.overlay_addresses if self._is_ours(each)
+                    (device, each) for each in node.overlay_addresses if self._is_ours(each)
                 )
         elif place.kind in ("host", "gateway"):
             for each in self._attached:
@@ -219,11 +255,27 @@ class DeclaredNetwork:
 
     # --- routes ----------------------------------------------------------------------------------
 
-    def route(self, place: Place, address: str) -> Way | None:
-        """The route of the longest prefix; None if there is none."""
+    def route(self, place: Place, address: str, source: str = "") -> Way | None:
+        """The route of the longest prefix; None if there is none.
+
+        Who sends it counts with overlay eni alone: pods have a table of their own there.
+        """
         number = _address(address)
-        found = [way for way in self._routes(place) if number in _network(way.matched)]
+        routes = self._routes(place)
+        if (
+            self.overlay == "eni"
+            and place.kind == "node"
+            and self._asks_pods_table(place, address, source)
+        ):
+            gateway = self.lab.underlay.gateway
+            alone = Way(f"{gateway}/{self.family.bits}", UPLINK)
+            routes = iter((alone, Way(self.family.every_address, UPLINK, gateway)))
+        found = [way for way in routes if number in _network(way.matched)]
         return max(found, key=lambda way: _network(way.matched).prefixlen, default=None)
+
+    def _asks_pods_table(self, place: Place, address: str, source: str) -> bool:
+        to, by = self._pods.get(address), self._pods.get(source)
+        return bool(by and by.node == place.node and not (to and to.node == place.node))
 
     def _routes(self, place: Place) -> Iterator[Way]:
         if place.kind == "switch":
@@ -241,6 +293,10 @@ class DeclaredNetwork:
 
     def _pod_routes(self, pod: Pod) -> Iterator[Way]:
         node = self.lab.node(pod.node)
+        if self.is_routed:
+            yield Way(f"{_LINK_GATEWAY}/{self.family.bits}", UPLINK)
+            yield Way(self.family.every_address, UPLINK, _LINK_GATEWAY)
+            return
         for address in pod.addresses:
             if self._is_ours(address):
                 yield from (Way(each, UPLINK) for each in node.pod_cidrs if _within(address, each))
@@ -254,6 +310,9 @@ class DeclaredNetwork:
         for gateway in self.lab.underlay.gateways:
             if self._is_ours(gateway):
                 yield Way(self.family.every_address, UPLINK, gateway)
+        if self.is_routed:
+            yield from self._routed_ways(node)
+            return
         yield from (Way(each, BRIDGE) for each in node.pod_cidrs)
         if first_of(self.family, node.pod_cidrs) is None:
             return
@@ -262,13 +321,13 @@ class DeclaredNetwork:
             for peer in self.lab.nodes
             if peer is not node and (cidr := first_of(self.family, peer.pod_cidrs))
         }
-        yield from (self._to_peer(cidr, peer) for cidr, peer in peers.values())
+        yield from (self._to_peer(cidr, node, peer) for cidr, peer in peers.values())
         for address, home in self._strays:
             alone = f"{address}/{self.family.bits}"
             if home is node:
                 yield Way(alone, BRIDGE)
             elif home.name in peers:
-                yield self._to_peer(alone, home)
+                yield self._to_peer(alone, node, home)
 
     @functools.cached_property
     def _strays(self) -> list[tuple[str, Node]]:
@@ -280,14 +339,63 @@ class DeclaredNetwork:
             if self._is_ours(address) and not any(_within(address, cidr) for cidr in home.pod_cidrs)
         ]
 
-    def _to_peer(self, network: str, peer: Node) -> Way:
-        if self.tunnel:
-            return Way(network, self.tunnel, first_of(self.family, peer.overlay_addresses))
-        return Way(network, UPLINK, first_of(self.family, peer.addresses))
+    def _routed_ways(self, node: Node) -> Iterator[Way]:
+        """Each pod of the node's own; with BGP the blocks of others that have pods in them."""
+        for address, pod in self._pods.items():
+            if pod.node == node.name:
+                yield Way(f"{address}/{self.family.bits}", outer_link(pod))
+        if self.overlay != "bgp":
+            return
+        for block, home in self._blocks.items():
+            if home is node:
+                yield Way(block, NOWHERE)
+            else:
+                yield Way(block, UPLINK, first_of(self.family, home.addresses))
 
-    def peer_behind(self, overlay_address: str) -> Node:
-        """The node whose end of the tunnel has an address."""
-        return next(n for n in self.lab.nodes if overlay_address in n.overlay_addresses)
+    @functools.cached_property
+    def _blocks(self) -> dict[str, Node]:
+        """What nodes announce with BGP."""
+        found: dict[str, Node] = {}
+        size = self.lab.overlay.block_size
+        strays = dict(self._strays)
+        for node in self.lab.nodes:
+            of_pods = [
+                address
+                for address, pod in self._pods.items()
+                if pod.node == node.name and address not in strays
+            ]
+            for address in (node.overlay_address, *of_pods):
+                found[str(ip_network(f"{address}/{size}", strict=False))] = node
+        for address, home in strays.items():
+            found[f"{address}/{self.family.bits}"] = home
+        return found
+
+    def pod_behind(self, place: Place, device: str) -> Pod | None:
+        """The pod of a node that a link of its own leads to."""
+        if not self.is_routed or place.kind != "node":
+            return None
+        return next(
+            (p for p in self._pods.values() if p.node == place.node and outer_link(p) == device),
+            None,
+        )
+
+    def answerer(self, switch: Place, address: str) -> Attached | None:
+        """Who answers on a switch for an address; with eni a node also for its pods'."""
+        owner = self.neighbour_on(switch, address)
+        pod = self.pod_at(address) if self.overlay == "eni" and switch == self.switch else None
+        if owner or pod is None:
+            return owner
+        return self.link_of(self.place_of(self.lab.node(pod.node)), UPLINK)
+
+    def _to_peer(self, network: str, node: Node, peer: Node) -> Way:
+        device = tunnel(self.lab, node, peer, self.family.version)
+        if device and self.overlay != "ipip":
+            return Way(network, device, first_of(self.family, peer.overlay_addresses))
+        return Way(network, device or UPLINK, first_of(self.family, peer.addresses))
+
+    def peer_behind(self, hop: str) -> Node:
+        """The node that a tunnel leads to, by the next hop of the route into it."""
+        return next(n for n in self.lab.nodes if hop in (*n.overlay_addresses, *n.addresses))
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import msgspec
 
 from netlab.trace.family import IPV4, IPV6, Family
 from netlab.trace.mark import Mark
-from netlab.trace.model_steps import Outer, Packet
+from netlab.trace.model_steps import Outer, Packet, Socket, Tuple
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -110,6 +110,19 @@ def dissect(frame: bytes, mark: Mark, vxlan_port: int) -> Dissected | None:
             vni=vxlan.vni if int(vxlan.flags) & _VXLAN_VALID else 0,
         )
         ip, body = inner
+    elif isinstance(ip, inet.IP) and isinstance(body, inet.IP):
+        outer = Outer(
+            src=ip.src,
+            dst=ip.dst,
+            sport=0,
+            dport=0,
+            ttl=_ttl(ip),
+            length=_length(ip),
+            id=ip.id,
+            vni=0,
+            tunnel="ipip",
+        )
+        ip, body = body, body.payload
     role = _role(body, mark, layers)
     if role is None:
         return None
@@ -175,9 +188,24 @@ def _packet(ether: Any, ip: Any, body: Any, outer: Outer | None, layers: Any) ->
         length=_length(ip),
         flags=str(body.flags) if isinstance(body, inet.TCP) else None,
         icmp=icmp_name(family, body.type, body.code) if is_icmp else None,
+        quotes=_quoted(body.payload, layers) if is_icmp else None,
         src_mac=ether.src,
         dst_mac=ether.dst,
         outer=outer,
+    )
+
+
+def _quoted(ip: Any, layers: Any) -> Tuple | None:
+    """The ends of the packet that an ICMP message quotes, if it quotes one."""
+    if not isinstance(ip, layers.inet.IPerror | layers.inet6.IPerror6):
+        return None
+    body = ip.payload
+    while isinstance(body, layers.inet6._IPv6ExtHdr):
+        body = body.payload
+    ported = isinstance(body, layers.inet.TCP | layers.inet.UDP)
+    return Tuple(
+        source=Socket(ip=ip.src, port=body.sport if ported else None),
+        destination=Socket(ip=ip.dst, port=body.dport if ported else None),
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from netlab.datapath.overlay import vtep_mac, vxlan_device
+from netlab.datapath.overlay import vtep_mac
+from netlab.datapath.overlays import tunnel_from, tunnels
 from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_steps
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
+from netlab.trace.link_layer import unknown_to_itself
 from netlab.trace.model import Leg
-from netlab.trace.model_steps import Bridge, Neighbour, Route, Rule
+from netlab.trace.model_steps import REFUSING, Bridge, Neighbour, Route, Rule
 from netlab.trace.refusals import Doubt
 from netlab.trace.witnesses.decisions import Link
 from netlab.trace.witnesses.packets import Sighting
@@ -44,8 +46,8 @@ def doubts(case: Case, leg: Leg, last: Sighting) -> Iterable[Doubt]:
         if isinstance(step, Bridge):
             yield from wrong_tunnel(case, place, step)
     for step in steps:
-        if isinstance(step, Route) and step.type == "martian":
-            yield from _own_source(case, place, case.story.leg(leg)[-1].end.source.ip)
+        if isinstance(step, Route) and step.type in ("martian", "reverse-path"):
+            yield from _bad_source(case, place, case.story.leg(leg)[-1].end.source.ip)
     yield from (refused(step, place) for step in steps if isinstance(step, Route) and step.refuses)
     for step in steps:
         if isinstance(step, Route) and step.device and not step.refuses:
@@ -108,7 +110,8 @@ def refused(route: Route, place: Place) -> Doubt:
         removal = f"`{ip} rule del {route.rule}`"
         return Doubt(route.type, words, f"if that is not meant: {removal}")
     if route.matched and route.type != "forwarding-off":
-        words = f"{place} has a {route.type} route for {route.matched}"
+        article = "an" if route.type == "unreachable" else "a"
+        words = f"{place} has {article} {route.type} route for {route.matched}"
         table = "" if route.table == "main" else f" table {route.table}"
         removal = f"`{ip} route del {route.type} {route.matched}{table}`"
         return Doubt(route.type, words, f"if that is not meant: {removal}")
@@ -177,8 +180,13 @@ def _without_way_back(case: Case, place: Place) -> Iterable[Doubt]:
             yield Doubt(why.reason, f"it arrived, and cannot be answered: {why.words}", why.fix)
 
 
-def _own_source(case: Case, place: Place, source: str) -> Iterable[Doubt]:
+def _bad_source(case: Case, place: Place, source: str) -> Iterable[Doubt]:
+    """Why a place takes nothing from a source: it is its own, or its routes refuse it."""
     route = case.tables.route(place, source)
+    if route and route.type in REFUSING:
+        why = refused(route, place)
+        words = f"{why.words}, so {place} takes nothing from there (rp_filter)"
+        yield Doubt("reverse-path", words, why.fix)
     if route and route.type == "local":
         yield Doubt(
             "martian",
@@ -191,10 +199,12 @@ def _own_source(case: Case, place: Place, source: str) -> Iterable[Doubt]:
 
 def _other_network(case: Case, place: Place, last: Sighting) -> Iterable[Doubt]:
     """The sender's tunnel is not of the lab's VXLAN network."""
-    outer, vni = last.packet.outer, case.lab.overlay.vni
-    if outer and outer.vni != vni:
+    outer = last.packet.outer
+    if outer is None or place.node is None:
+        return
+    device, vni = tunnel_from(case.lab, place.node, outer.src, case.aim.family.version)
+    if outer.vni != vni:
         sender = next((each for each in _owners(case, outer.src)), None)
-        device = vxlan_device(case.lab, case.aim.family.version)
         yield Doubt(
             "vni-unknown",
             f"{sender or outer.src} sent it with VNI {outer.vni}, and {device} of {place} is of "
@@ -269,6 +279,11 @@ def _unresolved(case: Case, place: Place, step: Neighbour) -> Doubt:
                     f"nobody told {place} a MAC for it",
                     f"`ip netns exec {owner.namespace} sysctl net.ipv4.conf.{path}.arp_ignore=0`",
                 )
+    # What is told comes back to the bridge's own MAC.
+    bridge = case.tables.link(place, step.device)
+    for doubt in unknown_to_itself(case, place, bridge):
+        words = f"{doubt.words}, the answer to {case.aim.family.neighbours} for {step.address} too"
+        return Doubt(doubt.reason, words, doubt.fix)
     lab = case.lab
     for node in lab.nodes:
         if step.address in node.overlay_addresses:
@@ -314,7 +329,10 @@ def down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
 
 def off_at(case: Case, place: Place) -> Iterable[Doubt]:
     """Devices of a node that are down, or have IPv6 switched off, and so have no routes."""
-    for device in ("eth0", "cbr0", vxlan_device(case.lab, case.aim.family.version)):
+    devices: tuple[str, ...] = ()
+    if place.kind == "node" and place.node:
+        devices = tunnels(case.lab, case.lab.node(place.node), case.aim.family.version)
+    for device in ("eth0", "cbr0", *devices):
         link = case.tables.link(place, device)
         if link and not link.up:
             yield _is_down(place, link, case.aim.family)

@@ -117,7 +117,7 @@ _MEANINGS = {
         ("port-closed", "tunnel-closed", *_STRAY), "has no socket for it: nothing listens there"
     ),
     "NO_TX_TARGET": _Meaning(
-        ("fdb-missing",),
+        ("fdb-missing", "neighbour-wrong"),
         "does not know which node to send it to (no FDB entry)",
         "`netlab up` puts the entries back",
     ),
@@ -143,6 +143,11 @@ _MEANINGS = {
     "SOCKET_BACKLOG": _Meaning(("socket-full",), "found the socket's backlog full", _FULL),
     "QDISC_DROP": _Meaning(("queue-drop",), "dropped it in the queue of the device"),
     "FULL_RING": _Meaning(("queue-drop",), "found the device's queue full"),
+    "XFRM_POLICY": _Meaning(
+        ("xfrm-policy",),
+        "has an IPsec policy (xfrm) that lets it through with IPsec alone, or not at all",
+        "`ip -n {namespace} xfrm policy` shows the policies",
+    ),
     "IP_CSUM": _checksum("IP"),
     "TCP_CSUM": _checksum("TCP"),
     "UDP_CSUM": _checksum("UDP"),
@@ -192,7 +197,7 @@ def _said(word: Moment, meaning: _Meaning, loss: Loss, case: Case) -> Loss:
 
 def _last_word(leg: Leg, case: Case) -> Moment | None:
     """The last drop on a leg; where that has none, the last of the other."""
-    losses = [moment for moment in case.moments if moment.is_loss]
+    losses = case.moments_of_loss
     on_leg = [moment for moment in losses if _leg(moment, case) == leg]
     found = on_leg or losses
     return found[-1] if found else None

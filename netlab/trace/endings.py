@@ -12,8 +12,10 @@ from netlab.trace.refusals import Doubt
 
 
 def unheard(case: Case, place: Place, port: int | None) -> Doubt | None:
-    """Why what came to a port is not heard there, as its sockets tell."""
-    if port is None or case.aim.protocol == "icmp":
+    """Why what came to a port is not heard there, as its sockets tell; or why a ping is not."""
+    if case.aim.protocol == "icmp":
+        return _echo_ignored(case, place)
+    if port is None:
         return None
     protocol = case.aim.protocol.upper()
     target = case.story.forward[-1].end.destination.ip
@@ -39,6 +41,17 @@ def unheard(case: Case, place: Place, port: int | None) -> Doubt | None:
             "a longer one (net.core.somaxconn, and the backlog of listen) only helps in a rush",
         )
     return None
+
+
+def _echo_ignored(case: Case, place: Place) -> Doubt | None:
+    setting = case.aim.family.echo_ignored
+    if case.tables.setting(place, setting.replace(".", "/")) in ("0", None):
+        return None
+    return Doubt(
+        "echo-ignored",
+        f"{place} received it and answers no ping: {setting} is not 0",
+        f"`ip netns exec {place.namespace} sysctl {setting}=0`",
+    )
 
 
 def stale(case: Case) -> tuple[Place, Doubt, str] | None:

@@ -25,6 +25,7 @@ class Family(msgspec.Struct, frozen=True):
     unspecified: str
     neighbours: str  # how MACs are asked for
     forwarding: str  # sysctl
+    echo_ignored: str
     bridge_netfilter: str
 
     @property
@@ -78,6 +79,7 @@ IPV4 = Family(
     unspecified="0.0.0.0",
     neighbours="ARP",
     forwarding="net.ipv4.ip_forward",
+    echo_ignored="net.ipv4.icmp_echo_ignore_all",
     bridge_netfilter="net.bridge.bridge-nf-call-iptables",
 )
 IPV6 = Family(
@@ -98,6 +100,7 @@ IPV6 = Family(
     unspecified="::",
     neighbours="neighbour discovery",
     forwarding="net.ipv6.conf.all.forwarding",
+    echo_ignored="net.ipv6.icmp.echo_ignore_all",
     bridge_netfilter="net.bridge.bridge-nf-call-ip6tables",
 )
 

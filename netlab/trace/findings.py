@@ -35,6 +35,8 @@ from netlab.trace.doubts import (
 )
 from netlab.trace.drops import with_kernel
 from netlab.trace.endings import astray, stale, unheard
+from netlab.trace.ipsec import by_policy
+from netlab.trace.link_layer import misdirected
 from netlab.trace.model import Leg, Loss
 from netlab.trace.model_steps import REFUSING, Bridge, Route, Rule
 from netlab.trace.policy_refusals import policy_object
@@ -51,9 +53,11 @@ def loss_of(case: Case) -> Loss:
         _by_stale_connection,
         _by_rule,
         by_refusal,
+        _by_mac,
         _by_route,
         _by_tunnel,
         by_error,
+        _by_ipsec,
         _never_sent,
         _by_fragments,
         _by_missing_service,
@@ -145,6 +149,14 @@ def _led_by_element(before: Rule | None, rule: Rule) -> bool:
 # --- by what the tables say ----------------------------------------------------------------------
 
 
+def _by_mac(case: Case) -> Loss | None:
+    """A frame that went to a MAC whose owner it was not for, or that its owner did not take."""
+    for leg in ("reply", "forward"):
+        for place, doubt in misdirected(case, leg):
+            return _loss_at(case, leg, place, doubt, came_back(case))
+    return None
+
+
 def _by_route(case: Case) -> Loss | None:
     """A route or a rule that refuses; the ICMP error that may follow says less."""
     leg: Leg = "reply" if answered(case) else "forward"
@@ -214,6 +226,12 @@ def _never_sent(case: Case) -> Loss | None:
         neighbour = case.tables.neighbour(source, hop, route.device)
         if neighbour and neighbour.mac is None and neighbour.state != "none":
             doubt = unanswered(case, source, neighbour)
+    return _not_sent(case, source, doubt)
+
+
+def _not_sent(case: Case, source: Place, doubt: Doubt) -> Loss:
+    """A loss before the first device."""
+    route = case.tables.route(source, case.aim.destination)
     said = [f"the kernel's answer: {case.answer.error}"] if case.answer.error else []
     return Loss(
         direction="forward",
@@ -228,13 +246,25 @@ def _never_sent(case: Case) -> Loss | None:
     )
 
 
+def _by_ipsec(case: Case) -> Loss | None:
+    """A policy that lets nothing through."""
+    leg: Leg = "reply" if answered(case) else "forward"
+    for place, doubt in by_policy(case, leg):
+        if case.story.leg(leg):
+            return _loss(case, leg, last_seen(case, leg), doubt)
+        return _not_sent(case, place, doubt)
+    return None
+
+
 def _by_fragments(case: Case) -> Loss | None:
     """Pieces of the packet that were not seen any more: nobody puts the others together."""
     leg: Leg = "reply" if answered(case) else "forward"
     last = last_seen(case, leg)
     left = last.packet.fragments
-    if left is None or left.complete:
+    if left is None:
         return None
+    if left.complete:
+        return _by_reassembly(case, leg, last)
     whole = [
         sighting
         for sighting in (each.passage.before for each in case.story.leg(leg))
@@ -251,6 +281,23 @@ def _by_fragments(case: Case) -> Loss | None:
         f"fragments as such: `ip netns exec {before.place.namespace} nft list ruleset`",
     )
     return _loss(case, leg, before, doubt)
+
+
+def _by_reassembly(case: Case, leg: Leg, last: Sighting) -> Loss | None:
+    """All pieces came in, and no rule behind their reassembly saw the packet: some were dropped."""
+    place = last.place
+    waits = last.direction == "in" and not case.story.leg(leg)[-1].runs and not case.moments_of_loss
+    early = case.tables.early_chains(place) if waits and place.kind == "node" else None
+    if not early:
+        return None
+    first = early[0]
+    doubt = Doubt(
+        "fragment-lost",
+        f"all fragments came in on {last.device} of {place}, and were not put together there: of "
+        f"what comes before that, chain {' and chain '.join(early)}, something drops some of them",
+        f"look for what drops fragments: `ip netns exec {place.namespace} nft list chain {first}`",
+    )
+    return _loss(case, leg, last, doubt)
 
 
 def _by_missing_service(case: Case) -> Loss | None:

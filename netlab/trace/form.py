@@ -29,6 +29,7 @@ TRANSPORTS: dict[AskedProtocol, ProbeProtocol] = {
     "http": "tcp",
     "dns": "udp",
 }
+LONGEST_S = 60
 USUAL_PORTS = {"http": 80, "dns": 53}
 USUAL_QUERY = "kubernetes.default.svc.cluster.local"
 _TRANSPORT_HEADER = 8  # of UDP and of ICMP echo
@@ -115,6 +116,23 @@ def require_transport(
             f"{name} goes over {protocol.upper()}, and svc/{service.key} has {known}",
             f"take a port of {protocol.upper()}, or another --protocol",
         )
+
+
+def require_fields(request: Request) -> None:
+    """Refuse what no request can have in a field.  Raises NetlabError (exit code 2)."""
+    try:
+        msgspec.convert(msgspec.structs.asdict(request), type(request))
+    except msgspec.ValidationError as error:
+        message, _, field = str(error).partition(" - at `$.")
+        name = field.rstrip("`")
+        given = getattr(request, name, None)
+        raise _error("bad-option", f"{name} cannot be {given!r}: {message.lower()}") from None
+    for name, port in (("port", request.port), ("source_port", request.source_port)):
+        if port is not None and not 1 <= port <= 65535:
+            raise _error("bad-port", f"{name} cannot be {port}: a port is a number from 1 to 65535")
+    if not 0 < request.timeout_s <= LONGEST_S:
+        message = f"a probe waits up to {LONGEST_S} s for its answer, not {request.timeout_s:g}"
+        raise _error("bad-timeout", message)
 
 
 def check_form(

@@ -139,6 +139,15 @@ class Mark(msgspec.Struct, frozen=True):
             found.append(bytes_at(self._tunnelled + _SEQUENCE + 4, self.needles[1]))
         return found
 
+    def carried_conditions(self) -> list[str]:
+        """The same of outer packets that are known to carry IP in IP (RFC 2003)."""
+        at = _SEQUENCE if self.protocol == "tcp" else _PAYLOAD
+        inner = self.family.header
+        found = [self._cookie_at(inner + offset) for offset in (at, self._quoted + at)]
+        if self.protocol == "tcp":
+            found.append(bytes_at(inner + _SEQUENCE + 4, self.needles[1]))
+        return found
+
     @property
     def _quoted(self) -> int:
         """ICMP error: the quoted transport header."""

@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from netlab.datapath.state import namespace_name
-from netlab.trace.model_steps import AnyStep, Data, Packet, Rule, Socket
+from netlab.trace.model_steps import AnyStep, Data, Packet, Rule, Socket, TunnelKind, vni_words
 
 SCHEMA = "netlab.trace/v1"
 PREDICTION_SCHEMA = "netlab.prediction/v1"
@@ -133,9 +133,10 @@ class PredictedOuter(Data, frozen=True, kw_only=True):
     src: str
     dst: str
     vni: int
+    tunnel: TunnelKind = "vxlan"
 
     def __str__(self) -> str:
-        return f"{self.src} → {self.dst} VNI {self.vni}"
+        return f"{self.src} → {self.dst}{vni_words(self.tunnel, self.vni)}"
 
 
 class PredictedHop(Data, frozen=True, kw_only=True):

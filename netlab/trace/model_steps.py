@@ -43,6 +43,14 @@ class Tuple(Data, frozen=True, kw_only=True):
         return Tuple(source=self.destination, destination=self.source)
 
 
+TunnelKind = Literal["vxlan", "ipip"]
+
+
+def vni_words(tunnel: TunnelKind, vni: int) -> str:
+    """The network inside a tunnel, for behind its ends: of IP in IP there is but one."""
+    return f" VNI {vni}" if tunnel == "vxlan" else ""
+
+
 class Outer(Data, frozen=True, kw_only=True):
     """The headers that an encapsulated packet travels in."""
 
@@ -54,9 +62,10 @@ class Outer(Data, frozen=True, kw_only=True):
     length: int  # of the outer IP packet, bytes
     id: int  # IP identification; of IPv6 the flow label
     vni: int
+    tunnel: TunnelKind = "vxlan"  # of ipip ports and VNI are 0
 
     def __str__(self) -> str:
-        return f"{self.src} → {self.dst} VNI {self.vni}"
+        return f"{self.src} → {self.dst}{vni_words(self.tunnel, self.vni)}"
 
 
 class Fragments(Data, frozen=True, kw_only=True):
@@ -74,8 +83,9 @@ class Packet(Data, frozen=True, kw_only=True):
     """The packet as it was on one device; inside a tunnel the inner one, with `outer`.
 
     `ttl` is the hop limit of IPv6, `length` that of the IP packet in bytes, `flags` the TCP flags
-    in scapy's letters ("SA"), `icmp` type and code in words.  Of a packet in `fragments` all else
-    is said of the first; null: it was whole.
+    in scapy's letters ("SA"), `icmp` type and code in words, `quotes` the ends of the packet that
+    an ICMP error is about.  Of a packet in `fragments` all else is said of the first; null: it was
+    whole.
     """
 
     src: str
@@ -87,6 +97,7 @@ class Packet(Data, frozen=True, kw_only=True):
     length: int
     flags: str | None = None
     icmp: str | None = None
+    quotes: Tuple | None = None
     src_mac: str | None = None
     dst_mac: str | None = None
     outer: Outer | None = None
@@ -258,16 +269,18 @@ class Conntrack(Step, frozen=True, kw_only=True):
 
 
 class Encapsulate(Step, frozen=True, kw_only=True):
-    """The packet enters a VXLAN tunnel; `mac` is the FDB entry that chose `remote`."""
+    """The packet enters a tunnel; `mac` is the FDB entry that chose `remote`."""
 
     device: str
     vni: int
     local: str
     remote: str
     mac: str | None = None
+    tunnel: TunnelKind = "vxlan"
 
     def __str__(self) -> str:
-        return f"{self.device} encapsulates: VNI {self.vni}, outer {self.local} → {self.remote}"
+        what = f"VNI {self.vni}" if self.tunnel == "vxlan" else "IP in IP"
+        return f"{self.device} encapsulates: {what}, outer {self.local} → {self.remote}"
 
 
 class Decapsulate(Step, frozen=True, kw_only=True):
@@ -277,9 +290,11 @@ class Decapsulate(Step, frozen=True, kw_only=True):
     vni: int
     local: str
     remote: str
+    tunnel: TunnelKind = "vxlan"
 
     def __str__(self) -> str:
-        return f"{self.device} decapsulates: VNI {self.vni}, outer was {self.remote} → {self.local}"
+        what = f"VNI {self.vni}" if self.tunnel == "vxlan" else "IP in IP"
+        return f"{self.device} decapsulates: {what}, outer was {self.remote} → {self.local}"
 
 
 class Deliver(Step, frozen=True, kw_only=True):

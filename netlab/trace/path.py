@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from netlab.kernel.listeners import Listener
+from netlab.kernel.xfrm import Policy
 from netlab.trace.aim import Place
 from netlab.trace.model import Leg
 from netlab.trace.model_steps import Bridge, Neighbour, Route, Socket, Tuple
@@ -42,6 +43,10 @@ class Tables(Protocol):
     def tunnel(self, place: Place, device: str, mac: str) -> Bridge | None: ...
 
     def ports(self, place: Place, bridge: str) -> list[Link]: ...
+
+    def early_chains(self, place: Place) -> list[str] | None: ...
+
+    def policies(self, place: Place) -> list[Policy] | None: ...
 
     def bridge_netfilter(self, place: Place) -> bool: ...
 
@@ -86,6 +91,21 @@ def legs(
     if any(each.place in ends and each.direction == "in" for each in answers):
         back = answers
     return _passages("forward", there, tables), _passages("reply", back, tables)
+
+
+def of_answers(sightings: Sequence[Sighting]) -> list[Sighting]:
+    """ICMP errors about the answer, which go to who answered: no part of either leg."""
+    there = {each.packet.flow for each in sightings if each.role == "probe"}
+    back = {each.packet.flow for each in sightings if each.role == "answer"}
+    found = []
+    for each in sightings:
+        about = each.packet.quotes
+        if each.role != "error" or about is None or about in there:
+            continue
+        # It may have been translated behind the last sight of it.
+        if about in back or about.reversed in there:
+            found.append(each)
+    return found
 
 
 def _passages(leg: Leg, sightings: list[Sighting], tables: Tables) -> list[Passage]:

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from netlab.datapath.outside_names import gateway_namespace, host_namespace, internet_namespace
+from netlab.datapath.overlays import type_of
 from netlab.datapath.state import namespace_name
 from netlab.topology.model import Host, Lab, Node, Pod
 
@@ -29,9 +30,11 @@ class Place(msgspec.Struct, frozen=True):
 
 def place_of_node(lab: Lab, node: Node) -> Place:
     """The namespace of a node."""
-    # Without a tunnel there is no end of one.
-    tunnel = node.overlay_addresses if lab.overlay.type == "vxlan" else ()
-    addresses = (*node.addresses, *node.bridge_addresses, *tunnel)
+    overlay = type_of(lab)
+    # Without a tunnel there is no end of one, and routed pods have no bridge.
+    tunnel = node.overlay_addresses if overlay.device else ()
+    bridge = () if overlay.routed_pods else node.bridge_addresses
+    addresses = (*node.addresses, *bridge, *tunnel)
     return Place(namespace_name(lab.name, node.name), "node", node.name, node.name, addresses)
 
 

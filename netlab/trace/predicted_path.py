@@ -18,6 +18,7 @@ from netlab.trace.aim import Place
 from netlab.trace.declared_network import (
     BRIDGE,
     LOOPBACK,
+    NOWHERE,
     SWITCH_BRIDGE,
     UPLINK,
     DeclaredNetwork,
@@ -107,6 +108,8 @@ class Walker:
         way = self._way(node, flow)
         if way is None:
             return Stop(node, "no-route")
+        if way.device == NOWHERE:
+            return Stop(node, "blackhole")
         refusal = self._refusal(node, flow, None, "output", passing)
         if refusal:
             return Stop(node, *refusal)
@@ -133,8 +136,8 @@ class Walker:
         address = flow.destination.ip
         if self.network.is_local(place, address):
             return Way(address, LOOPBACK)
-        way = self.network.route(place, address)
-        if way:
+        way = self.network.route(place, address, flow.source.ip)
+        if way and way.device != NOWHERE:
             self._pending.append(
                 Route(destination=address, matched=way.matched, device=way.device, via=way.via)
             )
@@ -156,8 +159,10 @@ class Walker:
             turned = before and (before.namespace, before.device) == (place.namespace, BRIDGE)
             self._hop(place, BRIDGE, "out", flow, sure=not (turned and self._tells_pods(way)))
             return self._to_pod(place, flow, pod)
-        if way.device == self.network.tunnel:
-            return self._through_tunnel(place, flow, self.network.peer_behind(hop))
+        if pod := self.network.pod_behind(place, way.device):
+            return self._to_pod(place, flow, pod)
+        if self.network.is_tunnel(place, way.device):
+            return self._through_tunnel(place, flow, way.device, self.network.peer_behind(hop))
         return self._over_underlay(place, flow, hop, way.device)
 
     # --- links -----------------------------------------------------------------------------------
@@ -169,6 +174,8 @@ class Walker:
     def _from_pod(self, place: Place, flow: Tuple, hop: str) -> Arrival | Stop:
         """Out of a pod's link into its node's bridge, addressed to the node or to another pod."""
         node = self.network.place_of(self.network.node_of(place))
+        if self.network.is_routed:
+            return self._from_routed_pod(place, node, flow)
         other = self._pod_on(node, hop)
         if other is None and not self.network.is_local(node, hop):
             return Stop(place, "neighbour-unresolved", True)
@@ -196,6 +203,13 @@ class Walker:
             passed = self._past_bridge(node, turned, passing)
             return passed if isinstance(passed, Stop) else self._to_pod(node, passed, other)
         return self._up_from_bridge(node, turned, passing)
+
+    def _from_routed_pod(self, place: Place, node: Place, flow: Tuple) -> Arrival | Stop:
+        """Out of a pod's link into its node's routing."""
+        port = self.network.port_of(self.network.pod_of(place))
+        self._hop(place, UPLINK, "out", flow)
+        self._hop(node, port, "in", flow)
+        return self._into(node, flow, port)
 
     def _is_local(self, place: Place, flow: Tuple) -> bool:
         return self.network.is_local(place, flow.destination.ip)
@@ -227,29 +241,33 @@ class Walker:
         self._hop(place, UPLINK, "in", flow)
         return Stop(place, "martian") if self._is_martian(place, flow) else Arrival(place, flow)
 
-    def _through_tunnel(self, node: Place, flow: Tuple, peer: Node) -> Arrival | Stop:
-        family, lab = self.network.family, self.network.lab
-        tunnel, vni = self.network.tunnel, lab.overlay.vni
+    def _through_tunnel(self, node: Place, flow: Tuple, tunnel: str, peer: Node) -> Arrival | Stop:
+        family, there = self.network.family, self.network.place_of(peer)
+        vni, kind = self.network.vni(node, peer), self.network.tunnel_kind
         local = self.network.address_on(node, UPLINK)
         remote = first_of(family, peer.addresses)
         assert remote is not None
         self._hop(node, tunnel, "out", flow)
-        self._pending.append(Encapsulate(device=tunnel, vni=vni, local=local, remote=remote))
+        self._pending.append(
+            Encapsulate(device=tunnel, vni=vni, local=local, remote=remote, tunnel=kind)
+        )
         self._way(node, Tuple(source=Socket(ip=local), destination=Socket(ip=remote)))
-        there = self.network.place_of(peer)
-        end = self.network.link_of(there, UPLINK)
-        carried = PredictedOuter(src=local, dst=remote, vni=vni)
-        self._across(node, end, flow, carried, self.network.link_of(node, UPLINK))
-        self._pending.append(Decapsulate(device=tunnel, vni=vni, local=remote, remote=local))
-        self._hop(there, tunnel, "in", flow)
-        return self._into(there, flow, tunnel)
+        carried = PredictedOuter(src=local, dst=remote, vni=vni, tunnel=kind)
+        end, near = self.network.link_of(there, UPLINK), self.network.link_of(node, UPLINK)
+        self._across(node, end, flow, carried, near)
+        far = self.network.tunnel_to(there, self.network.node_of(node))
+        self._pending.append(
+            Decapsulate(device=far, vni=vni, local=remote, remote=local, tunnel=kind)
+        )
+        self._hop(there, far, "in", flow)
+        return self._into(there, flow, far)
 
     def _over_underlay(self, place: Place, flow: Tuple, hop: str, device: str) -> Arrival | Stop:
         """From a node, a host, the gateway or the switch to who has the next hop's address."""
         link = None if place.kind == "switch" else self.network.link_of(place, device)
         switch = link.switch if link else self.network.switch
-        owner = self.network.neighbour_on(switch, hop)
-        if owner:
+        owner = self.network.answerer(switch, hop)
+        if owner and owner.place != place:
             self._across(place, owner, flow, None, link)
             return self._arrived(owner.place, flow, owner.device)
         if link is None or hop not in switch.addresses:
@@ -335,6 +353,8 @@ class Walker:
         way = self._way(node, flow)
         if way is None:
             return Stop(node, "no-route", True)
+        if way.device == NOWHERE:
+            return Stop(node, "blackhole")
         refusal = self._refusal(node, flow, device, "forward", passing)
         if refusal:
             return Stop(node, *refusal)

@@ -20,6 +20,11 @@ def series_schema() -> dict[str, Any]:
     return _schema(tally.Series, tally.SCHEMA, "A series of probes")
 
 
+def prediction_schema() -> dict[str, Any]:
+    """The schema of what should become of a probe, as `--predict` gives it."""
+    return _schema(model.Foretold, model.PREDICTION_SCHEMA, "What should become of one probe")
+
+
 def _schema(kind: type, name: str, description: str) -> dict[str, Any]:
     (reference,), definitions = msgspec.json.schema_components(
         [kind], ref_template="#/$defs/{name}"

@@ -281,11 +281,16 @@ def _encapsulate(passage: Passage, tables: Tables) -> Iterable[AnyStep]:
     if place is None or before is None or after is None or after.packet.outer is None:
         return
     outer, mac = after.packet.outer, before.packet.dst_mac
-    found = tables.tunnel(place, before.device, mac) if mac else None
+    found = tables.tunnel(place, before.device, mac) if mac and outer.tunnel == "vxlan" else None
     if found:
         yield found
     yield Encapsulate(
-        device=before.device, vni=outer.vni, local=outer.src, remote=outer.dst, mac=mac
+        device=before.device,
+        vni=outer.vni,
+        local=outer.src,
+        remote=outer.dst,
+        mac=mac if outer.tunnel == "vxlan" else None,
+        tunnel=outer.tunnel,
     )
     yield from _outer_way(place, outer.dst, tables)
 
@@ -302,4 +307,10 @@ def _decapsulate(passage: Passage) -> Iterable[Decapsulate]:
     before, after = passage.before, passage.after
     if before and before.packet.outer and after and not after.packet.outer:
         outer = before.packet.outer
-        yield Decapsulate(device=after.device, vni=outer.vni, local=outer.dst, remote=outer.src)
+        yield Decapsulate(
+            device=after.device,
+            vni=outer.vni,
+            local=outer.dst,
+            remote=outer.src,
+            tunnel=outer.tunnel,
+        )

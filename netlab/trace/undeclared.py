@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from netlab.datapath.overlay import vtep_mac
 from netlab.topology.model import Lab
 from netlab.trace.aim import Aim, Place
-from netlab.trace.declared_network import DeclaredNetwork
+from netlab.trace.declared_network import NOWHERE, DeclaredNetwork, Way
 from netlab.trace.model import Hop, Leg, PredictedHop, Prediction, Trace, Translation
 from netlab.trace.model_steps import Bridge, Encapsulate, Neighbour, Route, Socket
 
@@ -48,12 +48,19 @@ _OBJECTS = {
     "unknown-to-gateway": "masquerading",
     "rejected-by-rule": "a rule",
     "neighbour-unresolved": "a neighbour",
+    "neighbour-wrong": "a neighbour entry",
+    "fdb-missing": "the FDB of a bridge",
     "host-unreachable": "a neighbour",
     "no-route": "a route",
+    "xfrm-policy": "an IPsec policy",
+    "echo-ignored": "the answer to pings",
     "blackhole": "a route",
     "unreachable": "a route",
     "prohibit": "a route",
 }
+
+# Of these the object is not where the packet was seen last.
+_FURTHER_ON = ("link-down", "address-missing", "arp-ignored")
 
 
 def undeclared(lab: Lab, decided: Aim, trace: Trace, expected: Prediction) -> list[str]:
@@ -66,7 +73,7 @@ def undeclared(lab: Lab, decided: Aim, trace: Trace, expected: Prediction) -> li
     network = DeclaredNetwork(lab, decided.family)
     found = list(dict.fromkeys(_tables(network, decided, trace)))
     found += _endpoint(trace, expected)
-    found += _ending(trace, expected, found)
+    found += _ending(network, decided, trace, expected, found)
     if not found:
         found += _translations(trace.translations, expected.translations)
     if not found:
@@ -95,32 +102,48 @@ def _tables(network: DeclaredNetwork, decided: Aim, trace: Trace) -> Iterator[st
             continue
         for step in hop.steps:
             if isinstance(step, Route):
-                yield from _route(network, place, step)
+                yield from _route(network, place, step, hop.packet.src)
             elif isinstance(step, Neighbour):
                 yield from _neighbour(network, place, step)
-            elif isinstance(step, Bridge) and step.device == network.tunnel:
+            elif isinstance(step, Bridge) and network.is_tunnel(place, step.device):
                 yield from _fdb(network, place, step)
             elif isinstance(step, Encapsulate):
-                vni = network.lab.overlay.vni
+                peer = network.node_at(step.remote)
+                vni = network.vni(place, peer) if peer else step.vni
                 if step.vni != vni:
                     yield f"{step.device} of {place} is of VNI {step.vni}; declared is {vni}"
 
 
-def _route(network: DeclaredNetwork, place: Place, step: Route) -> Iterator[str]:
+def _route(network: DeclaredNetwork, place: Place, step: Route, source: str) -> Iterator[str]:
     if network.is_local(place, step.destination):
         return
-    due = network.route(place, step.destination)
-    way = f"via {due.via} dev {due.device}" if due and due.via else f"dev {due and due.device}"
-    declared = f"declared is {due.matched} {way}" if due else "none is declared"
-    if step.type == "forwarding-off":
+    due = _due(network, place, step.destination, source)
+    declared = _declared(due)
+    if step.type == "reverse-path":
+        back = _declared(_due(network, place, source, step.destination))
+        yield f"{place}'s route back to {source} is not that by which this came; {back}"
+    elif step.type == "forwarding-off":
         yield f"forwarding on {place} is off; declared is on"
     elif (None if step.refuses else (step.device, step.via)) != (due and (due.device, due.via)):
         yield f"{place}'s route to {step.destination}: {step}; {declared}"
 
 
+def _due(network: DeclaredNetwork, place: Place, destination: str, source: str) -> Way | None:
+    """The declared route; None also if it is one that leads nowhere."""
+    way = network.route(place, destination, source)
+    return None if way and way.device == NOWHERE else way
+
+
+def _declared(due: Way | None) -> str:
+    if due is None:
+        return "none is declared"
+    way = f"via {due.via} dev {due.device}" if due.via else f"dev {due.device}"
+    return f"declared is {due.matched} {way}"
+
+
 def _neighbour(network: DeclaredNetwork, place: Place, step: Neighbour) -> Iterator[str]:
-    """Entries for tunnel ends, which are declared; all others are learned."""
-    if step.device != network.tunnel:
+    """Entries for tunnel ends, where they are declared; all others are learned."""
+    if network.overlay == "vxlan-multicast" or not network.is_tunnel(place, step.device):
         return
     peer = next((n for n in network.lab.nodes if step.address in n.overlay_addresses), None)
     due = vtep_mac(peer, network.family.version) if peer else None
@@ -136,7 +159,7 @@ def _neighbour(network: DeclaredNetwork, place: Place, step: Neighbour) -> Itera
 def _fdb(network: DeclaredNetwork, place: Place, step: Bridge) -> Iterator[str]:
     version = network.family.version
     peer = next((n for n in network.lab.nodes if vtep_mac(n, version) == step.mac), None)
-    if peer is None:
+    if peer is None or network.overlay != "vxlan":
         return
     due = network.address_on(network.place_of(peer), "eth0")
     if step.remote != due:
@@ -164,8 +187,14 @@ def _listed(ends: Sequence[Socket]) -> str:
     return shown if len(ends) <= 5 else f"{shown} and {len(ends) - 5} more"
 
 
-def _ending(trace: Trace, expected: Prediction, found: Sequence[str]) -> Iterator[str]:
-    """What became of it otherwise than it should; the object first, if none was found yet."""
+def _ending(
+    network: DeclaredNetwork,
+    decided: Aim,
+    trace: Trace,
+    expected: Prediction,
+    found: Sequence[str],
+) -> Iterator[str]:
+    """What became of it otherwise than it should; of what object, if none was found yet."""
     loss = trace.drop
     reason = loss.reason if loss else None
     if reason == expected.reason and trace.disposition == expected.disposition:
@@ -174,15 +203,65 @@ def _ending(trace: Trace, expected: Prediction, found: Sequence[str]) -> Iterato
         return
     if _is_unsaid(trace, expected) and reason == expected.reason_unsaid:
         return
-    if loss and not found:
-        thing = _OBJECTS.get(loss.reason)
-        yield f"{thing}: {loss.explanation}" if thing else loss.explanation
     was = f"{trace.disposition} ({_words(reason)})" if reason else trace.disposition
     if expected.reason:
         how = f"{expected.disposition} at {expected.where} ({_words(expected.reason)})"
     else:
         how = f"{expected.disposition} to {expected.delivered_to}"
-    yield f"it should have been {how}, and was {was}"
+    ending = f"it should have been {how}, and was {was}"
+    thing = None if found else _object(network, decided, trace, expected)
+    yield f"{thing}: {ending}" if thing else ending
+
+
+def _object(
+    network: DeclaredNetwork, decided: Aim, trace: Trace, expected: Prediction
+) -> str | None:
+    """What is wrong by the reason of a loss, where, and what of it is declared."""
+    loss = trace.drop
+    thing = _OBJECTS.get(loss.reason) if loss else None
+    if loss is None or thing is None:
+        return None
+    declared = None
+    if loss.reason == "mtu":
+        declared = _declared_mtu(network, decided, trace)
+    elif loss.reason == "address-missing":
+        declared = _declared_address(decided, trace)
+    elif loss.reason == "not-translated" and expected.endpoints:
+        ends = [Socket(ip=each.ip, port=each.port) for each in expected.endpoints]
+        declared = f"is a translation to {_listed(ends)}"
+    near = "behind" if loss.reason in _FURTHER_ON else "at"
+    return f"{thing} ({near} {loss.where}{f'; declared {declared}' if declared else ''})"
+
+
+def _last(trace: Trace) -> Hop | None:
+    assert trace.drop is not None
+    leg = trace.forward if trace.drop.direction == "forward" else trace.reply
+    return leg[-1] if leg else None
+
+
+def _declared_mtu(network: DeclaredNetwork, decided: Aim, trace: Trace) -> str | None:
+    """Of the device that it was to leave by."""
+    last = _last(trace)
+    place, device = decided.source, "eth0"
+    if last:
+        place = next((each for each in decided.places if each.namespace == last.namespace), place)
+        routes = [step.device for step in last.steps if isinstance(step, Route)]
+        device = next((each for each in reversed(routes) if each), last.device)
+    return f"are {network.mtu(place, device)} bytes on {device} of {place}"
+
+
+def _declared_address(decided: Aim, trace: Trace) -> str | None:
+    """Of who should have taken it, or told its MAC."""
+    last = _last(trace)
+    if last is None:
+        return None
+    sought = [step.address for step in last.steps if isinstance(step, Neighbour) and not step.mac]
+    sought.append(last.packet.outer.dst if last.packet.outer else last.packet.dst)
+    for address in sought:
+        for place in decided.places:
+            if address in place.addresses:
+                return f"is {address} on {place}"
+    return None
 
 
 def _words(reason: str) -> str:

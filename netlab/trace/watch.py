@@ -28,7 +28,7 @@ from netlab.trace.witnesses.decisions import Decisions
 from netlab.trace.witnesses.fragments import later_pieces
 from netlab.trace.witnesses.kernel import Kernel
 from netlab.trace.witnesses.legacy_rules import LegacyRules
-from netlab.trace.witnesses.packets import Packets, Sighting, program, watched_words
+from netlab.trace.witnesses.packets import Packets, Sighting, carried_words, program, watched_words
 from netlab.trace.witnesses.rule_text import RuleTexts
 from netlab.trace.witnesses.rules import Rules
 
@@ -44,12 +44,15 @@ class Watch:
         self._cookie = canary.new_cookie()
         self._family = mark.family
         words = watched_words(mark, self._cookie)
+        is_ipip = lab.overlay.type == "ipip"
+        if is_ipip:
+            words = carried_words(words)
         self._packets = Packets(
             mark,
             lab.overlay.port,
             program(words, later_pieces(mark.family) if mark.fragmented else ()),
         )
-        self._rules = Rules(mark, lab.overlay.port, self._cookie)
+        self._rules = Rules(mark, lab.overlay.port, self._cookie, is_ipip)
         self._legacy_rules = LegacyRules(lab.name, mark, lab.overlay.port, self._cookie)
         self._connections = Connections(mark.family)
         patterns = [pattern_of_word(offset, word) for offset, word in words]

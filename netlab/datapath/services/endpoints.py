@@ -41,7 +41,7 @@ class Verdict(enum.Enum):
     DROP = "drop"  # policy Local and no endpoint on this node: another node may have one
 
 
-class ServicePortInfo(msgspec.Struct, frozen=True, kw_only=True):
+class ServicePortInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One port of a Service as the proxy of one family on one node sees it.
 
     Addresses are those of the family.  `cluster` and `local` are sorted by the text `ip:port`, and

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from msgspec import structs
 
+from netlab.datapath.services.collecting import no_collecting
 from netlab.datapath.services.endpoints import ServiceObjects, ports_of, service_objects
 from netlab.datapath.services.iptables_save import Table, comment, host, nfacct
 from netlab.datapath.services.iptables_service import (
@@ -114,6 +115,7 @@ def settings_of(lab: Lab, node: Node, family: int) -> Settings:
     )
 
 
+@no_collecting()
 def _tables(lab: Lab, node: Node, family: int, services: Iterable[ServiceObjects]) -> str:
     proxy = lab.service_proxy
     infos = ports_of(services, proxy, node, family)

@@ -34,19 +34,15 @@ def chain_hash(port_name: str, protocol: str, endpoint: str = "") -> str:
     `port_name` is a service port name, `protocol` lower case, `endpoint` as
     :func:`address_port` writes it.
     """
-    digest = sha256(f"{port_name}{protocol}{endpoint}".encode()).digest()
+    text = f"{port_name}{protocol}{endpoint}"
+    digest = sha256(text.encode(), usedforsecurity=False).digest()
     # 16 characters of base32 are exactly the first 10 bytes, 10 bits are two characters.
     # (b32encode does more than is needed, and is half of what a chain costs.)
-    number = int.from_bytes(digest[:10], "big")
+    bits, two = int.from_bytes(digest[:10], "big"), _BASE32
     return (
-        _BASE32[number >> 70]
-        + _BASE32[number >> 60 & 1023]
-        + _BASE32[number >> 50 & 1023]
-        + _BASE32[number >> 40 & 1023]
-        + _BASE32[number >> 30 & 1023]
-        + _BASE32[number >> 20 & 1023]
-        + _BASE32[number >> 10 & 1023]
-        + _BASE32[number & 1023]
+        f"{two[bits >> 70]}{two[bits >> 60 & 1023]}{two[bits >> 50 & 1023]}{two[bits >> 40 & 1023]}"
+        f"{two[bits >> 30 & 1023]}{two[bits >> 20 & 1023]}{two[bits >> 10 & 1023]}"
+        f"{two[bits & 1023]}"
     )
 
 

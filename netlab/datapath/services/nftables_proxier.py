@@ -14,6 +14,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from netlab.datapath.services.claims import Claims, Losses, losses, settled
+from netlab.datapath.services.collecting import no_collecting
 from netlab.datapath.services.endpoints import (
     ServiceObjects,
     ServicePortInfo,
@@ -41,6 +42,7 @@ class TablesProxier:
         self._tables = self._new_tables()
         self._claims: Claims | None = None  # of what is known, once a change wanted to know
 
+    @no_collecting()
     def whole(self) -> Tables:
         """Both tables with all Services."""
         services = self._known.values()

@@ -21,6 +21,7 @@ from netlab.trace.model_steps import Socket, Tuple
 from netlab.trace.witnesses import Canary
 
 _GROUPS = (1, 2)  # new, update
+_SIZES = ("count", "max")
 _MOST = 4096  # entries that are remembered while a probe is waited for
 
 
@@ -70,7 +71,7 @@ class Connections:
         if key is not None:
             self._canaries.add(key)
             return True
-        if _tracks(canary.place, self._family):
+        if _tracks(canary, self._family):
             return False
         if canary.place.name not in self._untracked:
             self._untracked.append(canary.place.name)
@@ -140,16 +141,25 @@ class Connections:
         return f"{'partial' if self._entries else 'unavailable'}: {'; '.join(problems)}"
 
 
-def _tracks(place: Place, family: Family) -> bool:
-    """Whether anything of a family is tracked in a namespace that has just sent a canary.
+def _tracks(canary: Canary, family: Family) -> bool:
+    """Whether a namespace that has just sent a canary tracks connections, or cannot: it has enough.
 
-    Tracking begins when a rule of that family asks for it.  The table's size is known without
-    events; if it is empty, nobody tracked the canary.
+    Tracking begins when a rule of that family asks for it, and ends with the last one; entries of
+    before stay.  The table's size is known without events; if it is empty, nobody tracked.
     """
-    with entered(place.namespace), open("/proc/sys/net/netfilter/nf_conntrack_count") as file:
-        if file.read().strip() == "0":
-            return False
-    return bool(conntrack.dump(place.namespace, family.version))
+    with entered(canary.place.namespace):
+        count, most = (_number(f"/proc/sys/net/netfilter/nf_conntrack_{n}") for n in _SIZES)
+    if count in (0, most):
+        return count != 0
+    return any(
+        (entry.original.source, entry.original.source_port) == (canary.end.ip, canary.end.port)
+        for entry in conntrack.dump(canary.place.namespace, family.version)
+    )
+
+
+def _number(path: str) -> int:
+    with open(path) as file:
+        return int(file.read())
 
 
 def of_probe(

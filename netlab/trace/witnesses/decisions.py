@@ -15,13 +15,15 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
-from netlab.kernel import conntrack
+from netlab.kernel import conntrack, xfrm
 from netlab.kernel.listeners import Listener, listeners
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import NetlinkError, attribute, attributes, number, text
 from netlab.kernel.netlink import Socket as Netlink
+from netlab.kernel.nft_contents import before_reassembly
 from netlab.kernel.rtnetlink import (
     IFF_UP,
+    IFLA_ADDRESS,
     IFLA_BRPORT_MODE,
     IFLA_IFNAME,
     IFLA_INFO_KIND,
@@ -32,6 +34,7 @@ from netlab.kernel.rtnetlink import (
     IFLA_MTU,
     NDA_DST,
     NDA_LLADDR,
+    NDA_MASTER,
     NTF_SELF,
     RTA_DST,
     RTA_GATEWAY,
@@ -51,7 +54,6 @@ from netlab.trace.witnesses import Canary
 from netlab.trace.witnesses.refused_routes import TYPES, Question, find
 
 RTA_SRC, RTA_IIF, RTA_PREFSRC, RTA_MARK = 2, 3, 7, 16
-NDA_MASTER = 9
 _RTM_F_FIB_MATCH = 0x2000
 _IFF_LOWER_UP = 0x10000
 _ROUTE = struct.Struct("=BBBBBBBBI")
@@ -92,6 +94,7 @@ class Link(msgspec.Struct, frozen=True):
     peer: int | None
     mtu: int = 0
     hairpin: bool = False  # of a bridge port
+    mac: str | None = None
 
 
 class Decisions:
@@ -153,6 +156,7 @@ class Decisions:
                 peer=_u32(found[IFLA_LINK]) if IFLA_LINK in found else None,
                 mtu=_u32(found[IFLA_MTU]),
                 hairpin=port.get(IFLA_BRPORT_MODE) == b"\1",
+                mac=found[IFLA_ADDRESS].hex(":") if IFLA_ADDRESS in found else None,
             )
         return None
 
@@ -266,7 +270,7 @@ class Decisions:
         back = self.route(place, question.source)
         if not filter_ or back is None or back.type == "local":
             return False
-        return back.matched is None or (filter_ == 1 and back.device != question.iif)
+        return back.refuses or (filter_ == 1 and back.device != question.iif)
 
     def setting(self, place: Place, path: str) -> str | None:
         """The value of a sysctl by its path below /proc/sys."""
@@ -289,6 +293,18 @@ class Decisions:
     def listeners(self, place: Place, protocol: str, port: int) -> list[Listener]:
         """What listens on a port of `tcp` or `udp`."""
         return listeners(place.namespace, self._family.number_of(protocol), port)
+
+    def early_chains(self, place: Place) -> list[str]:
+        """Base chains of nf_tables that see a packet before its fragments are put together."""
+        with suppress(OSError):
+            return before_reassembly(place.namespace)
+        return []
+
+    def policies(self, place: Place) -> list[xfrm.Policy]:
+        """IPsec policies of a place."""
+        with suppress(OSError):
+            return xfrm.policies(place.namespace)
+        return []
 
     def bridge_netfilter(self, place: Place) -> bool:
         """Whether iptables' PREROUTING runs where a frame enters a bridge (br_netfilter)."""

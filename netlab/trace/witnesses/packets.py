@@ -250,6 +250,12 @@ def words_of(mark: Mark) -> list[tuple[int, bytes]]:
     return words
 
 
+def carried_words(words: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """The same where IP may be in IP (RFC 2003), and where no MAC header is before it."""
+    places = (0, IPV4.header, -_MAC_HEADER)
+    return [(offset + more, word) for more in places for offset, word in words]
+
+
 def watched_words(mark: Mark, canary: bytes) -> list[tuple[int, bytes]]:
     """(Offset from the start of an IP header, four bytes): those of the probe and of canaries."""
     words = words_of(mark)

@@ -39,6 +39,7 @@ _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
 _NETWORK, _TRANSPORT, _IIF, _OIF, _MARK, _POLICY = 8, 9, 10, 12, 13, 16
 _TYPE_POLICY, _TYPE_RULE = 1, 3
 _UDP_HEADER = 8
+_IPIP = 4  # the protocol of IPv4 inside another packet
 
 _VERDICTS = {0: "drop", 1: "accept", 2: "stolen", 3: "queue", 4: "repeat"} | {
     -1: "continue",
@@ -60,12 +61,12 @@ table {family} {name} {{
   chain prerouting {{
     type filter hook prerouting priority -350; policy accept;
     {rules}
-    udp dport {vxlan_port} jump tunnelled
+    {carrier} jump tunnelled
   }}
   chain output {{
     type filter hook output priority -350; policy accept;
     {rules}
-    udp dport {vxlan_port} jump tunnelled
+    {carrier} jump tunnelled
   }}
 }}
 """
@@ -123,9 +124,11 @@ class Rules:
 
     name = "rules"
 
-    def __init__(self, mark: Mark, vxlan_port: int, canary: bytes) -> None:
+    def __init__(self, mark: Mark, vxlan_port: int, canary: bytes, in_ip: bool = False) -> None:
+        """`in_ip`: what is in a tunnel is there as IP in IP, and not as VXLAN."""
         self._mark = mark
         self._vxlan_port = vxlan_port
+        self._in_ip = in_ip
         self._canary = canary
         self._table = f"netlab_trace_{os.urandom(4).hex()}"
         self._listeners: dict[Place, Listener] = {}
@@ -156,13 +159,16 @@ class Rules:
         # The library's own netlink socket owns the table, so the object is kept until disarm.
         owner = nftables.Nftables()
         canary = bytes_at(_UDP_HEADER, self._canary, "meta l4proto udp")
+        carrier, inside = f"udp dport {self._vxlan_port}", self._mark.tunnelled_conditions()
+        if self._in_ip:
+            carrier, inside = f"meta l4proto {_IPIP}", self._mark.carried_conditions()
         status, _, refused = owner.cmd(
             TABLE.format(
                 family=self._mark.family.nft,
                 name=self._table,
                 rules=_marking([*self._mark.conditions(), canary]),
-                vxlan_port=self._vxlan_port,
-                tunnelled=_marking(self._mark.tunnelled_conditions()),
+                carrier=carrier,
+                tunnelled=_marking(inside),
             )
         )
         if status:
@@ -343,7 +349,7 @@ def run_of(probe: Mark, vxlan_port: int, network: bytes, transport: bytes, /, **
         ),
         ip_id=_identity(network),
         quoted=transport[:2] + transport[8:14] if error else b"",
-        outer=protocol == 17 and not ours and dport == vxlan_port,
+        outer=protocol == _IPIP or (protocol == 17 and not ours and dport == vxlan_port),
         ours=ours,
         transport=transport,
         **known,
