@@ -56,7 +56,7 @@ def test_nothing_there_adds_everything() -> None:
 
 
 @pytest.mark.parametrize("form", ["plan", "sh"])
-@pytest.mark.parametrize("name", ["two-node-vxlan", "two-node-dual-stack"])
+@pytest.mark.parametrize("name", ["two-node-vxlan", "dual-stack"])
 def test_the_whole_plan_of_an_example(name: str, form: str) -> None:
     """Golden text; after a wanted change: `netlab up NAME --dry-run`, with `--shell`."""
     lab = load(name).lab

@@ -323,6 +323,7 @@ def test_predictions_share_no_code_with_the_rules() -> None:
     overlays = {n for n in done.stdout.split() if n.startswith("netlab.datapath.overlay")}
     assert set(done.stdout.split()) - overlays == {
         "netlab.datapath",
+        "netlab.datapath.outside_names",
         "netlab.datapath.podnet",
         "netlab.datapath.state",
     }

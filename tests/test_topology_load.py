@@ -85,7 +85,7 @@ def test_two_node_vxlan_has_the_endpoints_that_the_real_kube_proxy_was_given() -
 
 
 def test_all_shipped_topologies_load_and_begin_with_an_explanation() -> None:
-    names = {"one-node", "two-node-vxlan", "two-node-host-gw", "two-node-dual-stack"}
+    names = {"one-node", "two-node-vxlan", "two-node-host-gw", "dual-stack"}
     assert names <= set(shipped())
     for name, path in shipped().items():
         result = load(name)

@@ -149,9 +149,9 @@ MISTAKES = {
         ["Pod default/a stands twice"],
     ),
     "netlab kind of later": (
-        "apiVersion: netlab/v1\nkind: Gateway\nmetadata: {name: a}\n",
+        "apiVersion: netlab/v1\nkind: LoadBalancer\nmetadata: {name: a}\n",
         ("unsupported", 2, 7),
-        ["Gateway a"],
+        ["LoadBalancer a"],
     ),
     "overlay of later": (
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\nspec: {overlay: {type: geneve}}\n",
@@ -860,14 +860,12 @@ def test_kinds_without_a_part_are_counted_in_one_line(tmp_path: Path) -> None:
 def test_what_is_not_built_is_said(tmp_path: Path) -> None:
     found = warnings(
         tmp_path,
-        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\n---\n"
         "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: a}\n---\n"
         "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n"
         "spec: {containers: [{ports: [{containerPort: 80, hostPort: 80}]}]}\n",
     )
     assert {problem.code for problem in found} == {"not-built"}
     text = "\n".join(map(str, found))
-    assert "NetworkPolicy is not enforced" in text
     assert "Ingress is not served" in text
     assert "hostPort" in text
 

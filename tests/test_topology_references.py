@@ -134,7 +134,7 @@ def test_an_address_knows_whose_it_is() -> None:
 
 
 def test_an_address_of_the_other_family_knows_whose_it_is() -> None:
-    lab = load("two-node-dual-stack").lab
+    lab = load("dual-stack").lab
     pod = resolve(lab, "[fd00:10:244:2::5]:8002")
     assert (pod.kind, pod.address, pod.port_number) == ("address", "fd00:10:244:2::5", 8002)
     assert pod.pod is not None

@@ -15,7 +15,15 @@ import msgspec
 from netlab.problems import NetlabError, Problem, suggest
 from netlab.topology.model import Lab, Pod, Service
 from netlab.topology.references import resolve
-from netlab.trace.aim import Place, place_of_node, place_of_pod, place_of_switch
+from netlab.trace.place import (
+    Place,
+    place_of_gateway,
+    place_of_host,
+    place_of_internet,
+    place_of_node,
+    place_of_pod,
+    place_of_switch,
+)
 
 # What a filter in pcap's language may begin with, see pcap-filter(7).
 _FILTER = re.compile(
@@ -64,7 +72,9 @@ def everything(lab: Lab) -> tuple[Target, ...]:
     """All namespaces of a lab."""
     nodes = [place_of_node(lab, node) for node in lab.nodes]
     pods = [place_of_pod(lab, pod) for pod in lab.pods if not pod.host_network]
-    return tuple(map(Target, [*nodes, place_of_switch(lab), *pods]))
+    hosts = [place_of_host(lab, host) for host in lab.hosts]
+    outside = [place_of_gateway(lab), place_of_internet(lab)] if lab.gateway else []
+    return tuple(map(Target, [*nodes, place_of_switch(lab), *outside, *hosts, *pods]))
 
 
 def require_device(target: Target, known: Sequence[str]) -> None:
@@ -101,6 +111,8 @@ def _named(lab: Lab, text: str, namespace: str | None) -> list[Target]:
         return [Target(place_of_pod(lab, found.pod), devices)]
     if found.node:
         return [Target(place_of_node(lab, found.node), devices)]
+    if found.host:
+        return [Target(place_of_host(lab, found.host), devices)]
     behind = list(_behind(lab, found.service)) if found.service else []
     if not behind:
         what = "a Service without a pod behind it" if found.service else "no pod and no node"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
@@ -46,18 +46,23 @@ def describe(
     lab_name: str | None,
     output: str | None,
 ) -> int:
-    """Tell all of svc/NAME, pod/NAME or node/NAME.
+    """Tell all of svc/NAME, pod/NAME, node/NAME or networkpolicy/NAME.
 
     Of a Service: its endpoints and, for each node, who is chosen with which probability, why others
     are left out, and what happens if there is nobody.
     """
     lab = running_lab(lab_name)
     from netlab.report import describe as report
+    from netlab.report import policies
     from netlab.topology.references import resolve
 
     nodes = [node_named(lab, name) for name in node] or list(lab.nodes)
     described = []
     for text in references:
+        policy = policies.named(lab, text, namespace)
+        if policy is not None:
+            described.append(policies.policy(lab, policy))
+            continue
         reference = resolve(lab, text, namespace)
         if reference.service is not None:
             described.append(report.service(lab, reference.service, nodes))
@@ -71,7 +76,12 @@ def describe(
     if output == "json":
         print_json(described[0] if len(described) == 1 else described)
         return int(Exit.YES)
-    tell = {"Service": _tell_service, "Pod": _tell_pod, "Node": _tell_node}
+    tell: dict[str, Callable[[Mapping[str, Any]], None]] = {
+        "Service": _tell_service,
+        "Pod": _tell_pod,
+        "Node": _tell_node,
+        "NetworkPolicy": lambda facts: click.echo("\n".join(policies.lines(facts))),
+    }
     for index, facts in enumerate(described):
         if index:
             click.echo()

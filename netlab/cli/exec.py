@@ -120,6 +120,7 @@ def _run(lab: Lab, place: Place, command: Sequence[str], environment: Mapping[st
 
 def _place(lab: Lab, text: str, namespace: str | None) -> tuple[Place, str]:
     """Where a reference leads, and its name for people."""
+    from netlab.datapath.outside_names import host_namespace
     from netlab.datapath.state import namespace_name
     from netlab.lab.enter import Place
     from netlab.topology.references import resolve
@@ -133,10 +134,13 @@ def _place(lab: Lab, text: str, namespace: str | None) -> tuple[Place, str]:
     if reference.node is not None:
         name = reference.node.name
         return Place(namespace_name(lab.name, name), name), f"node/{name}"
+    if reference.host is not None:
+        name = reference.host.name
+        return Place(host_namespace(lab, reference.host), name), f"host/{name}"
     raise NetlabError(
         Problem(
             "no-place",
-            f'"{text}" is neither a pod nor a node of lab {lab.name}',
+            f'"{text}" is neither a pod nor a node nor a host of lab {lab.name}',
             hint="`netlab get pods -o wide` and `netlab get nodes` list them",
         )
     )

@@ -31,12 +31,16 @@ _NAMES = {
     **dict.fromkeys(
         ("endpointslices", "endpointslice", "endpoints", "eps", "ep"), "endpointslices"
     ),
+    **dict.fromkeys(("networkpolicies", "networkpolicy", "netpol"), "networkpolicies"),
+    **dict.fromkeys(("hosts", "host"), "hosts"),
 }
 _SINGULAR = {
     "nodes": "node",
     "pods": "pod",
     "services": "service",
     "endpointslices": "endpointslice",
+    "networkpolicies": "networkpolicy",
+    "hosts": "host",
 }
 
 
@@ -71,7 +75,7 @@ def get(
     watch: bool,
     output: str | None,
 ) -> None:
-    """List nodes, pods, services and endpointslices (or `all`) of a lab.
+    """List nodes, pods, services, endpointslices, networkpolicies and hosts (or `all`) of a lab.
 
     With --watch -o json each line is an event, as `kubectl get --watch --output-watch-events`
     prints it, until the lab goes down.
@@ -135,6 +139,8 @@ def _objects(lab: Lab, kind: str) -> list[Object]:
         "pods": status.pods,
         "services": status.services,
         "endpointslices": status.endpoint_slices,
+        "networkpolicies": status.network_policies,
+        "hosts": status.hosts,
     }
     return listed[kind](lab)
 
@@ -290,8 +296,22 @@ def _slice_row(item: Object) -> list[str]:
     ]
 
 
+def _policy_row(item: Object) -> list[str]:
+    labels = (item["spec"].get("podSelector") or {}).get("matchLabels") or {}
+    selector = ",".join(f"{key}={text}" for key, text in labels.items())
+    types = ",".join(item["spec"]["policyTypes"])
+    return [item["metadata"]["namespace"], item["metadata"]["name"], types, selector or "<none>"]
+
+
+def _host_row(item: Object) -> list[str]:
+    spec = item["spec"]
+    return [item["metadata"]["name"], spec["address"], spec.get("network") or "underlay"]
+
+
 # Header, how an object becomes a row, and how many last columns are for `-o wide` only.
 _TABLES: dict[str, tuple[list[str], Callable[[Object], list[str]], int]] = {
+    "networkpolicies": (["NAMESPACE", "NAME", "TYPES", "POD-SELECTOR"], _policy_row, 0),
+    "hosts": (["NAME", "ADDRESS", "NETWORK"], _host_row, 0),
     "nodes": (["NAME", "INTERNAL-IP", "POD-CIDR"], _node_row, 0),
     "pods": (["NAMESPACE", "NAME", "READY", "STATUS", "IP", "NODE"], _pod_row, 2),
     "services": (

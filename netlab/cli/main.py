@@ -30,6 +30,10 @@ _VERBS = {
     "exec": ("netlab.cli.exec:exec_", "Run a command in a pod or on a node."),
     "shell": ("netlab.cli.exec:shell", "Open a shell in a pod or on a node."),
     "trace": ("netlab.cli.trace:trace", "Follow a packet there and back, and say why."),
+    "verify": (
+        "netlab.cli.verify:verify",
+        "Check what Kubernetes demands of a network, pair by pair.",
+    ),
     "capture": ("netlab.cli.capture:capture", "Show packets on many devices at once."),
     "compare": ("netlab.cli.compare:compare", "Follow a packet in each mode, side by side."),
     "fault": ("netlab.cli.fault:fault", "Put faults into a lab, to practise finding them."),

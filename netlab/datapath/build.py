@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from netlab.datapath import faults, podnet
+from netlab.datapath import faults, outside, own_tables, podnet
 from netlab.datapath.overlay import PodsByNode, pod_mtu
 from netlab.datapath.overlays import type_of
 from netlab.datapath.services.modes import mode_of
@@ -35,6 +35,7 @@ def build(lab: Lab, *, rules: bool = True) -> LabState:
         lab=lab.name,
         switch=_switch(lab),
         nodes=tuple(_node(lab, node, pods, rules) for node in lab.nodes),
+        outside=tuple(outside.namespaces(lab)),
         servers=tuple(_servers(lab)),
     )
     return faults.with_faults(state, lab)
@@ -59,6 +60,7 @@ def _servers(lab: Lab) -> Iterator[Server]:
                 listen=pod.listen,
                 addresses=everywhere,
             )
+    yield from outside.servers(lab)
     mode = mode_of(lab)
     for node in lab.nodes:
         yield from mode.servers(lab, node)
@@ -74,7 +76,9 @@ def _pods_by_node(lab: Lab) -> PodsByNode:
 
 def _switch(lab: Lab) -> Namespace:
     """The network between the nodes: a bridge that is also the way out, and knows none."""
-    mac = podnet.mac_of(lab.underlay.gateway)
+    # With a Gateway the way out is there, and the switch is one alone, of a MAC that nobody has.
+    gateways = () if lab.gateway else lab.underlay.gateways
+    mac = podnet.mac_of(next(iter(gateways), lab.underlay.cidr.split("/")[0]))
     bridge = Link(name=SWITCH_BRIDGE, kind="bridge", mtu=lab.underlay.mtu, mac=mac)
     ports = (
         Link(
@@ -88,19 +92,10 @@ def _switch(lab: Lab) -> Namespace:
     )
     return Namespace(
         name=namespace_name(lab.name, SWITCH),
-        links=(bridge, *ports),
-        addresses=podnet.link_addresses(
-            SWITCH_BRIDGE, mac, lab.underlay.gateways, lab.underlay.cidrs
-        ),
-        sysctls=(*podnet.router_sysctls(lab), *_frames_only(lab)),
+        links=(bridge, *ports, *outside.underlay_ports(lab, SWITCH_BRIDGE)),
+        addresses=podnet.link_addresses(SWITCH_BRIDGE, mac, gateways, lab.underlay.cidrs),
+        sysctls=(*podnet.router_sysctls(lab), *outside.frames_only(lab)),
     )
-
-
-def _frames_only(lab: Lab) -> Iterator[Sysctl]:
-    """A switch looks at frames only."""
-    yield Sysctl(path="net/bridge/bridge-nf-call-iptables", value="0")
-    if podnet.has_ipv6(lab):
-        yield Sysctl(path="net/bridge/bridge-nf-call-ip6tables", value="0")
 
 
 def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
@@ -139,6 +134,7 @@ def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
                     )
                     for gateway in lab.underlay.gateways
                 ),
+                *outside.node_routes(lab),
                 *part.routes,
                 *pod_net.routes,
             ),
@@ -151,6 +147,7 @@ def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
                 *part.sysctls,
                 *pod_net.sysctls,
             ),
+            tables=own_tables.of_node(lab, node),
         ),
         pods=pod_net.pods,
         rules=mode.render(lab, node) if rules else None,

@@ -143,19 +143,16 @@ def _differences(
     readdressed = {
         link.name for link in changed if isinstance(link, Link) and _other_mac(link, there)
     }
-    pairs: tuple[tuple[Iterable[Item], Iterable[Item]], ...] = (
-        (desired.addresses, found.namespace.addresses),
-        (desired.neighbours, found.namespace.neighbours),
-        (desired.fdb, found.namespace.fdb),
-        (desired.routes, found.namespace.routes),
-        (desired.policies, found.namespace.policies),
+    # A new MAC flushes the neighbours of its link, permanent ones too.
+    pairs: tuple[tuple[Iterable[Item], Iterable[Item], set[str | None]], ...] = (
+        (desired.addresses, found.namespace.addresses, lasting),
+        (desired.neighbours, found.namespace.neighbours, lasting - readdressed),
+        (desired.fdb, found.namespace.fdb, lasting),
+        (desired.routes, found.namespace.routes, lasting),
+        (desired.policies, found.namespace.policies, lasting),
     )
-    for want, have in pairs:
-        want_set = set(want)
-        have_set = {item for item in have if _link_of(item) in lasting}
-        if want is desired.neighbours:
-            # A new MAC flushes the neighbours of its link, permanent ones too.
-            have_set = {item for item in have_set if _link_of(item) not in readdressed}
+    for want, have, staying in pairs:
+        want_set, have_set = set(want), {item for item in have if _link_of(item) in staying}
         for item in have:
             if item in have_set and item not in want_set:
                 yield Change(verb="delete", namespace=name, item=item)

@@ -155,6 +155,11 @@ def in_cidr(address: str, node: Node) -> bool:
     return _length(address, node.pod_cidrs) is not None
 
 
+def is_within(address: str, networks: Iterable[str]) -> bool:
+    """Whether an address is one of some networks."""
+    return _length(address, networks) is not None
+
+
 def _with_length(address: str, networks: Iterable[str]) -> str:
     length = _length(address, networks)
     return host_network(address) if length is None else f"{address}/{length}"

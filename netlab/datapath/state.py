@@ -154,7 +154,7 @@ class Namespace(State, frozen=True):
     fdb: tuple[FdbEntry, ...] = ()
     policies: tuple[Policy, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
-    tables: tuple[Table, ...] = ()  # of faults, as the next
+    tables: tuple[Table, ...] = ()  # beside the service proxy's rules
     connections: tuple[Connection, ...] = ()
 
 
@@ -371,6 +371,7 @@ class LabState(State, frozen=True):
     lab: str
     switch: Namespace
     nodes: tuple[NodeState, ...] = ()
+    outside: tuple[Namespace, ...] = ()
     servers: tuple[Server, ...] = ()
 
     @property
@@ -379,8 +380,8 @@ class LabState(State, frozen=True):
         return tuple(process for node in self.nodes for process in node.processes)
 
     def namespaces(self) -> tuple[Namespace, ...]:
-        """All namespaces: the switch first, then each node followed by its pods."""
-        found = [self.switch]
+        """All namespaces: the switch, what is outside, then each node followed by its pods."""
+        found = [self.switch, *self.outside]
         for node in self.nodes:
             found.append(node.namespace)
             found.extend(node.pods)
@@ -425,7 +426,7 @@ _LONGEST = 255
 
 
 def namespace_name(lab: str, *parts: str) -> str:
-    """File name under /run/netns: `LAB:NODE`, `LAB:NAMESPACE:POD`, `LAB:_switch`.
+    """File name under /run/netns: `LAB:NODE`, `LAB:NAMESPACE:POD`, `LAB:_switch`, `LAB:_host:NAME`.
 
     The parts cannot contain ":" (they are Kubernetes names), so no two labs or objects share a
     name.  One that would be too long ends in a hash of the whole.

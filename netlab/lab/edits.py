@@ -30,6 +30,9 @@ KINDS = {
     **dict.fromkeys(("endpointslice", "endpointslices"), "EndpointSlice"),
     **dict.fromkeys(("servicecidr", "servicecidrs"), "ServiceCIDR"),
     **dict.fromkeys(("namespace", "namespaces", "ns"), "Namespace"),
+    **dict.fromkeys(("networkpolicy", "networkpolicies", "netpol"), "NetworkPolicy"),
+    **dict.fromkeys(("host", "hosts"), "Host"),
+    **dict.fromkeys(("gateway", "gateways"), "Gateway"),
 }
 """Kinds by the words of kubectl."""
 

@@ -172,6 +172,7 @@ def _converge(
             loads.begin(name)
         links = [change for change in changes if not rules.concerns(change)]
         converge.carry_out(lab.name, links, state.namespaces(), found, loads.begin)
+        loads.begin_rest()
     finally:
         problems = loads.finish()
     if problems:

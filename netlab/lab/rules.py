@@ -9,12 +9,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from netlab.datapath import fault_edits
+from netlab.datapath import own_tables
 from netlab.datapath.services import iptables_save, ipvs_listing, nftables_list
 from netlab.datapath.services.iptables import without_counting
 from netlab.datapath.services.ipvs import DEVICE
@@ -83,20 +83,56 @@ def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
             item = _possible(node.rules)
             made[node.name] = [Change(verb="add", namespace=node.namespace.name, item=item)]
     changes = [change for node in state.nodes for change in made.get(node.name, ())]
-    for namespace in (state.switch, *(node.namespace for node in state.nodes)):
-        changes += _of_faults(namespace, there=namespace.name in found)
+    for namespace in (state.switch, *state.outside, *(node.namespace for node in state.nodes)):
+        changes += _of_own_tables(state.lab, namespace, there=namespace.name in found)
     return changes
 
 
-def _of_faults(namespace: Namespace, there: bool) -> Iterable[Change]:
-    """Tables of faults, known by their names, that are to come and to go."""
+def _of_own_tables(lab: str, namespace: Namespace, there: bool) -> Iterable[Change]:
+    """Tables beside the proxy's, known by their names, that are to come, to be mended and to go."""
     names = nft.names(namespace.name) if there else frozenset()
     wanted = {f"{table.family} {table.name}": table for table in namespace.tables}
-    old = {name for name in names if name.split()[1].startswith(fault_edits.TABLE)}
-    if gone := tuple(sorted(old - wanted.keys())):
-        yield Change(verb="delete", namespace=namespace.name, item=Leftovers(tables=gone))
+    old = {name for name in names if own_tables.is_ours(name)}
+    gone = [
+        name
+        for name in sorted(old - wanted.keys())
+        # A lab without masquerading of ours may have its user's, with the same name.
+        if not own_tables.is_anybodys(name) or _is_marked(namespace.name, name)
+    ]
+    if gone:
+        item = Leftovers(tables=tuple(gone))
+        yield Change(verb="delete", namespace=namespace.name, item=item)
     if new := tuple(table for name, table in wanted.items() if name not in old):
         yield Change(verb="add", namespace=namespace.name, item=Tables(tables=new))
+    if other := tuple(
+        table
+        for name, table in wanted.items()
+        if name in old
+        and not own_tables.is_faults(name)
+        and not _is_there(lab, namespace.name, Tables(tables=(table,)), ("", ""))
+    ):
+        yield Change(verb="set", namespace=namespace.name, item=Tables(tables=other))
+
+
+def _is_marked(namespace: str, name: str) -> bool:
+    return f'comment "{own_tables.COMMENT}"' in nft.listing(namespace, [name])
+
+
+def _own_updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> Iterable[Change]:
+    """The same, where before was what should be."""
+    was, will = own_tables.by_namespace(before), own_tables.by_namespace(after)
+    for namespace in was | will:
+        old = {f"{table.family} {table.name}": table for table in was.get(namespace, ())}
+        new = {f"{table.family} {table.name}": table for table in will.get(namespace, ())}
+        if namespace not in found:
+            old = {}
+        gone = tuple(sorted(old.keys() - new.keys()))
+        if gone and namespace in found:
+            yield Change(verb="delete", namespace=namespace, item=Leftovers(tables=gone))
+        changed = tuple(table for name, table in new.items() if old.get(name) != table)
+        if changed:
+            verb: Literal["add", "set"] = "set" if old else "add"
+            yield Change(verb=verb, namespace=namespace, item=Tables(tables=changed))
 
 
 def updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> list[Change]:
@@ -120,7 +156,7 @@ def updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> list[Change]
                 made += _differences(after.name, namespace, rules)
         elif update:
             made.append(Change(verb="set", namespace=namespace, item=_possible(update)))
-    return made
+    return [*made, *_own_updates(before, after, found)]
 
 
 def printed(lab: Lab, node: Node) -> Mapping[str, str]:
@@ -243,6 +279,11 @@ class Loads:
             )
             thread.start()
             self._threads.append(thread)
+
+    def begin_rest(self) -> None:
+        """Start what is left: in namespaces that have no bridge."""
+        for namespace in list(self._changes):
+            self.begin(namespace)
 
     def finish(self) -> list[Problem]:
         """Wait for all that was started; what went wrong."""

@@ -43,7 +43,7 @@ class Interface(msgspec.Struct, frozen=True):
 
 def interface_of(place: Place, device: str) -> Interface:
     """A device in one of a lab's namespaces, by a name that no other in the lab has."""
-    where = "switch" if place.kind == "switch" else place.name
+    where = "switch" if place.name == "_switch" else place.name
     return Interface(
         name=f"{where}/{device}",
         description=f"{device} of {place}, network namespace {place.namespace}",

@@ -171,9 +171,11 @@ def _after(first: Hop) -> list[AnyStep]:
 
 
 def _title(hop: Hop) -> str:
-    if hop.node is None:
-        return "underlay switch"
     name = hop.namespace.partition(":")[2]
+    if hop.node is None:
+        outside = {"_gateway": "internet gateway", "_internet": "internet switch"}
+        host = name.removeprefix("_host:")
+        return f"host {host}" if host != name else outside.get(name, "underlay switch")
     space, colon, pod = name.partition(":")
     return f"pod {space}/{pod}" if colon else f"node {hop.node}"
 

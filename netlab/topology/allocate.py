@@ -7,13 +7,18 @@ applied, in `networks`, `pods`, `placement`, `services`, `endpoints`, and in doc
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+
+from msgspec.structs import replace
 
 from netlab.problems import suggest
 from netlab.topology import (
     endpoints,
     lab_document,
     model,
+    network_policies,
     networks,
+    outside,
     overlays,
     placement,
     services,
@@ -54,6 +59,12 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
     made = services.decide(objects.services, decided, objects.of_cluster, found)
     behind = endpoints.decide(objects, decided, made, drafts, found)
     _listen_on_declared(drafts, found)
+    gateway = outside.gateway(objects, decided, found)
+    hosts = outside.hosts(objects, decided, gateway, drafts, behind, found)
+    policies = network_policies.decide(objects, drafts, found)
+    if overlay.masquerade == "none" and not _says_masquerade(objects.lab) and (gateway or hosts):
+        overlay = replace(overlay, masquerade="outside")
+    expected = tuple(_expected(objects.lab, found))
     found.raise_errors()
     pod_cidr, *other_pod_cidrs = map(str, decided.pod_cidrs)
     return model.Lab(
@@ -69,6 +80,10 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         pods=tuple(_pod(draft, decided.families) for draft in drafts),
         services=tuple(made),
         endpoints=tuple(behind),
+        gateway=gateway,
+        hosts=tuple(hosts),
+        policies=tuple(policies),
+        expected=expected,
         declared=tuple(each.value for each in objects.declared),
     )
 
@@ -129,6 +144,33 @@ def _listen_on_declared(drafts: list[DraftPod], found: Complaints) -> None:
                     f"{first.title}'s, which answers there",
                     draft.origin,
                 )
+
+
+def _says_masquerade(lab: Stated[lab_document.Lab] | None) -> bool:
+    spec = lab.item.spec.overlay if lab and lab.item.spec else None
+    return spec is not None and spec.masquerade is not None
+
+
+def _expected(
+    lab: Stated[lab_document.Lab] | None, found: Complaints
+) -> Iterator[model.Expectation]:
+    spec = lab.item.spec.verify if lab and lab.item.spec else None
+    for index, each in enumerate(spec.expect or () if spec else ()):
+        for name, text, kinds in (
+            ("from", each.source, outside.SOURCES),
+            ("to", each.destination, outside.DESTINATIONS),
+        ):
+            if text.partition("/")[0] not in kinds and lab:
+                what = f"verify.expect[{index}].{name}"
+                message = f"{_title(lab)}: {what} {shown(text)} is no pattern"
+                hint = f"it begins with {', '.join(f'{kind}/' for kind in kinds)}; * matches all"
+                at = ("spec", "verify", "expect", index, name)
+                found.error("bad-value", message, lab.origin, *at, hint=hint)
+        yield model.Expectation(
+            source=each.source,
+            destination=each.destination,
+            outcome=each.outcome or "unreachable",
+        )
 
 
 def _service_proxy(

@@ -37,7 +37,7 @@ Key = tuple[str, str, str]
 NOWHERE = Origin(Source("", b""), 0)
 
 _SERVICE_NAME = "kubernetes.io/service-name"
-_CLUSTER_SCOPED = {"Lab", *(kind.__name__ for kind in k8s.CLUSTER_SCOPED)}
+_CLUSTER_SCOPED = {*lab_document.KINDS, *(kind.__name__ for kind in k8s.CLUSTER_SCOPED)}
 
 
 def key_of(value: dict[str, object]) -> Key:
@@ -86,7 +86,8 @@ def decide_again(
         pod_cidr=running.pod_cidr,
         other_pod_cidrs=running.other_pod_cidrs,
         underlay=running.underlay,
-        overlay=running.overlay,
+        # What is outside may have come or gone since.
+        overlay=replace(running.overlay, masquerade=lab.overlay.masquerade),
         service_proxy=running.service_proxy,
         iptables_backend=running.iptables_backend,
     )

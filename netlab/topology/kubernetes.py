@@ -320,6 +320,56 @@ class Namespace(Object, frozen=True, tag="Namespace"):
     metadata: LabelMetadata
 
 
+class LabelSelectorRequirement(Part, frozen=True):
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: list[str] | None = None
+
+
+class LabelSelector(Part, frozen=True):
+    matchLabels: Labels | None = None
+    matchExpressions: list[LabelSelectorRequirement] | None = None
+
+
+class IPBlock(Part, frozen=True, rename={"except_": "except"}):
+    cidr: str
+    except_: list[str] | None = None
+
+
+class NetworkPolicyPeer(Part, frozen=True):
+    podSelector: LabelSelector | None = None
+    namespaceSelector: LabelSelector | None = None
+    ipBlock: IPBlock | None = None
+
+
+class NetworkPolicyPort(Part, frozen=True):
+    protocol: Protocol | None = None
+    port: Port | str | None = None
+    endPort: Port | None = None
+
+
+class NetworkPolicyIngressRule(Part, frozen=True, rename={"from_": "from"}):
+    from_: list[NetworkPolicyPeer] | None = None
+    ports: list[NetworkPolicyPort] | None = None
+
+
+class NetworkPolicyEgressRule(Part, frozen=True):
+    to: list[NetworkPolicyPeer] | None = None
+    ports: list[NetworkPolicyPort] | None = None
+
+
+class NetworkPolicySpec(Part, frozen=True):
+    podSelector: LabelSelector | None = None
+    policyTypes: list[Literal["Ingress", "Egress"]] | None = None
+    ingress: list[NetworkPolicyIngressRule] | None = None
+    egress: list[NetworkPolicyEgressRule] | None = None
+
+
+class NetworkPolicy(Object, frozen=True, tag="NetworkPolicy"):
+    metadata: Metadata
+    spec: NetworkPolicySpec | None = None
+
+
 KINDS: dict[tuple[str, str], type[Object]] = {
     ("", "Node"): Node,
     ("", "Pod"): Pod,
@@ -332,6 +382,7 @@ KINDS: dict[tuple[str, str], type[Object]] = {
     ("apps", "DaemonSet"): DaemonSet,
     ("discovery.k8s.io", "EndpointSlice"): EndpointSlice,
     ("networking.k8s.io", "ServiceCIDR"): ServiceCIDR,
+    ("networking.k8s.io", "NetworkPolicy"): NetworkPolicy,
 }
 """Kinds by API group and name."""
 
@@ -352,7 +403,6 @@ CLUSTER_SCOPED = (Node, ServiceCIDR, Namespace)
 
 NOT_BUILT = {
     ("networking.k8s.io", "Ingress"): "is not served",
-    ("networking.k8s.io", "NetworkPolicy"): "is not enforced",
     ("", "ReplicationController"): "makes no pods",
     ("batch", "Job"): "makes no pods",
     ("batch", "CronJob"): "makes no pods",

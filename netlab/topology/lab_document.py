@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from netlab.topology.kubernetes import Label, Port
-from netlab.topology.model import IPTablesBackend, ProxyMode
+from netlab.topology.model import IPTablesBackend, Masquerade, Outcome, Protocol, ProxyMode
 
 API_VERSION = "netlab/v1"
 
@@ -28,6 +28,16 @@ class OverlaySpec(Strict, frozen=True):
     ) = None
     vni: Annotated[int, Meta(ge=1, le=0xFFFFFF)] | None = None
     port: Port | None = None
+    masquerade: (
+        Annotated[
+            Masquerade,
+            Meta(
+                description="whose source the nodes translate: what pods send beyond pods, "
+                "Services and nodes (outside), to other nodes too (all, flannel's --ip-masq), none"
+            ),
+        ]
+        | None
+    ) = None
     group: Annotated[str, Meta(description="of vxlan-multicast, an address")] | None = None
     blockSize: Annotated[int, Meta(ge=20, le=30)] | None = None
     asNumber: Annotated[int, Meta(ge=1, le=0xFFFFFFFE)] | None = None
@@ -88,6 +98,18 @@ class ServiceProxySpec(Strict, frozen=True):
     featureGates: dict[str, bool] | None = None
 
 
+class ExpectationSpec(Strict, frozen=True, rename={"source": "from", "destination": "to"}):
+    """What is broken on purpose between those that two patterns match."""
+
+    source: Annotated[str, Meta(description="pod/demo/*, node/n1, host/*")]
+    destination: Annotated[str, Meta(description="the same, or svc/demo/myblog")]
+    outcome: Outcome | None = None
+
+
+class VerifySpec(Strict, frozen=True):
+    expect: list[ExpectationSpec] | None = None
+
+
 class LabSpec(Strict, frozen=True):
     podCIDR: str | None = None
     serviceCIDR: str | None = None
@@ -95,6 +117,7 @@ class LabSpec(Strict, frozen=True):
     underlay: UnderlaySpec | None = None
     serviceProxy: ServiceProxySpec | None = None
     iptablesBackend: IPTablesBackend | None = None
+    verify: VerifySpec | None = None
 
 
 class Lab(Strict, frozen=True, tag_field="kind", tag="Lab"):
@@ -105,5 +128,40 @@ class Lab(Strict, frozen=True, tag_field="kind", tag="Lab"):
     spec: LabSpec | None = None
 
 
-NOT_BUILT = ("Host", "Gateway", "LoadBalancer", "Container", "ContainerNetwork")
+class HostPort(Strict, frozen=True):
+    port: Port
+    protocol: Protocol | None = None
+
+
+class HostSpec(Strict, frozen=True):
+    address: Annotated[str, Meta(description="one address, or one of each family: IPv4,IPv6")]
+    network: Literal["underlay", "internet"] | None = None
+    ports: list[HostPort] | None = None
+
+
+class Host(Strict, frozen=True, tag_field="kind", tag="Host"):
+    """A machine outside the cluster, on the nodes' network or behind the Gateway."""
+
+    apiVersion: Literal["netlab/v1"]
+    metadata: LabMetadata
+    spec: HostSpec
+
+
+class GatewaySpec(Strict, frozen=True):
+    address: str | None = None
+    cidr: str | None = None
+
+
+class Gateway(Strict, frozen=True, tag_field="kind", tag="Gateway"):
+    """The way to the internet: at most one."""
+
+    apiVersion: Literal["netlab/v1"]
+    metadata: LabMetadata
+    spec: GatewaySpec | None = None
+
+
+KINDS: dict[str, type[Lab | Host | Gateway]] = {"Lab": Lab, "Host": Host, "Gateway": Gateway}
+"""Kinds of netlab/v1."""
+
+NOT_BUILT = ("LoadBalancer", "Container", "ContainerNetwork")
 """Kinds of netlab/v1 that this version does not build yet."""

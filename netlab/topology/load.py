@@ -134,7 +134,7 @@ def shipped() -> dict[str, Path]:
 
 
 def _topologies_in(directory: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(directory.glob("*.yaml"), key=lambda p: p.stem)}
 
 
 def _name_of(path: str) -> str:

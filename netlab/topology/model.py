@@ -23,6 +23,8 @@ TrafficPolicy = Literal["Cluster", "Local"]
 TrafficDistribution = Literal["PreferClose", "PreferSameZone", "PreferSameNode"]
 ProxyMode = Literal["iptables", "nftables", "nftables-flat", "ipvs", "userspace", "none"]
 IPTablesBackend = Literal["nft", "legacy"]
+Masquerade = Literal["outside", "all", "none"]
+Outcome = Literal["reached", "translated", "unreachable"]
 
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
@@ -38,6 +40,7 @@ class Overlay(Frozen, frozen=True):
     type: str = "vxlan"
     vni: int = 1  # of mesh that of the first two nodes; each further pair has one of its own
     port: int = 8472
+    masquerade: Masquerade = "none"  # of what pods send: beyond the cluster, or to the nodes too
     group: str = "239.1.1.1"  # vxlan-multicast
     block_size: int = 26  # bgp: prefix length of what one node announces
     as_number: int = 64512  # bgp
@@ -269,6 +272,63 @@ class ServiceEndpoints(Frozen, frozen=True):
     endpoints: tuple[Endpoint, ...] = ()
 
 
+class Gateway(Frozen, frozen=True):
+    """The way to the internet: it knows the nodes' addresses, and gives them its own outside."""
+
+    name: str
+    addresses: tuple[str, ...]  # its own in the internet, one for each family
+    cidrs: tuple[str, ...]  # the internet's networks, in the same order
+
+
+class Host(Frozen, frozen=True):
+    """A machine outside the cluster."""
+
+    name: str
+    addresses: tuple[str, ...]
+    internet: bool = False  # behind the Gateway, not on the nodes' network
+    listen: tuple[tuple[Protocol, int], ...] = ()
+
+
+class Ports(Frozen, frozen=True):
+    """Ports that a policy allows: a range, or those that pods call by a name."""
+
+    protocol: Protocol
+    first: int = 0  # 0: every port, unless there is a name
+    last: int = 0
+    name: str = ""
+
+
+class PolicyRule(Frozen, frozen=True):
+    """What a policy allows: these peers (None: everybody) on these ports (none: every one)."""
+
+    pods: tuple[str, ...] | None = None  # "namespace/name", those that the selectors give
+    cidrs: tuple[str, ...] = ()  # blocks without their exceptions
+    ports: tuple[Ports, ...] = ()
+
+
+class NetworkPolicy(Frozen, frozen=True):
+    """A NetworkPolicy; None for a direction that it says nothing of."""
+
+    namespace: str
+    name: str
+    selected: tuple[str, ...] = ()  # pods, "namespace/name"
+    ingress: tuple[PolicyRule, ...] | None = None
+    egress: tuple[PolicyRule, ...] | None = None
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+class Expectation(Frozen, frozen=True):
+    """What `netlab verify` should find between those whose names match (fnmatch)."""
+
+    source: str  # "pod/demo/*", "node/n1", "host/*"
+    destination: str  # the same, and "svc/demo/myblog"
+    outcome: Outcome
+
+
 class Fault(Frozen, frozen=True):
     """Something wrong that was put into a running lab (netlab.datapath.faults says what).
 
@@ -298,6 +358,10 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     pods: tuple[Pod, ...] = ()
     services: tuple[Service, ...] = ()
     endpoints: tuple[ServiceEndpoints, ...] = ()
+    gateway: Gateway | None = None
+    hosts: tuple[Host, ...] = ()
+    policies: tuple[NetworkPolicy, ...] = ()
+    expected: tuple[Expectation, ...] = ()
     declared: tuple[dict[str, Any], ...] = ()  # the Kubernetes objects as the file has them
     # Kind, namespace, name of those in which commands changed something since `up`.
     changed: tuple[tuple[str, str, str], ...] = ()

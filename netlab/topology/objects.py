@@ -36,6 +36,15 @@ class Stated(Generic[T_co]):
         return k8s.namespace_of(self.item)
 
 
+@dataclass(frozen=True, slots=True)
+class Own(Generic[T_co]):
+    """An object of netlab's own kinds, which are in no namespace."""
+
+    item: T_co
+    title: str  # `Host client`
+    origin: Origin
+
+
 @dataclass(slots=True)
 class Objects:
     """What a topology states, in the file's order."""
@@ -48,6 +57,10 @@ class Objects:
     endpoints: list[Stated[k8s.Endpoints]] = field(default_factory=list)
     slices: list[Stated[k8s.EndpointSlice]] = field(default_factory=list)
     service_cidrs: list[Stated[k8s.ServiceCIDR]] = field(default_factory=list)
+    namespaces: list[Stated[k8s.Namespace]] = field(default_factory=list)
+    policies: list[Stated[k8s.NetworkPolicy]] = field(default_factory=list)
+    hosts: list[Own[lab_document.Host]] = field(default_factory=list)
+    gateways: list[Own[lab_document.Gateway]] = field(default_factory=list)
     settings: list[Document] = field(default_factory=list)  # of a cluster: ConfigMaps, pools
     declared: list[Document] = field(default_factory=list)  # the values that all these come from
     # Pods that go: what they have is not free yet.
@@ -80,6 +93,8 @@ class Objects:
             k8s.Endpoints: self.endpoints,
             k8s.EndpointSlice: self.slices,
             k8s.ServiceCIDR: self.service_cidrs,
+            k8s.Namespace: self.namespaces,
+            k8s.NetworkPolicy: self.policies,
         }
         if type(item) in lists:
             lists[type(item)].append(Stated(item, origin))
@@ -209,15 +224,18 @@ def _add_own(objects: Objects, value: dict[str, Any], origin: Origin, found: Com
     if kind in lab_document.NOT_BUILT:
         message = f"{kind} {_name(value)}: this version does not build netlab's kind {kind} yet"
         found.error("unsupported", message, origin, "kind")
-    elif kind != "Lab":
-        near = suggest(kind, ["Lab", *lab_document.NOT_BUILT])
-        hint = f'did you mean "{near}"?' if near else 'netlab\'s kind is "Lab"'
+    elif kind not in lab_document.KINDS:
+        near = suggest(kind, [*lab_document.KINDS, *lab_document.NOT_BUILT])
+        kinds = ", ".join(lab_document.KINDS)
+        hint = f'did you mean "{near}"?' if near else f"netlab's kinds are {kinds}"
         message = f'there is no kind "{kind}" in {lab_document.API_VERSION}'
         found.error("unknown-kind", message, origin, "kind", hint=hint)
     elif version != lab_document.API_VERSION:
-        message = f'Lab {_name(value)}: apiVersion is "{version}"'
-        hint = f"kind: Lab has apiVersion: {lab_document.API_VERSION}"
+        message = f'{kind} {_name(value)}: apiVersion is "{version}"'
+        hint = f"kind: {kind} has apiVersion: {lab_document.API_VERSION}"
         found.error("unknown-version", message, origin, "apiVersion", hint=hint)
+    elif kind != "Lab":
+        _add_outside(objects, value, origin, found)
     elif objects.lab is not None:
         message = f"Lab {_name(value)} is the second Lab; a topology has one at most"
         found.error("duplicate-lab", message, origin)
@@ -226,6 +244,27 @@ def _add_own(objects: Objects, value: dict[str, Any], origin: Origin, found: Com
         objects.declared.append(Document(value, origin))
         if item is not None:
             objects.lab = Stated(item, origin)
+
+
+def _add_outside(
+    objects: Objects, value: dict[str, Any], origin: Origin, found: Complaints
+) -> None:
+    """A Host or a Gateway."""
+    title = f"{value['kind']} {_name(value)}"
+    item = convert(value, lab_document.KINDS[value["kind"]], title, origin, found)
+    objects.declared.append(Document(value, origin))
+    if isinstance(item, lab_document.Host):
+        if any(item.metadata.name == other.item.metadata.name for other in objects.hosts):
+            hint = "give one of them another name, or remove it"
+            found.error(
+                "duplicate-name", f"{title} stands twice", origin, "metadata", "name", hint=hint
+            )
+        objects.hosts.append(Own(item, title, origin))
+    elif isinstance(item, lab_document.Gateway):
+        if objects.gateways:
+            message = f"{title} is the second Gateway; a topology has one at most"
+            found.error("duplicate-gateway", message, origin)
+        objects.gateways.append(Own(item, title, origin))
 
 
 def _is_misspelt(group: str, kind: str, origin: Origin, found: Complaints) -> bool:

@@ -69,6 +69,7 @@ def decide(
         type=spec.type or usual.type,
         vni=spec.vni or usual.vni,
         port=spec.port or usual.port,
+        masquerade=spec.masquerade or usual.masquerade,
         group=spec.group or usual.group,
         block_size=spec.blockSize or usual.block_size,
         as_number=spec.asNumber or usual.as_number,

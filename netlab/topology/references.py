@@ -13,12 +13,13 @@ from ipaddress import ip_address
 from typing import Literal
 
 from netlab.problems import NetlabError, Problem, suggest
-from netlab.topology.model import Lab, Node, Pod, Service, ServicePort
+from netlab.topology.model import Host, Lab, Node, Pod, Service, ServicePort
 
 _KINDS = {
     **dict.fromkeys(("pod", "pods", "po"), "pod"),
     **dict.fromkeys(("svc", "service", "services"), "service"),
     **dict.fromkeys(("node", "nodes", "no"), "node"),
+    **dict.fromkeys(("host", "hosts"), "host"),
 }
 _OWNERS = {
     **dict.fromkeys(("deploy", "deployment", "deployments"), "Deployment"),
@@ -28,6 +29,9 @@ _OWNERS = {
 }
 
 
+_Thing = Pod | Service | Node | Host
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """What a text means.
@@ -35,13 +39,14 @@ class Reference:
     `address` is set whenever it is known: the pod's, the node's, the Service's cluster IP (None if
     headless or ExternalName), or the address itself.  `node` is the node named, or the one that
     the pod runs on.  `port` is set if the text or the Service leaves no choice; `port_number` is
-    what the text says, or the number of `port`.  An address (kind "address") carries the pod, node
-    or Service that it belongs to, if any.
+    what the text says, or the number of `port`.  An address (kind "address") carries the pod, node,
+    host or Service that it belongs to, if any.
     """
 
-    kind: Literal["pod", "node", "service", "address"]
+    kind: Literal["pod", "node", "service", "host", "address"]
     pod: Pod | None = None
     node: Node | None = None
+    host: Host | None = None
     service: Service | None = None
     address: str | None = None
     port: ServicePort | None = None
@@ -53,7 +58,7 @@ def resolve(lab: Lab, text: str, namespace: str | None = None) -> Reference:
 
     Names are looked for in `namespace` if it is given, else in all of them; a namespace in the text
     wins.  Raises NetlabError (exit code 2): unknown-pod, unknown-service, unknown-node,
-    unknown-port, unknown-name, ambiguous-name, bad-address, bad-port.
+    unknown-host, unknown-port, unknown-name, ambiguous-name, bad-address, bad-port.
     """
     found = _address(lab, text)
     if found:
@@ -127,6 +132,9 @@ def _whose(lab: Lab, address: str, number: int | None) -> Reference:
         if address in pod.addresses:
             node = lab.node(pod.node)
             return Reference("address", pod=pod, node=node, address=address, port_number=number)
+    for host in lab.hosts:
+        if address in host.addresses:
+            return Reference("address", host=host, address=address, port_number=number)
     for service in lab.services:
         if address in (*service.cluster_ips, *service.external_ips, *service.load_balancer_ips):
             port, number = _service_port(service, None if number is None else str(number))
@@ -138,11 +146,13 @@ def _whose(lab: Lab, address: str, number: int | None) -> Reference:
 
 def _of_kind(lab: Lab, kind: str, name: str, port: str | None, namespace: str | None) -> Reference:
     inside, slash, last = name.partition("/")
-    if slash and kind != "node":
+    if slash and kind not in ("node", "host"):
         namespace, name = inside, last
-    hits: Mapping[str, Pod | Service | Node]
+    hits: Mapping[str, _Thing]
     if kind == "node":
         hits, known = _nodes(lab, name), [node.name for node in lab.nodes]
+    elif kind == "host":
+        hits, known = _hosts(lab, name), [host.name for host in lab.hosts]
     elif kind == "pod":
         hits, known = _pods(lab, name, namespace), _names(lab.pods, namespace)
     else:
@@ -153,15 +163,15 @@ def _of_kind(lab: Lab, kind: str, name: str, port: str | None, namespace: str | 
 def _bare(
     lab: Lab, name: str, port: str | None, namespace: str | None, with_nodes: bool = True
 ) -> Reference:
-    """A name by itself, or with a namespace, which nodes have none of."""
-    hits: dict[str, Pod | Service | Node] = {
+    """A name by itself, or with a namespace, which nodes and hosts have none of."""
+    hits: dict[str, _Thing] = {
         **_pods(lab, name, namespace),
         **_services(lab, name, namespace),
-        **(_nodes(lab, name) if with_nodes else {}),
+        **({**_nodes(lab, name), **_hosts(lab, name)} if with_nodes else {}),
     }
     known = _names((*lab.pods, *lab.services), namespace)
     if with_nodes:
-        known += [node.name for node in lab.nodes]
+        known += [*(node.name for node in lab.nodes), *(host.name for host in lab.hosts)]
     return _reference(lab, _only(lab, "name", name, hits, known, namespace), port)
 
 
@@ -201,11 +211,18 @@ def _nodes(lab: Lab, name: str) -> dict[str, Node]:
     return {f"node/{node.name}": node for node in lab.nodes if node.name == name}
 
 
-def _reference(lab: Lab, thing: Pod | Service | Node, port: str | None) -> Reference:
+def _hosts(lab: Lab, name: str) -> dict[str, Host]:
+    return {f"host/{host.name}": host for host in lab.hosts if host.name == name}
+
+
+def _reference(lab: Lab, thing: _Thing, port: str | None) -> Reference:
     if isinstance(thing, Pod):
         return _pod_reference(lab, thing, port)
     if isinstance(thing, Service):
         return _service_reference(thing, port)
+    if isinstance(thing, Host):
+        number = _number(port, f"host/{thing.name}", {})
+        return Reference("host", host=thing, address=thing.addresses[0], port_number=number)
     number = _number(port, f"node/{thing.name}", {})
     return Reference("node", node=thing, address=thing.address, port_number=number)
 
@@ -258,18 +275,22 @@ def _only(
     lab: Lab,
     kind: str,
     name: str,
-    hits: Mapping[str, Pod | Service | Node],
+    hits: Mapping[str, _Thing],
     known: list[str],
     namespace: str | None,
-) -> Pod | Service | Node:
+) -> _Thing:
     """The one hit."""
     if len(hits) > 1:
         raise _ambiguous(lab, name, sorted(hits))
     if hits:
         return next(iter(hits.values()))
     what = "" if kind == "name" else f"{kind} "
-    inside = f", namespace {namespace}" if namespace and kind != "node" else ""
-    listing = {"service": "netlab get services", "node": "netlab get nodes"}
+    inside = f", namespace {namespace}" if namespace and kind not in ("node", "host") else ""
+    listing = {
+        "service": "netlab get services",
+        "node": "netlab get nodes",
+        "host": "netlab get hosts",
+    }
     raise _error(
         f"unknown-{kind}",
         f'{what}"{name}" is not in lab {lab.name}{inside}',

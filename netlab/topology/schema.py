@@ -15,7 +15,9 @@ from netlab.topology import lab_document
 
 def schema() -> dict[str, Any]:
     """The schema of one document, draft 2020-12."""
-    kinds: dict[tuple[str, str], type] = {(lab_document.API_VERSION, "Lab"): lab_document.Lab}
+    kinds: dict[tuple[str, str], type] = {
+        (lab_document.API_VERSION, kind): cls for kind, cls in lab_document.KINDS.items()
+    }
     for (group, kind), cls in k8s.KINDS.items():
         kinds[f"{group}/v1".removeprefix("/"), kind] = cls
     references, definitions = msgspec.json.schema_components(

@@ -70,6 +70,49 @@ def services(lab: Lab) -> list[Object]:
     return shown
 
 
+def network_policies(lab: Lab) -> list[Object]:
+    """NetworkPolicies, `networking.k8s.io/v1`."""
+    declared = _declared(lab, "NetworkPolicy")
+    return [
+        _merged(
+            declared.get((policy.namespace, policy.name)),
+            {
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": policy.name, "namespace": policy.namespace},
+                "spec": {
+                    "policyTypes": [
+                        name
+                        for name, rules in (("Ingress", policy.ingress), ("Egress", policy.egress))
+                        if rules is not None
+                    ]
+                },
+            },
+        )
+        for policy in lab.policies
+    ]
+
+
+def hosts(lab: Lab) -> list[Object]:
+    """Hosts, `netlab/v1`."""
+    declared = _declared(lab, "Host")
+    return [
+        _merged(
+            declared.get(("", host.name)),
+            {
+                "apiVersion": "netlab/v1",
+                "kind": "Host",
+                "metadata": {"name": host.name},
+                "spec": {
+                    "address": ",".join(host.addresses),
+                    "network": "internet" if host.internet else "underlay",
+                },
+            },
+        )
+        for host in lab.hosts
+    ]
+
+
 def _stated_ingress(stated: Object) -> list[Object] | None:
     """Those too that kube-proxy has no rules for: host names, and `ipMode: Proxy`."""
     status = stated.get("status") or {}

@@ -12,10 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from netlab.datapath.overlays import type_of
-from netlab.datapath.state import namespace_name
 from netlab.problems import NetlabError, Problem
-from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
+from netlab.topology.model import Endpoint, Lab, Service, ServicePort
 from netlab.topology.references import Reference, resolve
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
 from netlab.trace.form import (
@@ -29,6 +27,15 @@ from netlab.trace.form import (
     sent_from,
 )
 from netlab.trace.model import ProbeProtocol
+from netlab.trace.place import Place as Place
+from netlab.trace.place import (
+    place_of_gateway,
+    place_of_host,
+    place_of_internet,
+)
+from netlab.trace.place import place_of_node as place_of_node
+from netlab.trace.place import place_of_pod as place_of_pod
+from netlab.trace.place import place_of_switch as place_of_switch
 from netlab.trace.ports import named, port_of, protocol_of, require_one_port, service_of
 
 # Every watched namespace costs a packet socket; a pod's veth on its node is seen anyway.
@@ -62,19 +69,6 @@ class Request(msgspec.Struct, frozen=True):
     def transport(self) -> ProbeProtocol | None:
         """What the protocol that was asked for is sent over."""
         return TRANSPORTS[self.protocol] if self.protocol else None
-
-
-class Place(msgspec.Struct, frozen=True):
-    """A network namespace of the lab; `name` is `namespace/name` of a pod, or the node's name."""
-
-    namespace: str  # file under /run/netns
-    kind: Literal["pod", "node", "switch"]
-    name: str
-    node: str | None
-    addresses: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return "the underlay switch" if self.kind == "switch" else f"{self.kind} {self.name}"
 
 
 class Aim(msgspec.Struct, frozen=True):
@@ -153,7 +147,9 @@ def aim(lab: Lab, request: Request) -> Aim:
         port=port,
         protocol=protocol,
         places=_places(
-            lab, [sender, *(place for place in receivers if place not in unwatched), *ends, *asked]
+            lab,
+            [sender, *(place for place in receivers if place not in unwatched), *ends, *asked],
+            destination,
         ),
         unwatched=len(unwatched),
         service=service.key if service else None,
@@ -171,9 +167,11 @@ def aim(lab: Lab, request: Request) -> Aim:
 
 def in_lab(lab: Lab, address: str) -> bool:
     """Whether an address is one that a pod, a node or a Service of the lab could have."""
-    cidrs = [*lab.underlay.cidrs, *lab.pod_cidrs, *lab.service_cidrs]
+    internet = lab.gateway.cidrs if lab.gateway else ()
+    cidrs = [*lab.underlay.cidrs, *lab.pod_cidrs, *lab.service_cidrs, *internet]
     ours = {each for node in lab.nodes for each in node.addresses}
     ours |= {each for pod in lab.pods for each in pod.addresses}
+    ours |= {each for host in lab.hosts for each in host.addresses}
     for service in lab.services:
         ours |= {*service.cluster_ips, *service.external_ips, *service.load_balancer_ips}
     number = ip_address(address)
@@ -185,36 +183,14 @@ def sender(lab: Lab, request: Request) -> Place:
     return _sender(lab, request, resolve(lab, request.source, request.namespace))
 
 
-def place_of_node(lab: Lab, node: Node) -> Place:
-    """The namespace of a node."""
-    overlay = type_of(lab)
-    # Without a tunnel there is no end of one, and routed pods have no bridge.
-    tunnel = node.overlay_addresses if overlay.device else ()
-    bridge = () if overlay.routed_pods else node.bridge_addresses
-    addresses = (*node.addresses, *bridge, *tunnel)
-    return Place(namespace_name(lab.name, node.name), "node", node.name, node.name, addresses)
-
-
-def place_of_pod(lab: Lab, pod: Pod) -> Place:
-    """The namespace of a pod: its node's if it is on the host network."""
-    if pod.host_network:
-        return place_of_node(lab, lab.node(pod.node))
-    name = namespace_name(lab.name, pod.namespace, pod.name)
-    return Place(name, "pod", pod.key, pod.node, pod.addresses)
-
-
-def place_of_switch(lab: Lab) -> Place:
-    """The namespace of the underlay's switch."""
-    name = namespace_name(lab.name, "_switch")
-    return Place(name, "switch", "_switch", None, lab.underlay.gateways)
-
-
 def _sender(lab: Lab, request: Request, source: Reference) -> Place:
     if source.pod:
         return place_of_pod(lab, source.pod)
     if source.node:
         return place_of_node(lab, source.node)
-    if source.address and not source.service:
+    if source.host:
+        return place_of_host(lab, source.host)
+    if source.address and not source.service and not lab.gateway:
         # From outside one comes by the underlay's gateway.
         gateways = lab.underlay.gateways
         if source.address in gateways or not in_lab(lab, sent_from(source.address)):
@@ -223,7 +199,7 @@ def _sender(lab: Lab, request: Request, source: Reference) -> Place:
     raise _error(
         "bad-source",
         f'"{request.source}" cannot send a probe: it is {what}',
-        "a source is a pod, a node, an address of one, or one outside the lab: "
+        "a source is a pod, a node, a host, an address of one, or one outside the lab: "
         "`netlab get pods` lists pods; --from-address sends from what SRC does not have",
     )
 
@@ -231,9 +207,11 @@ def _sender(lab: Lab, request: Request, source: Reference) -> Place:
 def _answer_ends(lab: Lab, address: str) -> list[Place]:
     """Who gets the answer to an address: its owner; outside the lab the underlay's gateway."""
     places = [place_of_node(lab, node) for node in lab.nodes]
-    owners = [place for place in (*places, place_of_switch(lab)) if address in place.addresses]
+    places += [place_of_host(lab, host) for host in lab.hosts]
+    way_out = place_of_gateway(lab) if lab.gateway else place_of_switch(lab)
+    owners = [place for place in (*places, way_out) if address in place.addresses]
     owners = owners or [place_of_pod(lab, pod) for pod in lab.pods if address in pod.addresses]
-    return owners or ([] if in_lab(lab, address) else [place_of_switch(lab)])
+    return owners or ([] if in_lab(lab, address) else [way_out])
 
 
 def _destination(request: Request, sources: tuple[Reference, ...], target: Reference) -> str:
@@ -301,7 +279,7 @@ def _addresses(target: Reference) -> tuple[str, ...]:
         return (target.address,) if target.address else ()
     if target.service:
         return tuple(each for each in target.service.cluster_ips if each != "None")
-    owner = target.pod or target.node
+    owner = target.pod or target.node or target.host
     return owner.addresses if owner else ()
 
 
@@ -318,6 +296,8 @@ def _receivers(
         found.append(place_of_pod(lab, target.pod))
     elif target.node:
         found.append(place_of_node(lab, target.node))
+    elif target.host:
+        found.append(place_of_host(lab, target.host))
     if service:
         ports = (port,) if port else service.ports
         endpoints = {end for each in ports for end in lab.endpoints_of(service, each)}
@@ -345,21 +325,29 @@ def _within(number: IPv4Address | IPv6Address, cidrs: Iterable[str]) -> bool:
 def _places_of_endpoints(lab: Lab, endpoints: Iterable[Endpoint]) -> list[Place]:
     pods = {pod.key: pod for pod in lab.pods}
     nodes = {address: node for node in lab.nodes for address in node.addresses}
+    hosts = {address: host for host in lab.hosts for address in host.addresses}
     found = []
     for endpoint in sorted(endpoints, key=lambda end: (end.address, end.port)):
         if endpoint.pod in pods:
             found.append(place_of_pod(lab, pods[endpoint.pod]))
         elif endpoint.address in nodes:
             found.append(place_of_node(lab, nodes[endpoint.address]))
+        elif endpoint.address in hosts:
+            found.append(place_of_host(lab, hosts[endpoint.address]))
     return found
 
 
-def _places(lab: Lab, ends: list[Place]) -> tuple[Place, ...]:
+def _places(lab: Lab, ends: list[Place], destination: str) -> tuple[Place, ...]:
     nodes = {
         name: place_of_node(lab, lab.node(name)) for name in (end.node for end in ends) if name
     }
-    switch = place_of_switch(lab)
-    return tuple(dict.fromkeys((ends[0], *nodes.values(), switch, *ends[1:])))
+    between = [place_of_switch(lab)]
+    if lab.gateway:
+        hosts = [host for host in lab.hosts if place_of_host(lab, host) in ends]
+        inside = in_lab(lab, destination) and destination not in lab.underlay.gateways
+        if not inside or _within(ip_address(destination), lab.gateway.cidrs) or hosts:
+            between += [place_of_gateway(lab), place_of_internet(lab)]
+    return tuple(dict.fromkeys((ends[0], *nodes.values(), *between, *ends[1:])))
 
 
 def _error(code: str, message: str, hint: str | None = None) -> NetlabError:

@@ -71,6 +71,8 @@ def correlate(observed: Observed) -> Story:
     arrived = forward[-1].end if forward else observed.sent
     reply = _chapters(back, arrived.reversed, observed)
     loose = _place_runs(forward, reply, observed)
+    if forward:
+        _end_where_dropped(forward[-1])
     narrator = Narrator(observed.tables, observed.texts, observed.entries, observed.balanced)
     for chapter in [*forward, *reply]:
         chapter.steps = list(narrator.steps(chapter))
@@ -151,6 +153,13 @@ def _place_runs(forward: list[Chapter], reply: list[Chapter], observed: Observed
     return loose
 
 
+def _end_where_dropped(last: Chapter) -> None:
+    """What was dropped behind DNAT was seen by no device: the rules that it met say where to."""
+    inner = [run for run in last.runs if not run.outer]
+    if last.passage.after is None and inner and inner[-1].dropped and last.end == last.begin:
+        last.end = inner[-1].flow
+
+
 def _leg_of(run: Run, forward: list[Chapter], reply: list[Chapter], observed: Observed) -> Leg:
     if run.outer:
         for leg, chapters in (("forward", forward), ("reply", reply)):
@@ -167,7 +176,10 @@ def _leg_of(run: Run, forward: list[Chapter], reply: list[Chapter], observed: Ob
     sources, destinations = {each.source for each in there}, {each.destination for each in there}
     if run.flow.source in sources and run.flow.destination in destinations:
         return "forward"
-    return "reply"
+    # What is dropped behind DNAT is of a connection that is never announced: nobody else knows
+    # where it was sent instead.
+    client = observed.sent.source
+    return "forward" if run.flow.source == client != run.flow.destination else "reply"
 
 
 def _carries(outer: Outer, run: Run) -> bool:

@@ -15,11 +15,13 @@ import msgspec
 
 from netlab.datapath.overlays import tunnel, tunnels, vni
 from netlab.datapath.podnet import outer_link, switch_port
-from netlab.datapath.state import namespace_name
 from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
-from netlab.trace.aim import Place, place_of_node, place_of_pod
+from netlab.trace import declared_outside
+from netlab.trace.aim import Place, place_of_node, place_of_pod, place_of_switch
+from netlab.trace.declared_outside import Attached
 from netlab.trace.family import Family, family_of, first_of
 from netlab.trace.model_steps import TunnelKind
+from netlab.trace.predicted_policies import Policies
 
 BRIDGE, UPLINK, SWITCH_BRIDGE, LOOPBACK = "cbr0", "eth0", "br0", "lo"
 NOWHERE = ""  # the device of a route that leads nowhere: a block's address that no pod has
@@ -55,10 +57,9 @@ class DeclaredNetwork:
         self.overlay = lab.overlay.type
         self.is_routed = self.overlay in _ROUTED
         self._headers = _TUNNEL_HEADERS.get(self.overlay, {})
-        switch = namespace_name(lab.name, "_switch")
         self._services_at: dict[str, list[Service]] = {}
         self._endpoints: dict[tuple[str, str, str], tuple[Endpoint, ...]] = {}
-        self.switch = Place(switch, "switch", "_switch", None, lab.underlay.gateways)
+        self.switch = place_of_switch(lab)
 
     @functools.cached_property
     def _pods(self) -> dict[str, Pod]:
@@ -134,6 +135,25 @@ class DeclaredNetwork:
         """The node whose uplink has an address."""
         return next((node for node in self.lab.nodes if address in node.addresses), None)
 
+    @functools.cached_property
+    def policies(self) -> Policies:
+        """The NetworkPolicies of the lab."""
+        return Policies(self.lab)
+
+    @functools.cached_property
+    def _attached(self) -> list[Attached]:
+        return list(declared_outside.attached(self.lab))
+
+    def link_of(self, place: Place, device: str) -> Attached:
+        """How a node, a host or the gateway is on a switch by one of its devices."""
+        return next(each for each in self._attached if each[:2] == (place, device))
+
+    def neighbour_on(self, switch: Place, address: str) -> Attached | None:
+        """Who on a switch has an address."""
+        return next(
+            (e for e in self._attached if e.switch == switch and address in e.addresses), None
+        )
+
     def node_of(self, place: Place) -> Node:
         """The node that a place is, or that its pod runs on."""
         assert place.node is not None
@@ -158,7 +178,7 @@ class DeclaredNetwork:
         underlay = self.lab.underlay.mtu
         if not self._headers or device == SWITCH_BRIDGE:
             return underlay
-        if place.kind == "node" and device == UPLINK:
+        if place.kind in ("host", "gateway") or (place.kind == "node" and device == UPLINK):
             return underlay
         if self.is_tunnel(place, device):
             return underlay - self._headers[self.family.version]
@@ -219,6 +239,10 @@ class DeclaredNetwork:
                 yield from (
                     (device, each) for each in node.overlay_addresses if self._is_ours(each)
                 )
+        elif place.kind in ("host", "gateway"):
+            for each in self._attached:
+                if each.place == place:
+                    yield from ((each.device, own) for own in each.addresses if self._is_ours(own))
         else:
             device = UPLINK if place.kind == "pod" else SWITCH_BRIDGE
             yield from ((device, each) for each in place.addresses if self._is_ours(each))
@@ -228,9 +252,13 @@ class DeclaredNetwork:
 
     def _is_any_routers(self, place: Place, address: str) -> bool:
         """The first address of an IPv6 network is that of any of its routers (RFC 4291, 2.6.1)."""
-        if self.family.version == 4 or place.kind == "pod":
+        if self.family.version == 4 or place.kind in ("pod", "host"):
             return False
         networks = list(self.lab.underlay.cidrs)
+        if place.kind == "gateway" and self.lab.gateway:
+            networks += self.lab.gateway.cidrs
+        if place.kind == "switch" and self.lab.gateway:
+            return False
         if place.kind == "node":
             networks += self.node_of(place).pod_cidrs
         return any(self._is_ours(each) and address == str(_network(each)[0]) for each in networks)
@@ -264,8 +292,14 @@ class DeclaredNetwork:
             yield from (Way(each, SWITCH_BRIDGE) for each in self.lab.underlay.cidrs)
         elif place.kind == "pod":
             yield from self._pod_routes(self.pod_of(place))
+        elif place.kind in ("host", "gateway"):
+            yield from self._outside_routes(place)
         else:
+            yield from self._outside_routes(place)
             yield from self._node_routes(self.node_of(place))
+
+    def _outside_routes(self, place: Place) -> Iterator[Way]:
+        yield from (Way(*each) for each in declared_outside.routes(self.lab, place, self.family))
 
     def _pod_routes(self, pod: Pod) -> Iterator[Way]:
         node = self.lab.node(pod.node)
@@ -355,11 +389,13 @@ class DeclaredNetwork:
             None,
         )
 
-    def answerer(self, address: str) -> Node | None:
-        """The node that answers on the underlay for an address; with eni also for its pods'."""
-        owner = self.node_at(address)
-        pod = self.pod_at(address) if self.overlay == "eni" else None
-        return owner or (self.lab.node(pod.node) if pod else None)
+    def answerer(self, switch: Place, address: str) -> Attached | None:
+        """Who answers on a switch for an address; with eni a node also for its pods'."""
+        owner = self.neighbour_on(switch, address)
+        pod = self.pod_at(address) if self.overlay == "eni" and switch == self.switch else None
+        if owner or pod is None:
+            return owner
+        return self.link_of(self.place_of(self.lab.node(pod.node)), UPLINK)
 
     def _to_peer(self, network: str, node: Node, peer: Node) -> Way:
         device = tunnel(self.lab, node, peer, self.family.version)

@@ -29,6 +29,10 @@ _BY_RULE = (
     "conntrack-invalid",
     "conntrack-full",
     "underlay-blocked",
+    "egress-policy",
+    "ingress-policy",
+    "unknown-to-gateway",
+    "uninvited",
 )
 _STRAY = ("answer-not-expected", "not-masqueraded", "bridge-netfilter-off")
 _NO_ROUTE = (

@@ -40,6 +40,7 @@ from netlab.trace.ipsec import by_policy
 from netlab.trace.link_layer import misdirected
 from netlab.trace.model import Leg, Loss
 from netlab.trace.model_steps import REFUSING, Bridge, Route, Rule
+from netlab.trace.policy_refusals import policy_object
 from netlab.trace.refusals import Doubt, missing_service, said_by
 from netlab.trace.steps import Chapter
 from netlab.trace.virtual_refusals import said_by_set_rule
@@ -151,6 +152,7 @@ def _dropped_by(
         evidence=[*found, f"{reporter} reported the verdict drop of {whose}", *came_back(case)],
         explanation=explanation,
         fix=fix,
+        object=policy_object(decider, case) or decider.object,
     )
 
 

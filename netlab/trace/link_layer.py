@@ -17,6 +17,14 @@ from netlab.trace.refusals import Doubt
 from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.decisions import Link
 
+_ADDRESSED = {
+    "pod": ["eth0"],
+    "node": ["eth0", "cbr0"],
+    "switch": ["br0"],
+    "host": ["eth0"],
+    "gateway": ["eth0", "eth1"],
+}
+
 
 def misdirected(case: Case, leg: Leg) -> Iterator[tuple[Place, Doubt]]:
     """Where a frame was sent astray on a leg: first by whom, then by which bridge."""
@@ -61,7 +69,7 @@ def _tunnels(case: Case, place: Place) -> tuple[str, ...]:
 
 def _devices(case: Case, place: Place) -> list[Link]:
     """The devices of a place that have addresses."""
-    names = {"pod": ["eth0"], "node": ["eth0", "cbr0"], "switch": ["br0"]}[place.kind]
+    names = _ADDRESSED[place.kind]
     names += _tunnels(case, place)
     return [link for link in (case.tables.link(place, name) for name in names) if link]
 

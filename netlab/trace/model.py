@@ -28,7 +28,7 @@ Leg = Literal["forward", "reply"]
 
 
 class Hop(Data, frozen=True, kw_only=True):
-    """One sight of the packet.  `node` is null on the underlay switch, which is no node's."""
+    """One sight of the packet.  `node` is null outside nodes and pods."""
 
     node: str | None
     namespace: str  # file under /run/netns
@@ -80,7 +80,7 @@ class Application(Data, frozen=True, kw_only=True):
 class Receiver(Data, frozen=True, kw_only=True):
     """Who received the probe."""
 
-    kind: Literal["pod", "node", "unknown"]
+    kind: Literal["pod", "node", "host", "gateway", "unknown"]
     name: str  # `namespace/name` of a pod
     node: str | None
     ip: str
@@ -114,6 +114,7 @@ class Loss(Data, frozen=True, kw_only=True):
     evidence: list[str]
     explanation: str
     fix: str | None
+    object: str | None = None  # that says so: "NetworkPolicy demo/db"
 
 
 class Witnesses(Data, frozen=True, kw_only=True):

@@ -24,6 +24,14 @@ from netlab.trace.declared_network import (
     DeclaredNetwork,
     Way,
 )
+from netlab.trace.declared_outside import (
+    INSIDE,
+    OUTSIDE,
+    UNINVITED,
+    UNKNOWN_TO_GATEWAY,
+    Attached,
+    masquerades,
+)
 from netlab.trace.family import first_of
 from netlab.trace.model import PredictedHop, PredictedOuter, Translation
 from netlab.trace.model_steps import AnyStep, Decapsulate, Encapsulate, Nat, Route, Socket, Tuple
@@ -192,6 +200,8 @@ class Walker:
                 return self._up_from_bridge(node, turned, passing)
             passed = self._past_bridge(node, turned, passing)
             if isinstance(passed, Stop):
+                # While the bridge looks for the MAC of whom it was translated to.
+                self._hop(node, BRIDGE, "out", turned, sure=False)
                 return passed
             self._hop(node, BRIDGE, "out", passed, sure=False)
             return self._to_pod(node, passed, other)
@@ -248,7 +258,9 @@ class Walker:
             Encapsulate(device=tunnel, vni=vni, local=local, remote=remote, tunnel=kind)
         )
         self._way(node, Tuple(source=Socket(ip=local), destination=Socket(ip=remote)))
-        self._across(node, there, flow, PredictedOuter(src=local, dst=remote, vni=vni, tunnel=kind))
+        carried = PredictedOuter(src=local, dst=remote, vni=vni, tunnel=kind)
+        end, near = self.network.link_of(there, UPLINK), self.network.link_of(node, UPLINK)
+        self._across(node, end, flow, carried, near)
         far = self.network.tunnel_to(there, self.network.node_of(node))
         self._pending.append(
             Decapsulate(device=far, vni=vni, local=remote, remote=local, tunnel=kind)
@@ -257,16 +269,17 @@ class Walker:
         return self._into(there, flow, far)
 
     def _over_underlay(self, place: Place, flow: Tuple, hop: str, device: str) -> Arrival | Stop:
-        switch = self.network.switch
-        owner = self.network.answerer(hop)
-        if owner and (place.node != owner.name):
-            there = self.network.place_of(owner)
-            self._across(place, there, flow, None)
-            return self._into(there, flow, UPLINK)
-        if place.kind == "switch" or hop not in switch.addresses:
+        """From a node, a host, the gateway or the switch to who has the next hop's address."""
+        link = None if place.kind == "switch" else self.network.link_of(place, device)
+        switch = link.switch if link else self.network.switch
+        owner = self.network.answerer(switch, hop)
+        if owner and owner.place != place:
+            self._across(place, owner, flow, None, link)
+            return self._arrived(owner.place, flow, owner.device)
+        if link is None or hop not in switch.addresses:
             return Stop(place, "neighbour-unresolved", True)
-        self._hop(place, UPLINK, "out", flow)
-        self._hop(switch, self.network.port_of(self.network.node_of(place)), "in", flow)
+        self._hop(place, device, "out", flow)
+        self._hop(switch, link.port, "in", flow)
         self._hop(switch, SWITCH_BRIDGE, "in", flow)
         if self._is_local(switch, flow):
             return Arrival(switch, flow)
@@ -274,20 +287,63 @@ class Walker:
             return Stop(switch, "no-route", True)
         return self._onward(switch, flow)
 
+    def _arrived(self, there: Place, flow: Tuple, device: str) -> Arrival | Stop:
+        """A packet at the end of the underlay, or of the internet."""
+        if there.kind == "node":
+            return self._into(there, flow, device)
+        if there.kind == "gateway":
+            return self._through_gateway(there, flow, device)
+        if self._is_martian(there, flow):
+            return Stop(there, "martian")
+        return Arrival(there, flow) if self._is_local(there, flow) else Stop(there, "not-mine")
+
     def _across(
-        self, place: Place, there: Place, flow: Tuple, outer: PredictedOuter | None
+        self,
+        place: Place,
+        there: Attached,
+        flow: Tuple,
+        outer: PredictedOuter | None,
+        link: Attached | None,
     ) -> None:
-        """From a node, or from the switch itself, to a node."""
-        switch = self.network.switch
-        if place.kind == "switch":
-            self._hop(switch, SWITCH_BRIDGE, "out", flow)
+        """From one end of a switch, or from the switch itself, to another."""
+        if link is None:
+            self._hop(there.switch, SWITCH_BRIDGE, "out", flow)
         else:
-            self._hop(place, UPLINK, "out", flow, outer)
-            port = self.network.port_of(self.network.node_of(place))
-            self._hop(switch, port, "in", flow, outer)
-        far = self.network.port_of(self.network.node_of(there))
-        self._hop(switch, far, "out", flow, outer)
-        self._hop(there, UPLINK, "in", flow, outer)
+            self._hop(place, link.device, "out", flow, outer)
+            self._hop(link.switch, link.port, "in", flow, outer)
+        self._hop(there.switch, there.port, "out", flow, outer)
+        self._hop(there.place, there.device, "in", flow, outer)
+
+    # --- the gateway -----------------------------------------------------------------------------
+
+    def _through_gateway(self, gateway: Place, flow: Tuple, device: str) -> Arrival | Stop:
+        """Out with the gateway's own address for a node's; back in only what was asked for."""
+        if self._is_martian(gateway, flow):
+            return Stop(gateway, "martian")
+        for known in self._known.get(gateway, ()):
+            if known.reply == flow and self._role != "probe":
+                if flow.destination != known.original.source:
+                    self._undone("snat", flow.destination, known.original.source)
+                flow = msgspec.structs.replace(flow, destination=known.original.source)
+                way = self._way(gateway, flow)
+                assert way is not None
+                return self._leave(gateway, flow, way)
+        if self._is_local(gateway, flow):
+            return Arrival(gateway, flow)
+        way = self._way(gateway, flow)
+        if way is None:
+            return Stop(gateway, "no-route", True)
+        if device == OUTSIDE and way.device == INSIDE:
+            return Stop(gateway, UNINVITED)
+        if (device, way.device) != (INSIDE, OUTSIDE):
+            return self._leave(gateway, flow, way)
+        if self.network.node_at(flow.source.ip) is None:
+            return Stop(gateway, UNKNOWN_TO_GATEWAY)
+        own = Socket(ip=self.network.address_on(gateway, OUTSIDE))
+        self._translated("snat", gateway, flow.source, own)
+        turned = msgspec.structs.replace(flow, source=own)
+        self._known.setdefault(gateway, []).append(Connection(flow, turned.reversed))
+        return self._leave(gateway, turned, way)
 
     # --- a node ----------------------------------------------------------------------------------
 
@@ -402,13 +458,17 @@ class Walker:
                 kind = self._proxy(node).kind
                 self._undone(kind, flow.source, connection.original.destination)
             return msgspec.structs.replace(flow, source=connection.original.destination)
-        if not passing.masquerade:
+        if not passing.masquerade and not self._leaves_cluster(flow, passing):
             return flow
         name = UPLINK if device == LOOPBACK else device
         source = Socket(ip=self.network.address_on(node, name))
         self._translated("masquerade", node, flow.source, source)
         connection.reply = msgspec.structs.replace(connection.reply, destination=source)
         return msgspec.structs.replace(flow, source=source)
+
+    def _leaves_cluster(self, flow: Tuple, passing: _Passing) -> bool:
+        """Whether the node translates a new connection to beyond the cluster."""
+        return passing.is_new and masquerades(self.network.lab, flow.source.ip, flow.destination.ip)
 
     def _refusal(
         self, node: Place, flow: Tuple, device: str | None, hook: Hook, passing: _Passing
@@ -422,8 +482,22 @@ class Walker:
             return None
         untranslated = passing.connection.reply.source == passing.connection.original.destination
         if passing.is_new and untranslated:
-            return proxy.after(self._packet(flow, device), hook)
+            refusal = proxy.after(self._packet(flow, device), hook)
+            if refusal:
+                return refusal
+        if passing.is_new and hook == "forward":
+            return self._policy(node, flow)
         return None
+
+    def _policy(self, node: Place, flow: Tuple) -> Refusal | None:
+        reason = self.network.policies.refuses(
+            node.name,
+            self.protocol.upper(),
+            flow.source.ip,
+            flow.destination.ip,
+            flow.destination.port,
+        )
+        return Refusal(reason, False) if reason else None
 
     def _proxy(self, node: Place) -> Proxy:
         balances = self.network.lab.service_proxy.mode == "ipvs"
@@ -485,7 +559,7 @@ class Walker:
 
     def _translated(
         self,
-        kind: Literal["dnat", "ipvs", "masquerade"],
+        kind: Literal["dnat", "ipvs", "snat", "masquerade"],
         node: Place,
         before: Socket,
         after: Socket,
@@ -496,6 +570,6 @@ class Walker:
         self._pending.append(Nat(translation=kind, reverse=False, before=before, after=after))
 
     def _undone(
-        self, kind: Literal["dnat", "ipvs", "masquerade"], before: Socket, after: Socket
+        self, kind: Literal["dnat", "ipvs", "snat", "masquerade"], before: Socket, after: Socket
     ) -> None:
         self._pending.append(Nat(translation=kind, reverse=True, before=before, after=after))

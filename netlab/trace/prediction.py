@@ -13,6 +13,7 @@ from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Endpoint, Lab
 from netlab.trace.aim import Aim, Place, Request, aim, in_lab
 from netlab.trace.declared_network import UPLINK, DeclaredNetwork
+from netlab.trace.declared_outside import host_of
 from netlab.trace.family import IPV6
 from netlab.trace.model import (
     Disposition,
@@ -242,6 +243,10 @@ def _receiver(end: Arrival) -> Receiver:
 def _receiver_at(network: DeclaredNetwork, endpoint: Endpoint) -> Receiver:
     pod, node = network.pod_at(endpoint.address), network.node_at(endpoint.address)
     owner = pod or node
+    host = next((each for each in network.lab.hosts if endpoint.address in each.addresses), None)
+    if host and owner is None:
+        ip, port = endpoint.address, endpoint.port
+        return Receiver(kind="host", name=host.name, node=None, ip=ip, port=port)
     return Receiver(
         kind="pod" if pod else "node" if node else "unknown",
         name=pod.key if pod else node.name if node else endpoint.address,
@@ -259,7 +264,9 @@ def _listens(network: DeclaredNetwork, decided: Aim, end: Arrival) -> bool:
     place: Place = end.place
     if place.kind == "pod":
         return asked in network.pod_of(place).listen
-    if place.kind == "switch":
+    if place.kind == "host":
+        return asked in host_of(network.lab, place).listen
+    if place.kind in ("switch", "gateway"):
         return False
     on_host = (p for p in network.lab.pods if p.host_network and p.node == place.node)
     return any(asked in pod.listen for pod in on_host) or any(

@@ -15,6 +15,7 @@ from netlab.trace.aim import Place
 from netlab.trace.case import Case, rules
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.model_steps import Rule, Socket
+from netlab.trace.policy_refusals import of_gateway, of_policy
 from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.nftables_text import FLAT, KUBE_PROXY
 
@@ -36,6 +37,9 @@ class Doubt(NamedTuple):
 
 def said_by(rule: Rule, place: Place, case: Case) -> Doubt:
     """What a rule that dropped the packet says of it."""
+    for known in (of_policy, of_gateway):
+        if said := known(rule, place, case):
+            return Doubt(*said)
     return (
         _of_service(rule, place)
         or _of_cluster_ips(rule, place, case)

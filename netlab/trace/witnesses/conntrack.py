@@ -54,7 +54,7 @@ class Connections:
 
     def arm(self, places: Sequence[Place]) -> None:
         for place in places:
-            if place.kind != "node":
+            if place.kind not in ("node", "gateway"):
                 continue
             try:
                 with entered(place.namespace):

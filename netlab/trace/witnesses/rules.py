@@ -144,7 +144,7 @@ class Rules:
 
     def arm(self, places: Sequence[Place]) -> None:
         for place in places:
-            if place.kind != "node":
+            if place.kind not in ("node", "gateway"):
                 continue
             try:
                 with entered(place.namespace):
