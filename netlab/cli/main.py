@@ -36,6 +36,7 @@ _VERBS = {
     "rules": ("netlab.cli.rules:rules", "Show the rules that serve Services, and explain them."),
     "conntrack": ("netlab.cli.conntrack:conntrack", "List the connections on the nodes."),
     "topology": ("netlab.cli.topology:topology", "List, show and check topology files."),
+    "bench": ("netlab.cli.bench:bench", "Measure what the datapaths cost on this machine."),
     "doctor": ("netlab.cli.doctor:doctor", "Tell what this machine can do, and what it lacks."),
 }
 

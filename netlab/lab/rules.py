@@ -218,7 +218,7 @@ class Loads:
         try:
             for change in changes:
                 try:
-                    _make(change)
+                    make(change)
                 except NetlabError:
                     if not isinstance(change.item, Update):
                         raise
@@ -231,7 +231,7 @@ class Loads:
         names = {namespace_name(self._lab.name, node.name): node for node in self._lab.nodes}
         rules = mode_of(self._lab).render(self._lab, names[namespace])
         for change in _differences(namespace, rules):
-            _make(change)
+            make(change)
 
 
 def load_time(lab: Lab, node: Node) -> float:
@@ -256,7 +256,8 @@ def _load(namespace: str | int, rules: Rules) -> None:
         nft.load(namespace, rules)
 
 
-def _make(change: Change) -> None:
+def make(change: Change) -> None:
+    """Carry out one change of rules.  NetlabError (exit 3) if it is refused."""
     match change.item:
         case Ruleset() | Tables():
             _load(change.namespace, change.item)

@@ -1,0 +1,154 @@
+"""What figures say in words: slopes, what is flat, where curves cross, what noise explains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import permutations
+
+from msgspec.structs import replace
+
+from netlab.bench import lookup, sync
+from netlab.bench.claims import FLAT, claims
+from netlab.bench.model import Figure, Fit, Report
+from netlab.bench.statistics import apart, crossing, differs
+
+
+def conclude(report: Report) -> Report:
+    """The report with sentences and claims."""
+    return replace(report, sentences=list(_sentences(report)), claims=claims(report))
+
+
+def curves(report: Report, what: str) -> dict[str, list[Figure]]:
+    """Figures of one thing by mode, in the order of sizes."""
+    found: dict[str, list[Figure]] = {}
+    for each in report.figures:
+        if each.what == what:
+            found.setdefault(each.mode, []).append(each)
+    return {mode: sorted(each, key=lambda f: f.services) for mode, each in found.items()}
+
+
+def explained_by_noise(one: Figure, other: Figure) -> bool:
+    """Whether the difference of two figures is none that one can be sure of."""
+    return not differs(one, other)
+
+
+def _sentences(report: Report) -> Iterator[str]:
+    if not report.complete:
+        yield f"The run was not completed ({report.ended_by}); what was done by then is here."
+    if report.kind == "lookup":
+        yield from _of_lookup(report)
+    elif report.kind == "sync":
+        for what in (sync.LOAD, *sync.CHANGES.values()):
+            yield from _crossings(curves(report, f"{what}: time"), what)
+    if report.noise is not None:
+        yield (
+            f"The same thing measured twice within a run differs by {100 * report.noise:.1f} % "
+            "(A/A, the median of all figures)."
+        )
+    for each in report.skipped:
+        where = f" with {each.services:,} Services" if each.services else ""
+        yield f"Not measured: {each.mode}{where}: {each.reason}."
+
+
+def _of_lookup(report: Report) -> Iterator[str]:
+    first = {mode: each for mode, each in curves(report, lookup.FIRST).items() if mode != "none"}
+    for mode, figures in first.items():
+        yield from _growth(mode, figures, report.fits)
+    yield from _crossings(first, "The first packet")
+    yield from _past(report, first)
+    yield from _established(report)
+    yield from _labs(report)
+
+
+def _growth(mode: str, figures: Sequence[Figure], fits: Sequence[Fit]) -> Iterator[str]:
+    if len(figures) < 2:
+        return
+    least, most = figures[0], figures[-1]
+    span = f"{least.services:,} to {most.services:,} Services"
+    if not differs(most, least) or apart(most, least) <= FLAT - 1:
+        noise = "" if differs(most, least) else ", which noise could explain"
+        yield (
+            f"{mode}: flat from {span}, {least.value:.3g} and {most.value:.3g} µs "
+            f"({most.value / least.value:.2f} times{noise})."
+        )
+        return
+    line = next((f for f in fits if f.what == lookup.FIRST and f.mode == mode), None)
+    slope = f": {line.slope_ns:.3g} ns for each Service (R² {line.r2:.4f})" if line else ""
+    yield (
+        f"{mode}: from {span} the first packet takes {least.value:.3g} to {most.value:.3g} µs"
+        f"{slope}."
+    )
+    for each in fits:
+        if each.mode == mode and each.what == f"{lookup.BY_POSITION}, {most.services} Services":
+            yield (
+                f"{mode}: with {most.services:,} Services each place in the list before a Service "
+                f"costs {each.slope_ns:.3g} ns (R² {each.r2:.4f}): the last one is met after "
+                f"{each.intercept_us + each.slope_ns * most.services / 1000:.3g} µs, the first "
+                f"after {each.intercept_us:.3g}."
+            )
+
+
+def _crossings(found: dict[str, list[Figure]], what: str) -> Iterator[str]:
+    for one, other in permutations(found, 2):
+        where = crossing(found[one], found[other])
+        if where is None:
+            continue
+        services, slow, fast = where
+        yield (
+            f"{what}: {one} is ahead of {other} up to about {_round(services):,} Services and "
+            f"behind from there on; with {slow.services:,} it takes {slow.value:.3g} against "
+            f"{fast.value:.3g} {slow.unit} ({slow.value / fast.value:.1f} times)."
+        )
+
+
+def _past(report: Report, first: dict[str, list[Figure]]) -> Iterator[str]:
+    """New connections to no Service meet the whole list."""
+    for mode, figures in curves(report, lookup.PAST).items():
+        through = first.get(mode)
+        if through and figures[-1].services == through[-1].services:
+            direct, there = figures[-1], through[-1]
+            if direct.value > there.value and differs(direct, there):
+                yield (
+                    f"{mode}: a new connection past the Services, to a pod itself, takes "
+                    f"{direct.value:.3g} µs with {direct.services:,} Services on the node, longer "
+                    f"than one to a Service ({there.value:.3g}): it is compared with all of them."
+                )
+
+
+def _established(report: Report) -> Iterator[str]:
+    found = curves(report, lookup.ESTABLISHED)
+    modes = {mode: each for mode, each in found.items() if mode != "none"}
+    for mode, figures in modes.items():
+        least, most = figures[0], figures[-1]
+        if len(figures) > 1 and differs(most, least, least=0.03):
+            yield (
+                f"{mode}: a packet of an established connection takes {least.value:.3g} µs with "
+                f"{least.services:,} Services and {most.value:.3g} with {most.services:,}."
+            )
+    if len(modes) > 1:
+        last = sorted((each[-1] for each in modes.values()), key=lambda f: f.value)
+        low, high = last[0], last[-1]
+        told = "more than" if differs(high, low, least=0.03) else "no more than"
+        yield (
+            f"Packets of established connections: {low.value:.3g} ({low.mode}) to {high.value:.3g} "
+            f"µs ({high.mode}), {100 * apart(high, low):.1f} % apart, {told} noise explains."
+        )
+
+
+def _labs(report: Report) -> Iterator[str]:
+    """What two labs of the same kind differ by."""
+    again = curves(report, lookup.FIRST_AGAIN).get("none", [])
+    differences = [
+        apart(each, there)
+        for each in again
+        if (there := report.figure(lookup.FIRST, "none", each.services))
+    ]
+    if differences:
+        yield (
+            "Two labs without a service proxy differ by "
+            f"{100 * sorted(differences)[len(differences) // 2]:.1f} % (the median of all sizes)."
+        )
+
+
+def _round(value: float) -> int:
+    return int(float(f"{value:.2g}"))

@@ -1,0 +1,402 @@
+"""`netlab bench`: what the datapaths cost, measured on this machine."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from netlab.cli.common import print_json, require_root
+from netlab.problems import Exit, NetlabError, Problem
+
+if TYPE_CHECKING:
+    from netlab.bench.model import Kind, Report
+    from netlab.bench.run import Progress, Recorder
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_FORMATS = ("json", "csv", "markdown", "html")
+_SUFFIXES = {".json": "json", ".csv": "csv", ".md": "markdown", ".html": "html", ".htm": "html"}
+
+
+class _Amount(NamedTuple):
+    """How much is measured where no option says otherwise."""
+
+    sizes: str
+    rounds: int
+    each: int  # new connections at a point, or full loads
+    seconds: float = 0.0
+
+
+_AMOUNTS: dict[str, dict[str, _Amount]] = {
+    "lookup": {
+        "smoke": _Amount("100,300,1000", 4, 400),
+        "default": _Amount("100,1000,5000,10000", 20, 4_000),
+        "full": _Amount("100,1000,5000,10000,20000,30000", 20, 10_000),
+    },
+    "sync": {
+        "smoke": _Amount("100,300", 3, 2),
+        "default": _Amount("100,1000,10000", 10, 3),
+        "full": _Amount("100,1000,5000,10000,30000", 20, 5),
+    },
+    "throughput": {
+        "smoke": _Amount("100", 2, 1, 0.2),
+        "default": _Amount("1,1000,10000", 5, 1, 0.5),
+        "full": _Amount("1,1000,10000,30000", 10, 1, 1.0),
+    },
+    "lifecycle": {
+        "smoke": _Amount("20", 2, 1),
+        "default": _Amount("50,200", 5, 1),
+        "full": _Amount("50,200,500", 11, 1),
+    },
+    "trace": {
+        "smoke": _Amount("2", 3, 100),
+        "default": _Amount("4", 20, 1_000),
+        "full": _Amount("4,40", 40, 1_000),
+    },
+}
+
+
+def _print_schema(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from netlab.bench.schema import schema
+
+    print_json(schema())
+    context.exit()
+
+
+@click.group()
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help="Print the JSON Schema of reports.",
+)
+def bench() -> None:
+    """Measure what the datapaths cost on this machine, and report it.
+
+    Each benchmark makes labs of its own, named bench-..., and takes them down at its end.  Ctrl-C
+    ends it with a report of what is done by then.
+    """
+
+
+def _of_services(function: F) -> F:
+    for option in (
+        click.option("--sizes", metavar="N,N", help="Numbers of Services, joined by commas."),
+        click.option(
+            "--modes",
+            metavar="MODES",
+            help="Modes of the service proxy; iptables:nft and iptables:legacy name a backend."
+            "  [default: all; one that the machine lacks is skipped]",
+        ),
+        click.option("--force", is_flag=True, help="Sizes that take much memory, or minutes."),
+    ):
+        function = option(function)
+    return function
+
+
+def _of_all(function: F) -> F:
+    for option in (
+        click.option("--smoke", "amount", flag_value="smoke", help="Little, in seconds."),
+        click.option("--full", "amount", flag_value="full", help="Much, in up to 20 minutes."),
+        click.option(
+            "--rounds", type=click.IntRange(1, 1000), metavar="N", help="Turns of each mode."
+        ),
+        click.option(
+            "-o", "--output", type=click.Choice(_FORMATS), help="Format on standard output."
+        ),
+        click.option(
+            "--report",
+            "files",
+            metavar="FILE",
+            multiple=True,
+            help="Write a report too: .html, .json, .csv or .md; repeatable.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _seed_option(function: F) -> F:
+    return click.option(
+        "--seed", type=int, default=1, show_default=True, help="Which Services chance chooses."
+    )(function)
+
+
+@bench.command()
+@_of_services
+@click.option(
+    "--endpoints",
+    type=click.IntRange(1, 100),
+    default=2,
+    show_default=True,
+    help="Of each Service.",
+)
+@click.option(
+    "--connections", type=click.IntRange(1, 1_000_000), metavar="N", help="New ones at each point."
+)
+@click.option("--overlay", default="vxlan", show_default=True, help="Between the two nodes.")
+@_seed_option
+@_of_all
+def lookup(
+    sizes: str | None,
+    modes: str | None,
+    force: bool,
+    endpoints: int,
+    connections: int | None,
+    overlay: str,
+    seed: int,
+    amount: str | None,
+    rounds: int | None,
+    output: str | None,
+    files: tuple[str, ...],
+) -> int:
+    """Time the first packet of new connections to Services chosen at random.
+
+    By the kernel's own stamps, between the client's device and the endpoint's, in each mode and
+    for each number of Services, against the same way without Services.
+    """
+    from netlab.bench import lookup as measured
+    from netlab.bench import options
+
+    usual = _AMOUNTS["lookup"][amount or "default"]
+    wanted = options.modes(modes or options.ALL_MODES)
+    chosen = measured.Options(
+        sizes=options.sizes(sizes or usual.sizes, len(wanted), force),
+        modes=wanted,
+        endpoints=endpoints,
+        connections=connections or usual.each,
+        rounds=rounds or usual.rounds,
+        overlay=overlay,
+        force=force,
+        seed=seed,
+    )
+    return _run(
+        "lookup",
+        chosen,
+        measured.cost(chosen),
+        lambda recorder, progress: measured.lookup(chosen, recorder, progress),
+        output,
+        files,
+    )
+
+
+@bench.command()
+@_of_services
+@click.option(
+    "--endpoints",
+    type=click.IntRange(1, 100),
+    default=2,
+    show_default=True,
+    help="Of each Service.",
+)
+@click.option("--loads", type=click.IntRange(1, 1000), metavar="N", help="Full loads of each mode.")
+@_of_all
+def sync(
+    sizes: str | None,
+    modes: str | None,
+    force: bool,
+    endpoints: int,
+    loads: int | None,
+    amount: str | None,
+    rounds: int | None,
+    output: str | None,
+    files: tuple[str, ...],
+) -> int:
+    """Time how rules get into the kernel: all of them, and changes of a few.
+
+    With CPU, memory and lines of input, in a process that stays, as a service proxy does.
+    """
+    from netlab.bench import options
+    from netlab.bench import sync as measured
+
+    usual = _AMOUNTS["sync"][amount or "default"]
+    wanted = options.modes(modes or options.ALL_MODES)
+    chosen = measured.Options(
+        sizes=options.sizes(sizes or usual.sizes, len(wanted), force),
+        modes=wanted,
+        endpoints=endpoints,
+        loads=loads or usual.each,
+        rounds=rounds or usual.rounds,
+        force=force,
+    )
+    return _run(
+        "sync",
+        chosen,
+        measured.cost(chosen),
+        lambda recorder, progress: measured.sync(chosen, recorder, progress),
+        output,
+        files,
+    )
+
+
+@bench.command()
+@_of_services
+@click.option(
+    "--overlays", default="vxlan", show_default=True, metavar="TYPES", help="Joined by commas."
+)
+@click.option("--seconds", type=click.FloatRange(0.05, 600), help="Of each measurement.")
+@_seed_option
+@_of_all
+def throughput(
+    sizes: str | None,
+    modes: str | None,
+    force: bool,
+    overlays: str,
+    seconds: float | None,
+    seed: int,
+    amount: str | None,
+    rounds: int | None,
+    output: str | None,
+    files: tuple[str, ...],
+) -> int:
+    """Count what passes through a Service: connections, packets, bulk data, and CPU for each."""
+    from netlab.bench import options
+    from netlab.bench import throughput as measured
+
+    usual = _AMOUNTS["throughput"][amount or "default"]
+    wanted = options.modes(modes or options.ALL_MODES)
+    chosen = measured.Options(
+        sizes=options.sizes(sizes or usual.sizes, len(wanted), force),
+        modes=wanted,
+        overlays=tuple(filter(None, map(str.strip, overlays.split(",")))),
+        rounds=rounds or usual.rounds,
+        seconds=seconds or usual.seconds,
+        force=force,
+        seed=seed,
+    )
+    return _run(
+        "throughput",
+        chosen,
+        measured.cost(chosen),
+        lambda recorder, progress: measured.throughput(chosen, recorder, progress),
+        output,
+        files,
+    )
+
+
+@bench.command()
+@click.argument("reports", metavar="REPORT...", nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Choice(_FORMATS), help="Format on standard output.")
+@click.option("--report", "files", metavar="FILE", multiple=True, help="Write a file; repeatable.")
+def report(reports: tuple[str, ...], output: str | None, files: tuple[str, ...]) -> int:
+    """Show reports that were written as JSON, several of them as one."""
+    from netlab.bench.schema import read
+
+    formats = _check_files(files)
+    _tell([read(path) for path in reports], output, formats)
+    return int(Exit.YES)
+
+
+def _run(
+    kind: Kind,
+    chosen: Any,
+    cost: float,
+    benchmark: Callable[[Recorder, Progress], None],
+    output: str | None,
+    files: Sequence[str],
+) -> int:
+    """Measure and tell; the exit code."""
+    import msgspec
+
+    from netlab.bench.conclusions import conclude
+    from netlab.bench.run import Progress, run
+    from netlab.doctor import preflight
+
+    require_root()
+    formats = _check_files(files)
+    if output == "html":
+        _check_plots()
+    preflight()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # labs are taken down, and a report is made
+        signal.signal(number, signal.default_int_handler)
+    told = msgspec.to_builtins(chosen, enc_hook=str)
+    if "modes" in told:
+        told["modes"] = [str(mode) for mode in chosen.modes]
+    progress = Progress(cost)
+    try:
+        found = run(kind, told, lambda recorder: benchmark(recorder, progress), conclude)
+    finally:
+        progress.close()
+    _tell([found], output, formats)
+    if found.complete:
+        return int(Exit.YES)
+    click.echo(f"the run was not completed: {found.ended_by}", err=True)
+    return int(Exit.INTERRUPTED if found.ended_by == "interrupted" else Exit.UNOBSERVED)
+
+
+def _check_files(files: Sequence[str]) -> dict[str, str]:
+    """The format of each file, by its ending; NetlabError before anything is measured."""
+    from netlab.bench.schema import check_writable
+
+    formats = {}
+    for path in files:
+        ending = next((suffix for suffix in _SUFFIXES if path.endswith(suffix)), None)
+        if ending is None:
+            raise NetlabError(
+                Problem(
+                    "bad-report",
+                    f'"{path}" does not say what it is to be',
+                    hint=f"a name that ends in {', '.join(_SUFFIXES)}",
+                )
+            )
+        check_writable(path)
+        formats[path] = _SUFFIXES[ending]
+    if "html" in formats.values():
+        _check_plots()
+    return formats
+
+
+def _check_plots() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise NetlabError(
+            Problem(
+                "missing-library",
+                "reports in HTML need matplotlib, which is not installed",
+                hint="`pip install netlab-datapath[report]`; or -o markdown",
+            ),
+            Exit.MACHINE,
+        )
+
+
+def _tell(reports: list[Report], output: str | None, files: dict[str, str]) -> None:
+    from netlab.bench.schema import write
+
+    if output:
+        sys.stdout.write(_text(reports, output))
+    elif not files or sys.stdout.isatty():
+        from netlab.report.bench_tables import as_terminal
+
+        for each in reports:
+            click.echo(as_terminal(each))
+    for path, kind in files.items():
+        write(path, _text(reports, kind))
+        click.echo(f"wrote {path}", err=True)
+
+
+def _text(reports: list[Report], kind: str) -> str:
+    from netlab.report import bench_tables
+
+    if kind == "json":
+        from netlab.bench.model import encode
+
+        if len(reports) > 1:
+            raise NetlabError(
+                Problem("bad-report", "JSON holds one report; HTML, CSV and Markdown hold several")
+            )
+        return encode(reports[0]).decode() + "\n"
+    if kind == "csv":
+        return bench_tables.as_csv(reports)
+    if kind == "markdown":
+        return bench_tables.as_markdown(reports)
+    from netlab.report.bench_html import as_html
+
+    return as_html(reports)
