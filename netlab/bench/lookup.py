@@ -30,7 +30,7 @@ PAST = "first packet, past the Services"
 ESTABLISHED = "established packet"
 BY_POSITION = "first packet, by position"
 
-_CONNECTIONS = 32  # that are established
+_CONNECTIONS = 12  # that are established in each lab
 _LEAST_ROUNDS = 2
 _WARM_UP = 0.1  # of a round
 _BINS = 10

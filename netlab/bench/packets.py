@@ -94,11 +94,13 @@ class _Lane:
                 left[_KEY.unpack_from(frame.data)] = (services[place], frame.t_ns)
                 place += 1
         found: list[Sample] = []
+        ready = select.poll()
+        ready.register(receiver, select.POLLIN)
         deadline = time.monotonic() + _PATIENCE_S
         while len(found) < len(services):
             frame = receiver.read()
             if frame is None:
-                if not select.select([receiver], [], [], max(0, deadline - time.monotonic()))[0]:
+                if not ready.poll(max(0, deadline - time.monotonic()) * 1000):
                     raise self._lost(len(services), place, len(found))
             elif frame.direction == "in":
                 service, t_ns = left.pop(_KEY.unpack_from(frame.data))
@@ -169,23 +171,27 @@ class Established(_Lane):
         self._ends: list[tuple[socket.socket, socket.socket]] = []
 
     def _open(self) -> None:
-        listeners: list[socket.socket] = []
-        with entered(self.stage.server):
-            for port in self._ports:
-                listener = self._stack.enter_context(socket.socket())
-                listener.bind((clusters.SERVER_ADDRESS, port))
-                listener.listen()
-                listeners.append(listener)
-        with entered(self.stage.client):
-            for target in self._targets:
-                client = self._stack.enter_context(socket.socket())
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                client.settimeout(_PATIENCE_S)
-                client.connect(target)
-                ready = select.select(listeners, [], [], _PATIENCE_S)[0]
-                server = self._stack.enter_context(ready[0].accept()[0])
-                self._ends.append((client, server))
+        with ExitStack() as listening:
+            ready = select.poll()
+            listeners: dict[int, socket.socket] = {}
+            with entered(self.stage.server):
+                for port in self._ports:
+                    listener = listening.enter_context(socket.socket())
+                    listener.bind((clusters.SERVER_ADDRESS, port))
+                    listener.listen()
+                    ready.register(listener, select.POLLIN)
+                    listeners[listener.fileno()] = listener
+            with entered(self.stage.client):
+                for target in self._targets:
+                    client = self._stack.enter_context(socket.socket())
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    client.settimeout(_PATIENCE_S)
+                    client.connect(target)
+                    ((descriptor, _),) = ready.poll(_PATIENCE_S * 1000)
+                    server = self._stack.enter_context(listeners[descriptor].accept()[0])
+                    server.settimeout(_PATIENCE_S)
+                    self._ends.append((client, server))
 
     def send(self, count: int) -> list[Sample]:
         """So many packets, in turns over the connections."""
