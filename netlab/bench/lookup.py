@@ -31,7 +31,6 @@ ESTABLISHED = "established packet"
 BY_POSITION = "first packet, by position"
 
 _CONNECTIONS = 12  # that are established in each lab
-_LEAST_ROUNDS = 2
 _WARM_UP = 0.1  # of a round
 _BINS = 10
 # kube-proxy's layout of nftables beyond takes the kernel minutes to load.
@@ -200,7 +199,7 @@ def _take(
             progress.step(what, each_costs)
     finally:
         whole = min(len(lane.rounds) for lane in lanes)
-        if whole >= min(_LEAST_ROUNDS, options.rounds):
+        if whole:
             for lane in lanes:
                 samples = [[one.ns / 1000 for one in each] for each in lane.rounds[:whole]]
                 recorder.figures.append(

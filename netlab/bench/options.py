@@ -16,6 +16,7 @@ ALL_MODES = "iptables:legacy,iptables:nft,nftables,nftables-flat,ipvs,userspace"
 # A cluster's Service addresses, 10.96.0.0/12, are so many.
 _MOST = (1 << 20) - 2
 _LARGE = 100_000
+_LEAST_PODS, _MOST_PODS = 2, 1000
 # Measured: kernel memory of the rules, and the peak of what loads them, at 10,000 Services of two
 # endpoints in the greediest mode.
 _KERNEL_KIB, _LOADER_KIB = 16, 30
@@ -45,20 +46,7 @@ def sizes(text: str, how_many_modes: int, force: bool) -> tuple[int, ...]:
     NetlabError: exit 2 if one is no number, zero, or more than there are addresses; exit 3 if they
     would take more memory than there is, or are beyond 100,000, unless `force`.
     """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    wrong = [word for word in words if not re.fullmatch(r"[0-9][0-9_]*", word)]
-    if wrong or not words:
-        said = ", ".join(f'"{word}"' for word in wrong) or "nothing"
-        raise NetlabError(
-            Problem(
-                "bad-sizes",
-                f"{said} is no number of Services",
-                hint="numbers joined by commas, such as --sizes 1000,10000",
-            )
-        )
-    found = sorted({int(word) for word in words})
-    if found[0] < 1:
-        raise NetlabError(Problem("bad-sizes", "0 Services: there must be one to ask"))
+    found = _numbers(text, "Services")
     if found[-1] > _MOST:
         raise NetlabError(
             Problem(
@@ -68,7 +56,36 @@ def sizes(text: str, how_many_modes: int, force: bool) -> tuple[int, ...]:
         )
     if not force:
         _check_memory(found[-1], how_many_modes)
-    return tuple(found)
+    return found
+
+
+def pods(text: str) -> tuple[int, ...]:
+    """`50,200`: numbers of pods; NetlabError (exit 2) if one is none, below two, or above 1,000."""
+    found = _numbers(text, "pods")
+    if found[0] < _LEAST_PODS or found[-1] > _MOST_PODS:
+        raise NetlabError(
+            Problem("bad-sizes", f"{text}: from {_LEAST_PODS} to {_MOST_PODS:,} pods are measured")
+        )
+    return found
+
+
+def _numbers(text: str, of: str) -> tuple[int, ...]:
+    """Numbers joined by commas, ascending, none of them zero."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    wrong = [word for word in words if not re.fullmatch(r"[0-9]{1,15}", word)]
+    if wrong or not words:
+        said = ", ".join(f'"{word}"' for word in wrong) or "nothing"
+        raise NetlabError(
+            Problem(
+                "bad-sizes",
+                f"{said} is no number of {of}",
+                hint="numbers joined by commas, such as 1000,10000",
+            )
+        )
+    found = tuple(sorted({int(word) for word in words}))
+    if found[0] < 1:
+        raise NetlabError(Problem("bad-sizes", f"0 {of}: there must be one"))
+    return found
 
 
 def _check_memory(services: int, how_many_modes: int) -> None:

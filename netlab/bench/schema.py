@@ -25,30 +25,36 @@ def schema() -> dict[str, Any]:
 
 def read(path: str) -> Report:
     """A report from a file; NetlabError (exit 2) if it is none that this version understands."""
-    return decode(_bytes(path), path)
+    return decode(contents(path), path)
 
 
 def decode(data: bytes, name: str) -> Report:
     """The same of its contents."""
-    try:
-        found = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
-        raise _bad(name, f"is no JSON: {error}") from None
+    found = parsed(data, name)
     said = found.get("schema") if isinstance(found, dict) else None
     if said != SCHEMA:
         what = f'is of schema "{said}"' if said else "says no schema"
-        raise _bad(name, f"{what}; this version reads {SCHEMA}", "measure anew with `netlab bench`")
+        raise bad(name, f"{what}; this version reads {SCHEMA}", "measure anew with `netlab bench`")
     try:
         return msgspec.convert(found, Report)
     except msgspec.ValidationError as error:
-        raise _bad(name, f"is no report: {error}") from None
+        raise bad(name, f"is no report: {error}") from None
 
 
-def _bytes(path: str) -> bytes:
+def parsed(data: bytes, name: str) -> Any:
+    """JSON, whatever it says; NetlabError (exit 2) if it is none."""
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError as error:
+        raise bad(name, f"is no JSON: {error}") from None
+
+
+def contents(path: str) -> bytes:
+    """What is in a file; NetlabError (exit 2) if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise _bad(path, f"cannot be read: {error.strerror}") from None
+        raise bad(path, f"cannot be read: {error.strerror}") from None
 
 
 def write(path: str, text: str) -> None:
@@ -110,5 +116,6 @@ def _replaced(path: str, text: str) -> None:
         raise
 
 
-def _bad(name: str, what: str, hint: str | None = None) -> NetlabError:
+def bad(name: str, what: str, hint: str | None = None) -> NetlabError:
+    """A file that is not what it should be."""
     return NetlabError(Problem("bad-report", f"{name} {what}", hint=hint), Exit.USAGE)

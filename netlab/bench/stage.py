@@ -15,10 +15,11 @@ from netlab.compare import twins
 from netlab.compare.model import Variant
 from netlab.datapath.build import build
 from netlab.datapath.plan import plan
-from netlab.datapath.services.modes import mode_of
+from netlab.datapath.services.modes import MODES, mode_of
 from netlab.datapath.state import Change, LabState, Rules, namespace_name
 from netlab.kernel import converge, namespaces, observe
 from netlab.lab import control, rules
+from netlab.lab.change import no_such_mode
 from netlab.problems import Exit, NetlabError
 from netlab.topology.model import Lab
 
@@ -43,8 +44,9 @@ def staged(variant: Variant, services: int, endpoints: int, overlay: str) -> Ite
 
     NetlabError (exit 3) if the machine lacks what the mode needs.
     """
+    if variant.mode not in MODES:
+        raise no_such_mode(variant.mode)
     lab = clusters.lab(clusters.name(str(variant)), variant, services, endpoints, overlay)
-    mode_of(lab)  # refused before anything is built
     bare = clusters.lab(lab.name, NO_PROXY, 0, 0, overlay)
     with twins.up(bare):
         yield Stage(lab, None if variant == NO_PROXY else _put_rules(lab))

@@ -12,14 +12,14 @@ from contextlib import ExitStack
 
 import msgspec
 
-from netlab.bench import clusters
 from netlab.bench.lookup import SLOW_TO_LOAD, TOO_SLOW
 from netlab.bench.run import Progress, Recorder, turns
 from netlab.bench.stage import NO_PROXY, staged
 from netlab.bench.statistics import figure
 from netlab.bench.sync_process import Done
 from netlab.compare.model import Variant
-from netlab.datapath.services.modes import mode_of
+from netlab.datapath.services.modes import MODES
+from netlab.lab.change import no_such_mode
 from netlab.problems import Exit, NetlabError, Problem
 
 LOAD = "full load"
@@ -62,8 +62,9 @@ class _Child:
 
     def __init__(self, stack: ExitStack, variant: Variant, services: int, endpoints: int) -> None:
         self.mode = str(variant)
-        mode = mode_of(clusters.lab("bench", variant, 0, endpoints))
-        if mode.proxier is None:
+        if variant.mode not in MODES:
+            raise no_such_mode(variant.mode)
+        if MODES[variant.mode].proxier is None:
             message = f'mode "{variant}" has its rules loaded whole at each change'
             raise NetlabError(Problem("unsupported", message))
         stage = stack.enter_context(staged(NO_PROXY, 0, 0, "vxlan"))

@@ -282,6 +282,62 @@ def throughput(
 
 
 @bench.command()
+@click.option("--pods", "sizes", metavar="N,N", help="Numbers of pods, joined by commas.")
+@_of_all
+def lifecycle(
+    sizes: str | None,
+    amount: str | None,
+    rounds: int | None,
+    output: str | None,
+    files: tuple[str, ...],
+) -> int:
+    """Time pods up and down, against the kernel's floor, the CNI plugins and Mininet."""
+    from netlab.bench import lifecycle as measured
+    from netlab.bench.options import pods
+
+    usual = _AMOUNTS["lifecycle"][amount or "default"]
+    chosen = measured.Options(pods(sizes or usual.sizes), rounds or usual.rounds)
+    return _run(
+        "lifecycle",
+        chosen,
+        measured.cost(chosen),
+        lambda recorder, progress: measured.lifecycle(chosen, recorder, progress),
+        output,
+        files,
+    )
+
+
+@bench.command()
+@click.option("--pods", "sizes", metavar="N,N", help="Numbers of pods, joined by commas.")
+@click.option("--pings", type=click.IntRange(1, 100_000), metavar="N", help="Of others, a round.")
+@_of_all
+def trace(
+    sizes: str | None,
+    pings: int | None,
+    amount: str | None,
+    rounds: int | None,
+    output: str | None,
+    files: tuple[str, ...],
+) -> int:
+    """Time traces and their witnesses, and what both cost the traffic of others."""
+    from netlab.bench import tracing as measured
+    from netlab.bench.options import pods
+
+    usual = _AMOUNTS["trace"][amount or "default"]
+    chosen = measured.Options(
+        pods(sizes or usual.sizes), rounds or usual.rounds, pings or usual.each
+    )
+    return _run(
+        "trace",
+        chosen,
+        measured.cost(chosen),
+        lambda recorder, progress: measured.tracing(chosen, recorder, progress),
+        output,
+        files,
+    )
+
+
+@bench.command()
 @click.argument("reports", metavar="REPORT...", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Choice(_FORMATS), help="Format on standard output.")
 @click.option("--report", "files", metavar="FILE", multiple=True, help="Write a file; repeatable.")
@@ -292,6 +348,42 @@ def report(reports: tuple[str, ...], output: str | None, files: tuple[str, ...])
     formats = _check_files(files)
     _tell([read(path) for path in reports], output, formats)
     return int(Exit.YES)
+
+
+@bench.command("compare")
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@click.option(
+    "--least",
+    type=click.FloatRange(0, 1000),
+    default=5,
+    show_default=True,
+    metavar="PERCENT",
+    help="Differences below are none.",
+)
+@click.option(
+    "-o", "--output", type=click.Choice(["json", "markdown"]), help="Format on standard output."
+)
+def compare_(old: str, new: str, least: float, output: str | None) -> int:
+    """Compare two reports, with their noise taken into account; also of pytest-benchmark.
+
+    The exit code is 1 if a figure is worse than noise explains.
+    """
+    import msgspec
+
+    from netlab.bench.compare import compare, read, regressions, sentences
+    from netlab.report.bench_comparison import as_markdown, as_terminal
+
+    before, after = read(old), read(new)
+    rows = compare(before, after, least / 100)
+    said = sentences(before, after, rows)
+    if output == "json":
+        print_json({"sentences": said, "figures": msgspec.to_builtins(rows)})
+    elif output == "markdown":
+        click.echo(as_markdown(rows, said))
+    else:
+        click.echo(as_terminal(rows, said))
+    return int(Exit.NO if regressions(rows) else Exit.YES)
 
 
 def _run(
