@@ -32,8 +32,8 @@ _FIRST_PORT, _PORTS = 1024, 60_000
 
 
 def name(word: str) -> str:
-    """A lab name that nobody else has, for a mode or what else `word` says."""
-    return f"bench-{word.replace(':', '-')}-{os.urandom(3).hex()}"
+    """A lab name that nobody else has: of which process, and for which mode or what else."""
+    return f"bench-{os.getpid()}-{word.replace(':', '-')}-{os.urandom(3).hex()}"
 
 
 def lab(name: str, variant: Variant, services: int, endpoints: int, overlay: str = "vxlan") -> Lab:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import permutations
+from itertools import pairwise, permutations
 
 from msgspec.structs import replace
 
@@ -11,6 +11,8 @@ from netlab.bench import lookup, sync
 from netlab.bench.claims import FLAT, claims
 from netlab.bench.model import Figure, Fit, Report
 from netlab.bench.statistics import apart, crossing, differs
+
+_SOME = 1_000  # below, other costs hide what the list adds
 
 
 def conclude(report: Report) -> Report:
@@ -78,6 +80,7 @@ def _growth(mode: str, figures: Sequence[Figure], fits: Sequence[Fit]) -> Iterat
         f"{mode}: from {span} the first packet takes {least.value:.3g} to {most.value:.3g} µs"
         f"{slope}."
     )
+    yield from _steps(mode, figures)
     for each in fits:
         if each.mode == mode and each.what == f"{lookup.BY_POSITION}, {most.services} Services":
             yield (
@@ -86,6 +89,21 @@ def _growth(mode: str, figures: Sequence[Figure], fits: Sequence[Fit]) -> Iterat
                 f"{each.intercept_us + each.slope_ns * most.services / 1000:.3g} µs, the first "
                 f"after {each.intercept_us:.3g}."
             )
+
+
+def _steps(mode: str, figures: Sequence[Figure]) -> Iterator[str]:
+    """Where the line is none: more Services, and each costs more than those before."""
+    large = [each for each in figures if each.services >= _SOME]
+    slopes = [
+        1000 * (after.value - before.value) / (after.services - before.services)
+        for before, after in pairwise(large)
+    ]
+    if len(slopes) > 1 and min(slopes) > 0 and max(slopes) > 2 * min(slopes):
+        steps = ", ".join(
+            f"{slope:.3g} ns from {before.services:,} to {after.services:,}"
+            for slope, (before, after) in zip(slopes, pairwise(large), strict=True)
+        )
+        yield f"{mode}: a Service more costs {steps}."
 
 
 def _crossings(found: dict[str, list[Figure]], what: str) -> Iterator[str]:

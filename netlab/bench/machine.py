@@ -12,6 +12,7 @@ from pathlib import Path
 from netlab.bench.model import Machine
 
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 # How each tells its version.
 _TOOLS = {
     "nft": ("nft", "--version"),
@@ -28,6 +29,7 @@ def machine() -> Machine:
         architecture=told.machine,
         processor=_processor(),
         processors=os.cpu_count() or 1,
+        caches=_caches(),
         memory_mib=memory_kib("MemTotal") // 1024,
         governor=_read(_GOVERNOR),
         virtualisation=_virtualisation(),
@@ -58,6 +60,16 @@ def _processor() -> str:
         if line.lower().startswith(("model name", "cpu model")):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _caches() -> str:
+    """Caches of data of the first processor."""
+    found = []
+    for index in sorted(_CACHES.glob("index*")):
+        level, kind, size = (_read(index / name) for name in ("level", "type", "size"))
+        if level and size and kind != "Instruction":
+            found.append(f"L{level}{'d' if kind == 'Data' else ''} {size}")
+    return ", ".join(found)
 
 
 def _virtualisation() -> str:

@@ -28,6 +28,7 @@ class Machine(Data, frozen=True, kw_only=True):
     architecture: str
     processor: str
     processors: int
+    caches: str  # of one processor, "L1d 48K, L2 2048K"; "" if nobody tells
     memory_mib: int
     governor: str | None  # None: the system has none to tell
     virtualisation: str  # "none" on bare metal, "unknown" if nobody tells

@@ -119,7 +119,8 @@ def machine(report: Report) -> str:
     tools = ", ".join(f"{name} {said}" for name, said in here.tools.items())
     governor = here.governor or "none told"
     return (
-        f"{report.started}, {report.elapsed_s:,.0f} s: {here.processors} × {here.processor}, "
+        f"{report.started}, {report.elapsed_s:,.0f} s: {here.processors} × {here.processor}"
+        f"{f' ({here.caches})' if here.caches else ''}, "
         f"{here.memory_mib:,} MiB, {here.system}, virtualisation {here.virtualisation}, governor "
         f"{governor}, load before {here.load_before}; {tools}."
     )
