@@ -75,8 +75,8 @@ def _page(reports: Sequence[Report]) -> Iterator[str]:
     for number, report in enumerate(reports):
         yield from _section(report, number)
     for number, report in enumerate(reports):
-        # Within a script element only its end would be taken for anything but data.
-        data = encode(report).decode().replace("</", "<\\/")
+        # Within a script element nothing may look like a tag.
+        data = encode(report).decode().replace("<", "\\u003c")
         yield f'<script type="application/json" id="report-{number}">{data}</script>'
     yield "</body></html>\n"
 
