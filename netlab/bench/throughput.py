@@ -149,9 +149,10 @@ class _Way:
     def _rate(self, what: str, some: Callable[[], int], seconds: float) -> None:
         """Run for so long; the rate and the processor time of each."""
         some()
-        count, start, cpu = 0, time.perf_counter(), time.thread_time()
-        while (spent := time.perf_counter() - start) < seconds:
+        count, spent, start, cpu = 0, 0.0, time.perf_counter(), time.thread_time()
+        while spent < seconds or not count:
             count += some()
+            spent = time.perf_counter() - start
         used = time.thread_time() - cpu
         self._note(what, "a second", True, [count / spent])
         self._note(f"{what}: {_CPU}", "us", False, [used / count * 1e6])
