@@ -34,8 +34,8 @@ class _Amount(NamedTuple):
 _AMOUNTS: dict[str, dict[str, _Amount]] = {
     "lookup": {
         "smoke": _Amount("100,300,1000", 4, 400),
-        "default": _Amount("100,1000,5000,10000", 20, 4_000),
-        "full": _Amount("100,1000,5000,10000,20000,30000", 20, 10_000),
+        "default": _Amount("100,1000,5000,10000", 60, 6_000),
+        "full": _Amount("100,1000,5000,10000,20000,30000", 100, 10_000),
     },
     "sync": {
         "smoke": _Amount("100,300", 3, 2),
