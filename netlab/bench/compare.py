@@ -20,6 +20,8 @@ from netlab.bench.model import Figure, Report
 from netlab.bench.schema import bad, contents, decode, parsed
 from netlab.bench.statistics import differs, interval, noise
 
+COMPARED = "netlab.bench.compare/v1"
+
 Verdict = Literal["better", "worse", "no difference", "new", "gone", "not comparable"]
 DEFAULT_LEAST = 0.05
 _CONTROLS = (lookup.FIRST, lookup.ESTABLISHED)

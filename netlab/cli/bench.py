@@ -371,14 +371,14 @@ def compare_(old: str, new: str, least: float, output: str | None) -> int:
     """
     import msgspec
 
-    from netlab.bench.compare import compare, read, regressions, sentences
+    from netlab.bench.compare import COMPARED, compare, read, regressions, sentences
     from netlab.report.bench_comparison import as_markdown, as_terminal
 
     before, after = read(old), read(new)
     rows = compare(before, after, least / 100)
     said = sentences(before, after, rows)
     if output == "json":
-        print_json({"sentences": said, "figures": msgspec.to_builtins(rows)})
+        print_json({"schema": COMPARED, "sentences": said, "figures": msgspec.to_builtins(rows)})
     elif output == "markdown":
         click.echo(as_markdown(rows, said))
     else:
