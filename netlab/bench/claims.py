@@ -7,18 +7,18 @@ an order, and the verdict says with which numbers.  Sources: the course notes th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from netlab.bench import lookup, sync, throughput
-from netlab.bench.model import Claim, Figure, Fit, Kind, Report, Verdict
+from netlab.bench.model import Claim, Figure, Fit, Kind, Report, Verdict, number
 from netlab.bench.statistics import differs
 
 NOTES = "the course notes (seed)"
 BLOG = "Kubernetes blog, 28 Feb 2025, NFTables mode for kube-proxy"
 FLAT = 1.15
-_SOME = 1_000  # below, other costs hide what the list adds
+SOME = 1_000  # below, other costs hide what a list adds
 _WIDE = 5  # sizes so many times apart say something of growth
 
 Answer = tuple[Verdict, str]
@@ -48,15 +48,14 @@ def _linear(report: Report) -> Answer:
     held = []
     for fit in report.fits:
         if fit.what == lookup.FIRST and fit.mode.startswith("iptables") and _is_wide(fit):
-            figures = _curve(report, fit.what, fit.mode)
+            figures = settled(_curve(report, fit.what, fit.mode))
             said.append(
-                f"{fit.mode}: {_ratio(figures[-1], figures[0])}, {fit.slope_ns:.3g} ns for each "
-                f"Service (R² {fit.r2:.4f})"
+                f"{fit.mode}: {_ratio(figures[-1], figures[0])}, {number(fit.slope_ns)} ns "
+                f"for each Service (R² {fit.r2:.4f})"
             )
             grows = [
                 differs(after, before) and after.value > before.value
                 for before, after in pairwise(figures)
-                if before.services >= _SOME
             ]
             held.append(all(grows) and figures[-1].value >= 2 * figures[0].value)
     return _judged(held, said, "iptables with three sizes or more, five times apart")
@@ -64,7 +63,7 @@ def _linear(report: Report) -> Answer:
 
 def _hashes(mode: str) -> Callable[[Report], Answer]:
     def answer(report: Report) -> Answer:
-        figures = _curve(report, lookup.FIRST, mode)
+        figures = settled(_curve(report, lookup.FIRST, mode))
         if len(figures) < 2 or figures[-1].services < _WIDE * figures[0].services:
             return UNMEASURED, _why(report, mode, "two sizes, five times apart")
         first, last = figures[0], figures[-1]
@@ -78,7 +77,7 @@ def _hashes(mode: str) -> Callable[[Report], Answer]:
         flat = last.value <= FLAT * first.value or not differs(last, first)
         ahead = all(each.value > last.value and differs(each, last) for each in slower)
         told = f"{_ratio(last, first)}" + "".join(
-            f"; {each.mode} there {each.value:.3g} {each.unit}" for each in slower
+            f"; {each.mode} there {number(each.value)} {each.unit}" for each in slower
         )
         return _judged([flat and ahead], [told])
 
@@ -115,8 +114,8 @@ def _blog_worst_best(report: Report) -> Answer:
             if theirs and ours and ours.quantiles and theirs.quantiles:
                 held.append(ours.quantiles.p99 < theirs.quantiles.p50)
                 said.append(
-                    f"{services:,}: nftables p99 {ours.quantiles.p99:.3g}, {mode} p50 "
-                    f"{theirs.quantiles.p50:.3g} us"
+                    f"{services:,}: nftables p99 {number(ours.quantiles.p99)}, {mode} p50 "
+                    f"{number(theirs.quantiles.p50)} us"
                 )
     return _judged(held, said, "nftables and iptables at 5,000 Services or more")
 
@@ -145,9 +144,9 @@ def _keepalive(report: Report) -> Answer:
     )
     between = most.value / least.value
     told = (
-        f"at {largest:,} Services {least.mode} {least.value:.3g} to {most.mode} {most.value:.3g} "
-        f"us ({between:.3f} times); first packets "
-        f"{new[0]:.3g} to {new[-1]:.3g} us"
+        f"at {largest:,} Services {least.mode} {number(least.value)} to {most.mode} "
+        f"{number(most.value)} us ({between:.3f} times); first packets "
+        f"{number(new[0])} to {number(new[-1])} us"
     )
     return _judged([between <= 1.15 and between < new[-1] / new[0]], [told])
 
@@ -176,8 +175,8 @@ def _partial(report: Report) -> Answer:
             last, one = whole[-1], change[-1]
             held.append(last.value / one.value >= 2 and differs(last, one))
             said.append(
-                f"{mode}, {last.services:,} Services: {last.value:.4g} ms whole, {one.value:.4g} "
-                "ms for one endpoint"
+                f"{mode}, {last.services:,} Services: {number(last.value, 4)} ms whole, "
+                f"{number(one.value, 4)} ms for one endpoint"
             )
     return _judged(held, said, "mode iptables")
 
@@ -203,12 +202,20 @@ def _packets_a_second(report: Report) -> Answer:
     if not ipvs or not lists:
         return UNMEASURED, _why(report, "ipvs", "iptables and ipvs")
     ratio = lists[0].value / ipvs[0].value
-    told = f"{lists[0].mode} {lists[0].value:.4g}, ipvs {ipvs[0].value:.4g} packets a second"
-    return _judged([ratio > 1 and differs(lists[0], ipvs[0])], [f"{told} ({ratio:.2f} times)"])
+    told = f"{lists[0].mode} {number(lists[0].value, 4)}, ipvs {number(ipvs[0].value, 4)}"
+    return _judged(
+        [ratio > 1 and differs(lists[0], ipvs[0])], [f"{told} packets a second ({ratio:.2f} times)"]
+    )
 
 
 def _never(why: str) -> Callable[[Report], Answer]:
     return lambda report: (UNMEASURED, why)
+
+
+def settled(figures: Sequence[Figure]) -> list[Figure]:
+    """Figures of sizes at which the Services may matter, where there are two at least."""
+    large = [each for each in figures if each.services >= SOME]
+    return large if len(large) > 1 else list(figures)
 
 
 def _judged(held: list[bool], said: list[str], needs: str = "") -> Answer:
@@ -237,8 +244,8 @@ def _curve(report: Report, what: str, mode: str) -> list[Figure]:
 
 def _ratio(last: Figure, first: Figure) -> str:
     return (
-        f"{last.value:.3g} {last.unit} at {last.services:,} Services, "
-        f"{last.value / first.value:.2f} times the {first.value:.3g} at {first.services:,}"
+        f"{number(last.value)} {last.unit} at {last.services:,} Services, "
+        f"{last.value / first.value:.2f} times the {number(first.value)} at {first.services:,}"
     )
 
 

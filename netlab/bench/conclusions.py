@@ -9,11 +9,11 @@ from statistics import median
 from msgspec.structs import replace
 
 from netlab.bench import lookup, sync
-from netlab.bench.claims import FLAT, claims
-from netlab.bench.model import Figure, Fit, Report
+from netlab.bench.claims import FLAT, claims, settled
+from netlab.bench.model import Figure, Fit, Report, number
 from netlab.bench.statistics import apart, crossing, differs
+from netlab.topology.overlays import KINDS
 
-_SOME = 1_000  # below, other costs hide what the list adds
 _SURE = 0.03
 
 
@@ -60,6 +60,12 @@ def _of_lookup(report: Report) -> Iterator[str]:
         yield from _growth(mode, figures, report.fits)
     yield from _crossings(first, "The first packet")
     yield from _past(report, first)
+    if _encapsulates(report) and any(mode.startswith("iptables") for mode in first):
+        yield (
+            f"Over {report.options['overlay']} the packet that carries a first packet is a new "
+            "connection of the node itself, and is compared with the whole list, too, whatever the "
+            "Service: `--overlay host-gw` measures without."
+        )
     yield from _established(report)
     yield from _labs(report)
 
@@ -67,19 +73,21 @@ def _of_lookup(report: Report) -> Iterator[str]:
 def _growth(mode: str, figures: Sequence[Figure], fits: Sequence[Fit]) -> Iterator[str]:
     if len(figures) < 2:
         return
-    least, most = figures[0], figures[-1]
+    chosen = settled(figures)
+    least, most = chosen[0], chosen[-1]
     span = f"{least.services:,} to {most.services:,} Services"
     if not differs(most, least) or apart(most, least) <= FLAT - 1:
         noise = "" if differs(most, least) else ", which noise could explain"
         yield (
-            f"{mode}: flat from {span}, {least.value:.3g} and {most.value:.3g} µs "
+            f"{mode}: flat from {span}, {number(least.value)} and {number(most.value)} µs "
             f"({most.value / least.value:.2f} times{noise})."
         )
         return
     line = next((f for f in fits if f.what == lookup.FIRST and f.mode == mode), None)
-    slope = f": {line.slope_ns:.3g} ns for each Service (R² {line.r2:.4f})" if line else ""
+    slope = f": {number(line.slope_ns)} ns for each Service (R² {line.r2:.4f})" if line else ""
     yield (
-        f"{mode}: from {span} the first packet takes {least.value:.3g} to {most.value:.3g} µs"
+        f"{mode}: from {span} the first packet takes {number(least.value)} to "
+        f"{number(most.value)} µs"
         f"{slope}."
     )
     yield from _steps(mode, figures)
@@ -87,22 +95,22 @@ def _growth(mode: str, figures: Sequence[Figure], fits: Sequence[Fit]) -> Iterat
         if each.mode == mode and each.what == f"{lookup.BY_POSITION}, {most.services} Services":
             yield (
                 f"{mode}: with {most.services:,} Services each place in the list before a Service "
-                f"costs {each.slope_ns:.3g} ns (R² {each.r2:.4f}): the last one is met after "
-                f"{each.intercept_us + each.slope_ns * most.services / 1000:.3g} µs, the first "
-                f"after {each.intercept_us:.3g}."
+                f"costs {number(each.slope_ns)} ns (R² {each.r2:.4f}): the last one is met after "
+                f"{number(each.intercept_us + each.slope_ns * most.services / 1000)} µs, the first "
+                f"after {number(each.intercept_us)}."
             )
 
 
 def _steps(mode: str, figures: Sequence[Figure]) -> Iterator[str]:
     """Where the line is none: more Services, and each costs more than those before."""
-    large = [each for each in figures if each.services >= _SOME]
+    large = settled(figures)
     slopes = [
         1000 * (after.value - before.value) / (after.services - before.services)
         for before, after in pairwise(large)
     ]
     if len(slopes) > 1 and min(slopes) > 0 and max(slopes) > 2 * min(slopes):
         steps = ", ".join(
-            f"{slope:.3g} ns from {before.services:,} to {after.services:,}"
+            f"{number(slope)} ns from {before.services:,} to {after.services:,}"
             for slope, (before, after) in zip(slopes, pairwise(large), strict=True)
         )
         yield f"{mode}: a Service more costs {steps}."
@@ -116,8 +124,8 @@ def _crossings(found: dict[str, list[Figure]], what: str) -> Iterator[str]:
         services, slow, fast = where
         yield (
             f"{what}: {one} is ahead of {other} up to about {_round(services):,} Services and "
-            f"behind from there on; with {slow.services:,} it takes {slow.value:.3g} against "
-            f"{fast.value:.3g} {slow.unit} ({slow.value / fast.value:.1f} times)."
+            f"behind from there on; with {slow.services:,} it takes {number(slow.value)} against "
+            f"{number(fast.value)} {slow.unit} ({slow.value / fast.value:.1f} times)."
         )
 
 
@@ -130,9 +138,15 @@ def _past(report: Report, first: dict[str, list[Figure]]) -> Iterator[str]:
             if direct.value > there.value and differs(direct, there):
                 yield (
                     f"{mode}: a new connection past the Services, to a pod itself, takes "
-                    f"{direct.value:.3g} µs with {direct.services:,} Services on the node, longer "
-                    f"than one to a Service ({there.value:.3g}): it is compared with all of them."
+                    f"{number(direct.value)} µs with {direct.services:,} Services on the node, "
+                    f"longer than one to a Service ({number(there.value)}): it is compared with "
+                    "all of them."
                 )
+
+
+def _encapsulates(report: Report) -> bool:
+    kind = KINDS.get(report.options.get("overlay", ""))
+    return kind is not None and kind.overhead.get("IPv4", 0) > 0
 
 
 def _established(report: Report) -> Iterator[str]:
@@ -149,8 +163,8 @@ def _established(report: Report) -> Iterator[str]:
         values = [each.value for each in figures]
         if len(values) > 2 and values == sorted(values) and differs(figures[-1], figures[0], _SURE):
             yield (
-                f"{mode}: a packet of an established connection takes {values[0]:.3g} µs with "
-                f"{figures[0].services:,} Services and {values[-1]:.3g} with "
+                f"{mode}: a packet of an established connection takes {number(values[0])} µs with "
+                f"{figures[0].services:,} Services and {number(values[-1])} with "
                 f"{figures[-1].services:,}."
             )
     typical = {mode: median(each.value for each in figures) for mode, figures in modes.items()}
@@ -162,13 +176,13 @@ def _established(report: Report) -> Iterator[str]:
     apart_by = typical[high] / typical[low] - 1
     noisy = median(each.noise or 0.0 for figures in modes.values() for each in figures)
     bare = report.figure(lookup.ESTABLISHED, "none", 0)
-    without = f", {bare.value:.3g} without rules" if bare else ""
+    without = f", {number(bare.value)} without rules" if bare else ""
     told = "no more" if apart_by <= max(alike, noisy) else "more"
     yield (
         f"Packets of established connections, the median of all numbers of Services: "
-        f"{typical[low]:.3g} ({low}) to {typical[high]:.3g} µs ({high}){without}: modes are "
-        f"{100 * apart_by:.1f} % apart, {told} than labs of one mode are among themselves (up to "
-        f"{100 * alike:.1f} %; A/A {100 * noisy:.1f} %)."
+        f"{number(typical[low])} ({low}) to {number(typical[high])} µs ({high}){without}: "
+        f"modes are {100 * apart_by:.1f} % apart, {told} than labs of one mode are "
+        f"among themselves (up to {100 * alike:.1f} %; A/A {100 * noisy:.1f} %)."
     )
 
 

@@ -124,6 +124,11 @@ class Report(Data, frozen=True, kw_only=True):
         return next((each for each in self.figures if each.key == (what, mode, services)), None)
 
 
+def number(value: float, digits: int = 3) -> str:
+    """A measured value as people read it: "7.69", "12.3", "1,096"."""
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
 def encode(report: Report) -> bytes:
     """A report as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(report), indent=2)

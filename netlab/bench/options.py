@@ -9,8 +9,9 @@ from netlab.bench.machine import memory_kib
 from netlab.bench.stage import NO_PROXY
 from netlab.compare.model import Variant
 from netlab.compare.twins import variants
-from netlab.problems import Exit, NetlabError, Problem
+from netlab.problems import Exit, NetlabError, Problem, suggest
 from netlab.topology.model import ProxyMode
+from netlab.topology.overlays import KINDS
 
 ALL_MODES = "iptables:legacy,iptables:nft,nftables,nftables-flat,ipvs,userspace"
 # A cluster's Service addresses, 10.96.0.0/12, are so many.
@@ -57,6 +58,16 @@ def sizes(text: str, how_many_modes: int, force: bool) -> tuple[int, ...]:
     if not force:
         _check_memory(found[-1], how_many_modes)
     return found
+
+
+def overlay(name: str) -> str:
+    """The type of an overlay; NetlabError (exit 2) if there is no such type."""
+    if name not in KINDS:
+        near = suggest(name, list(KINDS))
+        message = f'"{name}" is no type of overlay'
+        hint = f'did you mean "{near}"?' if near else f"one of {', '.join(KINDS)}"
+        raise NetlabError(Problem("bad-overlay", message, hint=hint))
+    return name
 
 
 def pods(text: str) -> tuple[int, ...]:

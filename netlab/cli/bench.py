@@ -141,7 +141,13 @@ def _seed_option(function: F) -> F:
 @click.option(
     "--connections", type=click.IntRange(1, 1_000_000), metavar="N", help="New ones at each point."
 )
-@click.option("--overlay", default="vxlan", show_default=True, help="Between the two nodes.")
+@click.option(
+    "--overlay",
+    default="vxlan",
+    show_default=True,
+    metavar="TYPE",
+    help="Between the two nodes; over host-gw no packet carries another.",
+)
 @_seed_option
 @_of_all
 def lookup(
@@ -173,7 +179,7 @@ def lookup(
         endpoints=endpoints,
         connections=connections or usual.each,
         rounds=rounds or usual.rounds,
-        overlay=overlay,
+        overlay=options.overlay(overlay),
         force=force,
         seed=seed,
     )
@@ -265,7 +271,7 @@ def throughput(
     chosen = measured.Options(
         sizes=options.sizes(sizes or usual.sizes, len(wanted), force),
         modes=wanted,
-        overlays=tuple(filter(None, map(str.strip, overlays.split(",")))),
+        overlays=tuple(map(options.overlay, map(str.strip, overlays.split(",")))),
         rounds=rounds or usual.rounds,
         seconds=seconds or usual.seconds,
         force=force,

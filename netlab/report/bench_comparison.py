@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from netlab.bench.compare import Row
+from netlab.bench.model import number
 
 _SIGNS = {"worse": "✗", "better": "✓"}
 
@@ -48,4 +49,4 @@ def _cells(row: Row) -> list[str]:
 
 
 def _value(value: float | None, unit: str) -> str:
-    return "–" if value is None else f"{value:,.4g} {unit}"
+    return "–" if value is None else f"{number(value, 4)} {unit}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from netlab.bench import lookup
 from netlab.bench.conclusions import curves
-from netlab.bench.model import Figure, Report, encode
+from netlab.bench.model import Figure, Report, encode, number
 from netlab.report import bench_plots
 from netlab.report.bench_tables import heads, machine
 
@@ -72,12 +72,12 @@ def _page(reports: Sequence[Report]) -> Iterator[str]:
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>netlab bench</title><style>{_STYLE}</style></head><body>"
     yield "<h1>netlab bench</h1>"
-    for number, report in enumerate(reports):
-        yield from _section(report, number)
-    for number, report in enumerate(reports):
+    for place, report in enumerate(reports):
+        yield from _section(report, place)
+    for place, report in enumerate(reports):
         # Within a script element nothing may look like a tag.
         data = encode(report).decode().replace("<", "\\u003c")
-        yield f'<script type="application/json" id="report-{number}">{data}</script>'
+        yield f'<script type="application/json" id="report-{place}">{data}</script>'
     yield "</body></html>\n"
 
 
@@ -143,14 +143,14 @@ def _table(figures: Sequence[Figure]) -> Iterator[str]:
 def _number(figure: Figure | None) -> str:
     if figure is None:
         return '<td class="number">–</td>'
-    small = f"{figure.low:,.3g} to {figure.high:,.3g}" if figure.low != figure.high else ""
+    small = f"{number(figure.low)} to {number(figure.high)}" if figure.low != figure.high else ""
     if figure.quantiles:
-        small += f"; p01 {figure.quantiles.p01:,.3g}, p90 {figure.quantiles.p90:,.3g}, "
-        small += f"p99 {figure.quantiles.p99:,.3g}"
+        small += f"; p01 {number(figure.quantiles.p01)}, p90 {number(figure.quantiles.p90)}, "
+        small += f"p99 {number(figure.quantiles.p99)}"
     return (
         f'<td class="number" data-what="{_text(figure.what)}" data-mode="{_text(figure.mode)}" '
         f'data-services="{figure.services}" data-value="{figure.value!r}">'
-        f"{figure.value:,.4g}<small>{small}</small></td>"
+        f"{number(figure.value, 4)}<small>{small}</small></td>"
     )
 
 

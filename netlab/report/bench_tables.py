@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from netlab.bench.model import Figure, Report
+from netlab.bench.model import Figure, Report, number
 
 _SIGNS = {"reproduced": "✓", "not reproduced": "✗", "cannot be measured here": "–"}
 _COLUMNS = (
@@ -105,11 +105,11 @@ def told(figure: Figure | None) -> str:
     """A value with its interval, and the 99th percentile: "6.8 (6.5–8.1), p99 21"."""
     if figure is None:
         return "–"
-    text = f"{figure.value:,.4g}"
+    text = number(figure.value, 4)
     if figure.low != figure.high:
-        text += f" ({figure.low:,.3g}–{figure.high:,.3g})"
+        text += f" ({number(figure.low)}–{number(figure.high)})"
     if figure.quantiles:
-        text += f", p99 {figure.quantiles.p99:,.3g}"
+        text += f", p99 {number(figure.quantiles.p99)}"
     return text
 
 
