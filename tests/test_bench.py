@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -377,3 +379,17 @@ def test_claims_of_sync() -> None:
     verdicts = [claim.verdict for claim in conclude(made).claims]
     assert verdicts == ["not reproduced", "reproduced", "cannot be measured here"]
     assert msgspec.json.decode(encode(made))["kind"] == "sync"
+
+
+def test_a_report_without_a_place_is_printed(tmp_path: Path) -> None:
+    source = tmp_path / "report.json"
+    source.write_bytes(encode(lookup_report()))
+    full = tmp_path / "full.csv"
+    full.symlink_to("/dev/full")
+    command = [sys.executable, "-c", "from netlab.cli import main; main()", "bench", "report"]
+    done = subprocess.run(
+        [*command, str(source), "--report", str(full)], capture_output=True, text=True
+    )
+    assert done.returncode == Exit.MACHINE
+    assert "No space left on device" in done.stderr
+    assert done.stdout == as_csv([lookup_report()])

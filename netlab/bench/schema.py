@@ -90,7 +90,7 @@ def _trying(path: str, action: Callable[[], None]) -> None:
             Problem(
                 "report",
                 f"{path} cannot be written: {error.strerror}",
-                hint="what was there before is unchanged",
+                hint="what was there before is unchanged; the report is on standard output",
             ),
             Exit.MACHINE,
         ) from None

@@ -475,9 +475,18 @@ def _tell(reports: list[Report], output: str | None, files: dict[str, str]) -> N
 
         for each in reports:
             click.echo(as_terminal(each))
+    problems: list[Problem] = []
     for path, kind in files.items():
-        write(path, _text(reports, kind))
-        click.echo(f"wrote {path}", err=True)
+        text = _text(reports, kind)
+        try:
+            write(path, text)
+            click.echo(f"wrote {path}", err=True)
+        except NetlabError as error:
+            problems += error.problems
+            if not output:  # what took minutes to measure is not lost
+                sys.stdout.write(text)
+    if problems:
+        raise NetlabError(problems, Exit.MACHINE)
 
 
 def _text(reports: list[Report], kind: str) -> str:

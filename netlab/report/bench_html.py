@@ -117,7 +117,7 @@ def _plots(report: Report, number: int) -> Iterator[str]:
             named = {mode: each[0] for mode, each in found.items()}
             yield drawn(title, bench_plots.bars(f"{title} {number}", named, _sign(unit)))
     fits = [each for each in report.fits if each.what.startswith(lookup.BY_POSITION)]
-    for what in dict.fromkeys(each.what for each in fits):
+    for what in {max(fits, key=lambda each: each.last).what} if fits else ():  # most Services
         title = f"{what[0].upper()}{what[1:]}"
         lines = [each for each in fits if each.what == what]
         yield drawn(title, bench_plots.by_position(f"{title} {number}", lines))

@@ -24,6 +24,7 @@ _STYLES = {
     "userspace": ("#56B4E9", "X"),
 }
 _OTHER = ("#000000", "*")
+_FAR = 4  # times apart; what is nearer is told from zero on
 _SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "netlab",
@@ -68,8 +69,11 @@ def over_services(name: str, curves: Mapping[str, Sequence[Figure]], unit: str) 
             )
             line.set_gid(f"curve-{_word(name)}-{_word(mode)}")
         axes.set_xscale("log")
-        if all(each.value > 0 for figures in curves.values() for each in figures):
+        values = [each.value for figures in curves.values() for each in figures]
+        if min(values) > 0 and max(values) / min(values) > _FAR:
             axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
         axes.set_xlabel("Services")
         axes.set_ylabel(unit)
         _plain_ticks(axes)
@@ -135,7 +139,8 @@ def _plain_ticks(axes: Any) -> None:
             axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.7g}"))
             axis.set_minor_formatter(NullFormatter())
     low, high = axes.get_ylim()
-    if high / max(low, 1e-9) < 20:  # hardly a power of ten in it: name what lies between
+    # Hardly a power of ten in it: what lies between is named too.
+    if axes.get_yscale() == "log" and high / low < 20:
         axes.yaxis.set_minor_formatter(FuncFormatter(_some_minor))
 
 
