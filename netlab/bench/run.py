@@ -67,6 +67,10 @@ class Progress:
         self._stream.flush()
 
 
+# What is counted, not timed, says nothing of noise.
+_EXACT = ("lines", "MiB")
+
+
 def _duration(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60:02d} s"
@@ -113,7 +117,11 @@ def run(
         if not recorder.figures:
             raise
         ended_by = "; ".join(problem.message for problem in error.problems)
-    found = [each.noise for each in recorder.figures if each.noise is not None]
+    found = [
+        each.noise
+        for each in recorder.figures
+        if each.noise is not None and each.unit not in _EXACT
+    ]
     report = Report(
         netlab=version("netlab-datapath"),
         kind=kind,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import resource
 import signal
@@ -63,6 +64,8 @@ class Proxy:
         self._keys = list(self._objects)
         self._replaced: set[str] = set()
         self._turn = 0
+        count = len(self._keys)
+        self._stride = next(n for n in range(count // 7 + 1, count + 2) if math.gcd(n, count) == 1)
         self._session: nft.Session | None = None
         self._loaded: Rules | None = None
         assert self._mode.proxier
@@ -109,10 +112,9 @@ class Proxy:
         return self._change(changes)
 
     def _next(self) -> str:
-        """Services in turns, with strides over the list."""
-        stride = max(1, len(self._keys) // 7) | 1
+        """Services in turns, with strides over the list that meet each of them once."""
         self._turn += 1
-        return self._keys[(self._turn * stride + self._turn // len(self._keys)) % len(self._keys)]
+        return self._keys[self._turn * self._stride % len(self._keys)]
 
     def _toggled(self, key: str) -> dict[str, ServiceObjects]:
         self._replaced ^= {key}
