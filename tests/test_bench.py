@@ -393,3 +393,21 @@ def test_a_report_without_a_place_is_printed(tmp_path: Path) -> None:
     assert done.returncode == Exit.MACHINE
     assert "No space left on device" in done.stderr
     assert done.stdout == as_csv([lookup_report()])
+
+
+def test_others_are_told_against_netlab_and_against_nothing() -> None:
+    up = [
+        figure("a pod up, of 50", who, 0, rounds(value), "ms")
+        for who, value in (("netlab", 4), ("CNI bridge", 18), ("Mininet", 4.01))
+    ]
+    said = conclude(report("lifecycle", up)).sentences
+    assert said[0].startswith("a pod up, of 50: CNI bridge takes 18 ms, 4.50 times what netlab")
+    assert said[1].endswith("which noise could explain.")
+    rate = [
+        figure("new connections over vxlan", mode, 1000, rounds(value), "a second", "more")
+        for mode, value in (("none", 10_000), ("iptables:nft", 6_000), ("nftables", 9_990))
+    ]
+    said = conclude(report("throughput", rate)).sentences
+    assert said[0].startswith("new connections over vxlan: iptables:nft with 1,000 Services 5,9")
+    assert "60 % of the" in said[0]
+    assert not any("nftables" in sentence for sentence in said)

@@ -8,7 +8,7 @@ from statistics import median
 
 from msgspec.structs import replace
 
-from netlab.bench import lookup, sync
+from netlab.bench import lifecycle, lookup, sync, tracing
 from netlab.bench.claims import FLAT, claims, settled
 from netlab.bench.model import Figure, Fit, Report, number
 from netlab.bench.statistics import apart, crossing, differs
@@ -44,6 +44,12 @@ def _sentences(report: Report) -> Iterator[str]:
     elif report.kind == "sync":
         for what in (sync.LOAD, *sync.CHANGES.values()):
             yield from _crossings(curves(report, f"{what}: time"), what)
+    elif report.kind == "throughput":
+        yield from _of_throughput(report)
+    elif report.kind == "lifecycle":
+        yield from _against(report, lifecycle.WHOLE)
+    elif report.kind == "trace":
+        yield from _against(report, tracing.NOTHING)
     if report.noise is not None:
         yield (
             f"The same thing measured twice within a run differs by {100 * report.noise:.1f} % "
@@ -68,6 +74,33 @@ def _of_lookup(report: Report) -> Iterator[str]:
         )
     yield from _established(report)
     yield from _labs(report)
+
+
+def _against(report: Report, base: str) -> Iterator[str]:
+    """How many times as long the others take as one."""
+    for what in dict.fromkeys(each.what for each in report.figures):
+        one = report.figure(what, base)
+        for other in report.figures if one else ():
+            if one is None or other.what != what or other.mode == base:
+                continue
+            times = f"{other.value / one.value:.2f} times what {base} takes"
+            doubt = "" if differs(other, one) else ", which noise could explain"
+            yield f"{what}: {other.mode} takes {number(other.value)} {other.unit}, {times}{doubt}."
+
+
+def _of_throughput(report: Report) -> Iterator[str]:
+    """What is left of what passes without rules, where noise does not explain what is not."""
+    for what in dict.fromkeys(each.what for each in report.figures if each.better == "more"):
+        found = curves(report, what)
+        for mode, figures in found.items():
+            last = figures[-1]
+            bare = report.figure(what, "none", last.services)
+            if mode == "none" or bare is None or not differs(bare, last):
+                continue
+            yield (
+                f"{what}: {mode} with {last.services:,} Services {number(last.value)} {last.unit}, "
+                f"{100 * last.value / bare.value:.0f} % of the {number(bare.value)} without rules."
+            )
 
 
 def _growth(mode: str, figures: Sequence[Figure], fits: Sequence[Fit]) -> Iterator[str]:

@@ -36,6 +36,7 @@ from netlab.trace.witnesses.rules import Rules
 TRACE = "a trace"
 WITNESS = "a witness, armed and disarmed"
 PING = "a ping of others"
+NOTHING = "nothing armed"
 _WARM_UP = 2
 _SERIES = 10  # probes in each round
 _PATIENCE = struct.pack("@qq", 2, 0)  # struct timeval
@@ -91,7 +92,7 @@ def _lab(lab: Lab, size: int, options: Options, recorder: Recorder, progress: Pr
                 take(TRACE, "", "ms", lambda: [_ms(lambda: trace(lab, request))])
                 take("a probe of a series", "", "ms", lambda: [_series(lab, request)])
                 for names in turns(states, number):
-                    mode = ", ".join(names) or "nothing armed"
+                    mode = ", ".join(names) or NOTHING
                     with ExitStack() as stack:
                         spent = _ms(lambda: _arm(stack, lab, names, places))  # noqa: B023
                         take(PING, mode, "us", lambda: _microseconds(pinger, options.pings))
