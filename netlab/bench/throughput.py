@@ -7,6 +7,7 @@ has one endpoint, for iperf3 opens several connections that must meet at one pla
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
@@ -34,6 +35,7 @@ PACKETS = "small packets of a connection"
 BULK = "TCP bulk"
 _CPU = "CPU of each"
 _ENDPOINTS = 1
+_SERVICES = 50  # that connections are made to, in turns
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 _BACKLOG = 4096
 _BURST = 64
@@ -54,32 +56,36 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class _Way:
-    """From the client's pod to one Service, chosen at random, or straight to its endpoint."""
+    """From the client's pod to some Services, chosen at random, or straight to their endpoints."""
 
     def __init__(self, stage: Stage, mode: str, services: int, chance: random.Random) -> None:
         self.mode = mode
         self._stage = stage
-        service = chance.randrange(services)
-        (self._port,) = clusters.endpoint_ports(service, _ENDPOINTS)
-        direct = (clusters.SERVER_ADDRESS, self._port)
-        straight = mode == str(NO_PROXY)
-        self._target = direct if straight else (clusters.cluster_ip(service), clusters.PORT)
+        chosen = chance.sample(range(services), min(_SERVICES, services))
+        self._ports = [clusters.endpoint_ports(service, _ENDPOINTS)[0] for service in chosen]
+        if mode == str(NO_PROXY):
+            self._targets = [(clusters.SERVER_ADDRESS, port) for port in self._ports]
+        else:
+            self._targets = [(clusters.cluster_ip(each), clusters.PORT) for each in chosen]
         self.rounds: dict[tuple[str, str, bool], list[list[float]]] = {}
 
     def connections(self, seconds: float) -> None:
-        """Connect and reset, one after the other."""
+        """Connect and reset, one after the other, to each Service in turn."""
         conntrack.flush(self._stage.client_node)
         with ExitStack() as stack:
             with entered(self._stage.server):
-                listener = stack.enter_context(self._listener())
-            listener.setblocking(False)
+                listeners = [stack.enter_context(self._listener(port)) for port in self._ports]
+            for listener in listeners:
+                listener.settimeout(_PATIENCE_S)
             stack.enter_context(entered(self._stage.client))
+            ways = itertools.cycle(zip(self._targets, listeners, strict=True))
 
             def some() -> int:
-                for _ in range(_BURST):
+                for target, listener in itertools.islice(ways, _BURST):
                     with socket.socket() as client:
                         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
-                        client.connect(self._target)
+                        client.settimeout(_PATIENCE_S)
+                        client.connect(target)
                         listener.accept()[0].close()
                 return _BURST
 
@@ -89,12 +95,12 @@ class _Way:
         """64 bytes each, on one connection, read at the other end now and then."""
         with ExitStack() as stack:
             with entered(self._stage.server):
-                listener = stack.enter_context(self._listener())
+                listener = stack.enter_context(self._listener(self._ports[0]))
             with entered(self._stage.client):
                 client = stack.enter_context(socket.socket())
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 client.settimeout(_PATIENCE_S)
-                client.connect(self._target)
+                client.connect(self._targets[0])
             server = stack.enter_context(listener.accept()[0])
             data = bytes(64)
 
@@ -112,7 +118,7 @@ class _Way:
         """One stream of iperf3; CPU is that of both ends and all between, for each packet."""
         with entered(self._stage.server):
             server = subprocess.Popen(
-                [program, "-s", "-1", "-p", str(self._port), "--forceflush"],
+                [program, "-s", "-1", "-p", str(self._ports[0]), "--forceflush"],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
@@ -121,7 +127,7 @@ class _Way:
             while b"listening" not in server.stdout.readline():
                 if server.poll() is not None:
                     raise _failed(f"its server ended with status {server.returncode}")
-            address, port = self._target
+            address, port = self._targets[0]
             command = [program, "-c", address, "-p", str(port), "-J", "-t", f"{seconds:g}"]
             with entered(self._stage.client):
                 done = subprocess.run(command, capture_output=True, timeout=seconds + 30)
@@ -139,10 +145,10 @@ class _Way:
             server.kill()
             server.communicate()
 
-    def _listener(self) -> socket.socket:
+    def _listener(self, port: int) -> socket.socket:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((clusters.SERVER_ADDRESS, self._port))
+        listener.bind((clusters.SERVER_ADDRESS, port))
         listener.listen(_BACKLOG)
         return listener
 
