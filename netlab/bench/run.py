@@ -40,7 +40,9 @@ class Progress:
         """Begin `what`; something that costs so much has just been done."""
         self._done += cost
         now = time.monotonic()
-        if not self._terminal and now - self._told < self._PAUSE_S and self._told:
+        # Soon at first, then less and less often.
+        pause = min(self._PAUSE_S, max(1.0, self._told - self._begun))
+        if not self._terminal and self._told and now - self._told < pause:
             return
         self._told = now
         spent = now - self._begun

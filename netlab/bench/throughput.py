@@ -11,6 +11,7 @@ import itertools
 import json
 import random
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -28,6 +29,7 @@ from netlab.bench.statistics import figure
 from netlab.compare.model import Variant
 from netlab.kernel import conntrack
 from netlab.kernel.namespaces import entered
+from netlab.kernel.syscalls import die_with_parent
 from netlab.problems import Exit, NetlabError, Problem
 
 CONNECTIONS = "new connections"
@@ -121,6 +123,7 @@ class _Way:
                 [program, "-s", "-1", "-p", str(self._ports[0]), "--forceflush"],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )
         try:
             assert server.stdout
