@@ -158,11 +158,13 @@ class Proxy:
             self._session.close()
             self._session = None
         match self._loaded:
-            case Tables(tables=tables):
-                nft.delete(self._namespace, [f"{each.family} {each.name}" for each in tables])
-            case Ruleset(backend=backend):
+            case Ruleset(backend=backend):  # to remove chain by chain takes as long as a load
                 empty = "".join(f"*{table}\nCOMMIT\n" for table in ("mangle", "filter", "nat"))
                 self._make(Ruleset(ipv4=empty, ipv6=empty, backend=backend))
+            case None:
+                pass
+            case _:
+                rules.clear(self._namespace)
         self._loaded = None
         deadline = time.monotonic() + _PATIENCE_S
         last = kernel_memory_kib()
@@ -195,13 +197,18 @@ def _cpu_s(session: nft.Session | None) -> float:
 
 
 def _lines(item: Rules | Update) -> int:
-    match item:
-        case Tables():
-            return item.transaction.count("\n")
-        case Ruleset(ipv4=ipv4, ipv6=ipv6):
-            return (ipv4 + ipv6).count("\n")
-        case Update(ipv4=ipv4, ipv6=ipv6, tables=tables):
-            return (ipv4 + ipv6 + tables).count("\n")
+    """Lines of input for the tools; what is told by netlink counts one for each object."""
+    return item.transaction.count("\n") if isinstance(item, Tables) else _parts(item)
+
+
+def _parts(item: object) -> int:
+    if isinstance(item, str):
+        return item.count("\n")
+    if isinstance(item, tuple):
+        return sum(max(1, _parts(each)) for each in item)
+    if isinstance(item, msgspec.Struct):
+        return sum(_parts(getattr(item, name)) for name in item.__struct_fields__)
+    return 0
 
 
 def _status(pid: int | str, field: str) -> int:

@@ -256,6 +256,13 @@ def _load(namespace: str | int, rules: Rules) -> None:
         nft.load(namespace, rules)
 
 
+def clear(namespace: str) -> None:
+    """Remove all rules of ours from a namespace, of whatever mode.  NetlabError (exit 3)."""
+    for change in _differences(namespace, None):
+        if concerns(change):
+            make(change)
+
+
 def make(change: Change) -> None:
     """Carry out one change of rules.  NetlabError (exit 3) if it is refused."""
     match change.item:
