@@ -3,7 +3,7 @@
 #   make demo    install what is missing, build the two-node lab, trace a packet through it
 #   make test    install what is missing, run every test
 #
-# Further: make install (netlab on the path), make lint, make bench, make lock, make clean. docs/install.md tells what is installed.
+# Further: make install (netlab on the path), make lint, make bench, make report, make lock, make clean. docs/install.md tells what is installed.
 
 # su without "-" leaves the directories of ip and iptables out.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
