@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from netlab.cli.common import print_json, require_root
-from netlab.problems import Exit, NetlabError, Problem
-
-if TYPE_CHECKING:
-    from netlab.bench.model import Kind, Report
-    from netlab.bench.run import Progress, Recorder
+from netlab.cli.bench_report import FORMATS, check_files, run_and_tell, tell
+from netlab.cli.common import print_json
+from netlab.problems import Exit
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_FORMATS = ("json", "csv", "markdown", "html")
-_SUFFIXES = {".json": "json", ".csv": "csv", ".md": "markdown", ".html": "html", ".htm": "html"}
 
 
 class _Amount(NamedTuple):
@@ -109,7 +101,7 @@ def _of_all(function: F) -> F:
             "--rounds", type=click.IntRange(1, 1000), metavar="N", help="Turns of each mode."
         ),
         click.option(
-            "-o", "--output", type=click.Choice(_FORMATS), help="Format on standard output."
+            "-o", "--output", type=click.Choice(FORMATS), help="Format on standard output."
         ),
         click.option(
             "--report",
@@ -183,7 +175,7 @@ def lookup(
         force=force,
         seed=seed,
     )
-    return _run(
+    return run_and_tell(
         "lookup",
         chosen,
         measured.cost(chosen),
@@ -232,7 +224,7 @@ def sync(
         rounds=rounds or usual.rounds,
         force=force,
     )
-    return _run(
+    return run_and_tell(
         "sync",
         chosen,
         measured.cost(chosen),
@@ -277,7 +269,7 @@ def throughput(
         force=force,
         seed=seed,
     )
-    return _run(
+    return run_and_tell(
         "throughput",
         chosen,
         measured.cost(chosen),
@@ -303,7 +295,7 @@ def lifecycle(
 
     usual = _AMOUNTS["lifecycle"][amount or "default"]
     chosen = measured.Options(pods(sizes or usual.sizes), rounds or usual.rounds)
-    return _run(
+    return run_and_tell(
         "lifecycle",
         chosen,
         measured.cost(chosen),
@@ -333,7 +325,7 @@ def trace(
     chosen = measured.Options(
         pods(sizes or usual.sizes), rounds or usual.rounds, pings or usual.each
     )
-    return _run(
+    return run_and_tell(
         "trace",
         chosen,
         measured.cost(chosen),
@@ -345,14 +337,14 @@ def trace(
 
 @bench.command()
 @click.argument("reports", metavar="REPORT...", nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Choice(_FORMATS), help="Format on standard output.")
+@click.option("-o", "--output", type=click.Choice(FORMATS), help="Format on standard output.")
 @click.option("--report", "files", metavar="FILE", multiple=True, help="Write a file; repeatable.")
 def report(reports: tuple[str, ...], output: str | None, files: tuple[str, ...]) -> int:
     """Show reports that were written as JSON, several of them as one."""
     from netlab.bench.schema import read
 
-    formats = _check_files(files)
-    _tell([read(path) for path in reports], output, formats)
+    formats = check_files(files)
+    tell([read(path) for path in reports], output, formats)
     return int(Exit.YES)
 
 
@@ -390,120 +382,3 @@ def compare_(old: str, new: str, least: float, output: str | None) -> int:
     else:
         click.echo(as_terminal(rows, said))
     return int(Exit.NO if regressions(rows) else Exit.YES)
-
-
-def _run(
-    kind: Kind,
-    chosen: Any,
-    cost: float,
-    benchmark: Callable[[Recorder, Progress], None],
-    output: str | None,
-    files: Sequence[str],
-) -> int:
-    """Measure and tell; the exit code."""
-    import msgspec
-
-    from netlab.bench.conclusions import conclude
-    from netlab.bench.run import Progress, run
-    from netlab.doctor import preflight
-
-    require_root()
-    formats = _check_files(files)
-    if output == "html":
-        _check_plots()
-    preflight()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # labs are taken down, and a report is made
-        signal.signal(number, signal.default_int_handler)
-    told = msgspec.to_builtins(chosen, enc_hook=str)
-    if "modes" in told:
-        told["modes"] = [str(mode) for mode in chosen.modes]
-    progress = Progress(cost)
-    try:
-        found = run(kind, told, lambda recorder: benchmark(recorder, progress), conclude)
-    finally:
-        progress.close()
-    _tell([found], output, formats)
-    if found.complete:
-        return int(Exit.YES)
-    click.echo(f"the run was not completed: {found.ended_by}", err=True)
-    return int(Exit.INTERRUPTED if found.ended_by == "interrupted" else Exit.UNOBSERVED)
-
-
-def _check_files(files: Sequence[str]) -> dict[str, str]:
-    """The format of each file, by its ending; NetlabError before anything is measured."""
-    from netlab.bench.schema import check_writable
-
-    formats = {}
-    for path in files:
-        ending = next((suffix for suffix in _SUFFIXES if path.endswith(suffix)), None)
-        if ending is None:
-            raise NetlabError(
-                Problem(
-                    "bad-report",
-                    f'"{path}" does not say what it is to be',
-                    hint=f"a name that ends in {', '.join(_SUFFIXES)}",
-                )
-            )
-        check_writable(path)
-        formats[path] = _SUFFIXES[ending]
-    if "html" in formats.values():
-        _check_plots()
-    return formats
-
-
-def _check_plots() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise NetlabError(
-            Problem(
-                "missing-library",
-                "reports in HTML need matplotlib, which is not installed",
-                hint="`pip install netlab-datapath[report]`; or -o markdown",
-            ),
-            Exit.MACHINE,
-        )
-
-
-def _tell(reports: list[Report], output: str | None, files: dict[str, str]) -> None:
-    from netlab.bench.schema import write
-
-    if output:
-        sys.stdout.write(_text(reports, output))
-    elif not files or sys.stdout.isatty():
-        from netlab.report.bench_tables import as_terminal
-
-        for each in reports:
-            click.echo(as_terminal(each))
-    problems: list[Problem] = []
-    for path, kind in files.items():
-        text = _text(reports, kind)
-        try:
-            write(path, text)
-            click.echo(f"wrote {path}", err=True)
-        except NetlabError as error:
-            problems += error.problems
-            if not output:  # what took minutes to measure is not lost
-                sys.stdout.write(text)
-    if problems:
-        raise NetlabError(problems, Exit.MACHINE)
-
-
-def _text(reports: list[Report], kind: str) -> str:
-    from netlab.report import bench_tables
-
-    if kind == "json":
-        from netlab.bench.model import encode
-
-        if len(reports) > 1:
-            raise NetlabError(
-                Problem("bad-report", "JSON holds one report; HTML, CSV and Markdown hold several")
-            )
-        return encode(reports[0]).decode() + "\n"
-    if kind == "csv":
-        return bench_tables.as_csv(reports)
-    if kind == "markdown":
-        return bench_tables.as_markdown(reports)
-    from netlab.report.bench_html import as_html
-
-    return as_html(reports)
