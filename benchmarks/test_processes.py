@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks import cni, labs, settle
 from benchmarks.conftest import Figures, Times
+from netlab.bench import cni, settle
+from netlab.bench.pods import topology
 
 PODS, NODES = 200, 2
 CNI_PODS = 50
@@ -61,7 +62,7 @@ def test_pods_against_cni(benchmark: BenchmarkFixture, figures: Figures, file: P
 def test_pods_against_mininet(benchmark: BenchmarkFixture, figures: Figures, file: Path) -> None:
     if subprocess.run([SYSTEM_PYTHON, "-c", "import mininet"], capture_output=True).returncode:
         pytest.skip("Mininet is not installed: ./bootstrap.sh bench")
-    script = Path(__file__).with_name("mininet_bridge.py")
+    script = Path(cni.__file__).with_name("mininet_bridge.py")
 
     def peer(up: Times, down: Times) -> int:
         # A network namespace stands for the host, where Mininet puts its bridge.
@@ -88,7 +89,7 @@ def _in_turns(
     least: float,
 ) -> None:
     """The peer and netlab one after the other; `peer` records its times and returns its pods."""
-    file.write_text(labs.topology("bench", PODS, NODES))
+    file.write_text(topology("bench", PODS, NODES))
     peer_up, peer_down, down = Times(), Times(), Times()
     pods = 0
 
@@ -143,7 +144,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def test_memory_of_1000_pods(figures: Figures, file: Path) -> None:
-    file.write_text(labs.topology("bench", pods=1000, nodes=5))
+    file.write_text(topology("bench", pods=1000, nodes=5))
     # Started by a small process: whoever forks hands its own peak on, and this one is large.
     answer = subprocess.run(
         [sys.executable, "-c", _PEAK, NETLAB, "up", file], check=True, capture_output=True

@@ -8,9 +8,7 @@ import os
 import re
 import socket
 import statistics
-import struct
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -19,32 +17,25 @@ import msgspec
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks import labs, settle
 from benchmarks.conftest import Figures, Times
 from benchmarks.traffic import Traffic
+from netlab.bench import pods, settle
+from netlab.bench.tracing import round_trips, witnesses
 from netlab.datapath.state import namespace_name
 from netlab.kernel import nft
 from netlab.kernel.namespaces import entered
-from netlab.kernel.skb_events import pattern_of_word
 from netlab.lab import lifecycle
 from netlab.topology.load import load
 from netlab.topology.model import Lab
-from netlab.trace import canary
 from netlab.trace.aim import Request, aim
-from netlab.trace.family import IPV4
-from netlab.trace.mark import Mark
 from netlab.trace.model import Trace
 from netlab.trace.run import trace
 from netlab.trace.series import traces
-from netlab.trace.witnesses import Witness
-from netlab.trace.witnesses.conntrack import Connections
-from netlab.trace.witnesses.kernel import Kernel
-from netlab.trace.witnesses.packets import Packets, program, watched_words
-from netlab.trace.witnesses.rules import Rules
 
 TRACES = 30
 WARM_UP = 50
 ROUNDS, PINGS = 20, 1000
+THREE = ("packets", "rules", "conntrack")
 UNDER_LOAD, OTHERS_A_SECOND, MOST_SECONDS = 500, 10_000, 600
 # Among four endpoints one is seen less than twice by so many once in 100,000 times.
 QUIET = 60
@@ -54,7 +45,7 @@ QUIET = 60
 def lab(tmp_path: Path) -> Iterator[Lab]:
     """Two nodes with two pods each."""
     file = tmp_path / "lab.yaml"
-    file.write_text(labs.topology("bench", pods=4, nodes=2))
+    file.write_text(pods.topology("bench", pods=4, nodes=2))
     made = load(file).lab
     lifecycle.up(made)
     yield made
@@ -153,17 +144,17 @@ def test_pings_of_others(figures: Figures, lab: Lab) -> None:
     with pinger:
         assert target.address
         pinger.connect((target.address, 0))
-        _round_trips(pinger)
+        round_trips(pinger, PINGS)
         for _ in range(ROUNDS):
-            found["none"] += _round_trips(pinger)
-            for name, with_kernel in (("three", False), ("four", True)):
+            found["none"] += round_trips(pinger, PINGS)
+            for name, armed in (("three", THREE), ("four", (*THREE, "kernel"))):
                 with ExitStack() as stack:
-                    for witness in _witnesses(lab, with_kernel):
+                    for witness in witnesses(lab, armed):
                         stack.callback(witness.disarm)
                         witness.arm(places)
                         assert not witness.report.startswith("unavailable")
-                    found[name] += _round_trips(pinger)
-            found["after"] += _round_trips(pinger)
+                    found[name] += round_trips(pinger, PINGS)
+            found["after"] += round_trips(pinger, PINGS)
     trips = {name: statistics.fmean(_typical(each)) * 1e6 for name, each in found.items()}
     for name, words, most in (
         ("three", "packets, rules and conntrack", 1.15),
@@ -228,38 +219,6 @@ def _shape(found: Trace) -> _Shape:
     )
 
 
-def _witnesses(lab: Lab, with_kernel: bool) -> Sequence[Witness]:
-    mark, cookie, port = Mark.random("icmp", IPV4), canary.new_cookie(), lab.overlay.port
-    words = watched_words(mark, cookie)
-    found: list[Witness] = [
-        Packets(mark, port, program(words)),
-        Rules(mark, port, cookie),
-        Connections(IPV4),
-    ]
-    if not with_kernel:
-        return found
-    return [*found, Kernel(mark, port, [pattern_of_word(offset, word) for offset, word in words])]
-
-
-def _round_trips(pinger: socket.socket) -> list[float]:
-    """Seconds of each of `PINGS` pings."""
-    found = []
-    for number in range(PINGS):
-        packet = _echo_request(number)
-        start = time.perf_counter()
-        pinger.send(packet)
-        pinger.recv(2048)
-        found.append(time.perf_counter() - start)
-    return found
-
-
 def _typical(seconds: list[float]) -> list[float]:
     """Without the hundredth that took longest, where something else had the processor."""
     return sorted(seconds)[: -len(seconds) // 100]
-
-
-def _echo_request(number: int) -> bytes:
-    """56 bytes of data, as ping sends them; RFC 792, RFC 1071."""
-    body = bytes(56)
-    total = (8 << 8) + number
-    return struct.pack("!BBHHH", 8, 0, ~total & 0xFFFF, 0, number) + body

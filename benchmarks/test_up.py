@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks import floor, labs, settle
 from benchmarks.conftest import Figures, Times
+from netlab.bench import floor, pods, settle
 from netlab.lab.lifecycle import down, up
 from netlab.topology.load import load
 
@@ -19,7 +19,7 @@ def test_up_and_down_of_200_pods(
 ) -> None:
     """In turns: the floor, `up`, a second `up`, `down`; the kernel is done between them."""
     file = tmp_path / "lab.yaml"
-    file.write_text(labs.topology("bench", PODS, NODES))
+    file.write_text(pods.topology("bench", PODS, NODES))
     lab = load(file).lab
     bare, again, removed = Times(), Times(), Times()
 

@@ -41,6 +41,7 @@ _VERBS = {
     "conntrack": ("netlab.cli.conntrack:conntrack", "List the connections on the nodes."),
     "topology": ("netlab.cli.topology:topology", "List, show and check topology files."),
     "vm": ("netlab.cli.vm:vm", "Run a command on a second kernel, in a virtual machine."),
+    "bench": ("netlab.cli.bench:bench", "Measure what the datapaths cost on this machine."),
     "doctor": ("netlab.cli.doctor:doctor", "Tell what this machine can do, and what it lacks."),
 }
 

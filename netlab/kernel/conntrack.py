@@ -149,6 +149,13 @@ def delete(namespace: str | int, entries: Iterable[Entry]) -> int:
     return len(messages) - len(refused)
 
 
+def flush(namespace: str | int) -> None:
+    """Delete all entries of a namespace at once, of both families.  NetlabError (exit 3)."""
+    with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
+        for error in netlink.request([message(_MESSAGE_DELETE, 0, _request(socket.AF_UNSPEC))]):
+            raise _untold(error)
+
+
 def create(
     namespace: str | int, protocol: int, original: Tuple, to: tuple[str, int], mark: int
 ) -> None:

@@ -311,7 +311,7 @@ class Loads:
             self._make_one(change)
 
     def _make_one(self, change: Change) -> None:
-        if draining := _make(self._lab.name, change):
+        if draining := make(self._lab.name, change):
             self.draining.setdefault(change.namespace, []).extend(draining)
 
 
@@ -344,7 +344,18 @@ def _load(lab: str, namespace: str | int, rules: Rules) -> list[ipvs.Draining]:
     return []
 
 
-def _make(lab: str, change: Change) -> list[ipvs.Draining]:
+def clear(lab: str, namespace: str) -> None:
+    """Remove all rules of ours from a namespace, of whatever mode.  NetlabError (exit 3)."""
+    for change in _differences(lab, namespace, None):
+        if concerns(change):
+            make(lab, change)
+
+
+def make(lab: str, change: Change) -> list[ipvs.Draining]:
+    """Carry out one change of rules; what of virtual servers has to be finished later.
+
+    NetlabError (exit 3) if it is refused.
+    """
     namespace = change.namespace
     match change.item:
         case Ruleset() | Tables() | Balancing():

@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 
-from benchmarks import floor
+from netlab.bench import floor
 
 RTM_DELLINK = 17
 RTMGRP_LINK = 1
