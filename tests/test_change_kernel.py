@@ -15,7 +15,7 @@ import pytest
 
 from labs import fresh_name
 from netlab.datapath.build import pod_namespace_name
-from netlab.datapath.state import Ruleset, Server, Update
+from netlab.datapath.state import Ruleset, Update
 from netlab.kernel import namespaces, xtables
 from netlab.kernel.namespaces import entered
 from netlab.lab import control, lifecycle, record
@@ -325,10 +325,10 @@ def test_an_interrupted_change_is_taken_back(
     serve = control.Init.serve
     interruptions = [KeyboardInterrupt()]
 
-    def interrupted(init: control.Init, servers: Sequence[Server]) -> tuple[object, ...]:
+    def interrupted(init: control.Init, *declared: Sequence[object]) -> tuple[object, ...]:
         if interruptions:
             raise interruptions.pop()
-        return serve(init, servers)
+        return serve(init, *declared)
 
     monkeypatch.setattr(control.Init, "serve", interrupted)
     with pytest.raises(KeyboardInterrupt):

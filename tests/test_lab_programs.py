@@ -73,11 +73,14 @@ def said(init: control.Init, namespace: str, path: str = "/run/server/said") -> 
 def pid_of(init: control.Init, namespace: str) -> int:
     """The server of a namespace, in our PID namespace."""
     inode = os.stat(f"/run/netns/{namespace}").st_ino
-    return next(
-        each.pid
-        for each in init.status().processes
-        if os.stat(f"/proc/{each.pid}/ns/net").st_ino == inode
-    )
+    return next(each.pid for each in init.status().processes if _is_in(each.pid, inode))
+
+
+def _is_in(pid: int, inode: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino == inode
+    except FileNotFoundError:  # it ended since it was listed
+        return False
 
 
 def test_two_of_one_kind_have_the_same_paths_and_not_the_same_files(lab: LabProcesses) -> None:

@@ -37,7 +37,7 @@ from test_lifecycle import host_snapshot
 SHOWN = {
     "one-node": "vxlan",
     "two-node-vxlan": "vxlan",
-    "two-node-dual-stack": "vxlan",
+    "dual-stack": "vxlan",
     "two-node-host-gw": "host-gw",
     "two-node-ipip": "ipip",
     "three-node-bgp": "bgp",

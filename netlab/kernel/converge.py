@@ -197,6 +197,7 @@ class _Work:
         messages: list[bytes] = []
         sources: list[Change] = []
         sysctls: list[Sysctl] = []
+        there = {None, *here.index}
         for change in changes:
             if awaited := self._awaited(change):
                 self.waiting.setdefault(awaited, {}).setdefault(here.name, []).append(change)
@@ -207,13 +208,13 @@ class _Work:
                 for packed in self._messages(here, change):
                     messages.append(packed)
                     sources.append(change)
-        of_links = [sysctl for sysctl in sysctls if sysctl.link]
-        self._write(here, [sysctl for sysctl in sysctls if not sysctl.link])
+        # One of a link that is there may be what its addresses need.
+        self._write(here, [sysctl for sysctl in sysctls if sysctl.link in there])
         for refused in here.netlink.request(messages) if messages else ():
             change = sources[refused.index]
             if change.verb != "delete" or refused.errno not in _GONE:
                 self.problems.append(_refusal(change, str(refused.strerror)))
-        self._write(here, of_links)
+        self._write(here, [sysctl for sysctl in sysctls if sysctl.link not in there])
 
     def _write(self, here: _Open, sysctls: list[Sysctl]) -> None:
         if sysctls:
