@@ -199,8 +199,8 @@ def test_a_trace_tells_the_rules_of_either_backend(up: Up) -> None:
 
 def test_a_backend_that_is_not_installed_is_named(up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = in_backend(small_lab(), "legacy")
-    which = xtables._which
-    monkeypatch.setattr(xtables, "_which", lambda name: None if "legacy" in name else which(name))
+    which = xtables.which
+    monkeypatch.setattr(xtables, "which", lambda name: None if "legacy" in name else which(name))
     with pytest.raises(NetlabError, match='"iptables-legacy-restore" is not installed') as caught:
         up(lab)
     assert caught.value.exit_code == Exit.MACHINE
@@ -217,7 +217,7 @@ def test_a_backend_that_is_not_installed_is_named(up: Up, monkeypatch: pytest.Mo
 def test_the_backend_of_the_host_is_the_one_of_plain_iptables(
     monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], expected: str
 ) -> None:
-    monkeypatch.setattr(xtables, "_which", installed.get)
+    monkeypatch.setattr(xtables, "which", installed.get)
     monkeypatch.setattr(os.path, "realpath", lambda path: path)
     xtables.host_backend.cache_clear()
     try:

@@ -200,8 +200,8 @@ def test_another_mode_leaves_what_kube_proxy_leaves(
     first = steps(SWITCH)[0]
     for number, mode in enumerate(modes):
         wanted = MODES[mode].render(first.lab, first.node)
-        for change in rules_of_lab._differences(namespace, wanted):  # type: ignore[arg-type]
-            rules_of_lab._make(change)
+        for change in rules_of_lab._differences("", namespace, wanted):  # type: ignore[arg-type]
+            rules_of_lab.make("", change)
         files = f"{SWITCH}/from-{modes[0]}/step-{number}"
         left = Ruleset(ipv4=read(files, "iptables.txt"), ipv6=read(files, "ip6tables.txt"))
         found = saved(namespace)

@@ -47,6 +47,7 @@ def staged(variant: Variant, services: int, endpoints: int, overlay: str) -> Ite
     if variant.mode not in MODES:
         raise no_such_mode(variant.mode)
     lab = clusters.lab(clusters.name(str(variant)), variant, services, endpoints, overlay)
+    rules.require(lab)
     bare = clusters.lab(lab.name, NO_PROXY, 0, 0, overlay)
     with twins.up(bare):
         yield Stage(lab, None if variant == NO_PROXY else _put_rules(lab))
