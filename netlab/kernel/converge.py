@@ -27,7 +27,7 @@ from netlab.datapath.state import (
     Route,
     Sysctl,
 )
-from netlab.kernel import namespaces, observe, rtnetlink
+from netlab.kernel import features, namespaces, observe, rtnetlink
 from netlab.kernel.netlink import Socket
 from netlab.problems import Exit, NetlabError, Problem
 
@@ -127,6 +127,8 @@ class _Work:
         self.waiting: dict[str, dict[str, list[Change]]] = {}
         self.waiting_links: dict[tuple[str, str], str] = {}  # (who waits, link): for whom
         # Loaded modules such as ipip put a device of their own into every namespace (tunl0).
+        if any(link.kind == "ipip" for each in desired.values() for link in each.links):
+            features.attempt(["ipip"])  # which loads it, before there are links that it would meet
         self.tunnels_of_the_kernel = _has_fallback_tunnels()
         self.ends = {
             (namespace.name, link.name): link
