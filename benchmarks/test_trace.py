@@ -39,7 +39,7 @@ from netlab.trace.series import traces
 from netlab.trace.witnesses import Witness
 from netlab.trace.witnesses.conntrack import Connections
 from netlab.trace.witnesses.kernel import Kernel
-from netlab.trace.witnesses.packets import Packets, program, watched_words
+from netlab.trace.witnesses.packets import Packets, watched_words, ways
 from netlab.trace.witnesses.rules import Rules
 
 TRACES = 30
@@ -232,7 +232,7 @@ def _witnesses(lab: Lab, with_kernel: bool) -> Sequence[Witness]:
     mark, cookie, port = Mark.random("icmp", IPV4), canary.new_cookie(), lab.overlay.port
     words = watched_words(mark, cookie)
     found: list[Witness] = [
-        Packets(mark, port, program(words)),
+        Packets(mark, port, ways(words)),
         Rules(mark, port, cookie),
         Connections(IPV4),
     ]
