@@ -30,7 +30,7 @@ from netlab.trace.series import traces
 from netlab.trace.witnesses import Witness
 from netlab.trace.witnesses.conntrack import Connections
 from netlab.trace.witnesses.kernel import Kernel
-from netlab.trace.witnesses.packets import Packets, program, watched_words
+from netlab.trace.witnesses.packets import Packets, watched_words, ways
 from netlab.trace.witnesses.rules import Rules
 
 TRACE = "a trace"
@@ -113,7 +113,7 @@ def witnesses(lab: Lab, names: Sequence[str]) -> list[Witness]:
     mark, cookie, port = Mark.random("icmp", IPV4), canary.new_cookie(), lab.overlay.port
     words = watched_words(mark, cookie)
     made: dict[str, Callable[[], Witness]] = {
-        "packets": lambda: Packets(mark, port, program(words)),
+        "packets": lambda: Packets(mark, port, ways(words)),
         "rules": lambda: Rules(mark, port, cookie),
         "conntrack": lambda: Connections(IPV4),
         "kernel": lambda: Kernel(

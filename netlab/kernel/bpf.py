@@ -1,5 +1,9 @@
 """BPF without a compiler: an assembler for a few instructions, maps, and raw tracepoints.
 
+A program at a raw tracepoint may be typed: it knows what the tracepoint's arguments are and reads
+the kernel's structures as C does, where others call a helper to copy each piece.  It needs numbers
+of types, which a program of its own asks the kernel for.
+
 A program is attached by a descriptor and goes with it: nothing is left by a process that is killed.
 
 Source: linux/bpf.h, RFC 9669 (the instruction set), kernel/bpf/ringbuf.c (records of a ring).
@@ -9,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import mmap
 import os
 import platform
@@ -23,12 +28,21 @@ _SYSCALL = {
     "ppc64le": 361,
     "s390x": 351,
 }
-_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _PROG_LOAD = 0, 1, 2, 5
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _PROG_LOAD, _PROG_RUN = 0, 1, 2, 5, 10
 _RAW_TRACEPOINT_OPEN, _MAP_FREEZE = 17, 22
 _MAP_TYPE_ARRAY, _MAP_TYPE_RINGBUF = 2, 27
-_PROG_TYPE_RAW_TRACEPOINT = 17
+_PROG_TYPE_RAW_TRACEPOINT, _PROG_TYPE_TRACING, _PROG_TYPE_SYSCALL = 17, 26, 31
+_TRACE_RAW_TRACEPOINT = 23  # enum bpf_attach_type
 _F_RDONLY_PROG = 1 << 7
-_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE = 1, 2
+_F_SLEEPABLE = 1 << 4
+_PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE, _PSEUDO_KERNEL_FUNCTION = 1, 2, 2
+# Of union bpf_attr for a program to be loaded: type, instructions, licence, log; flags, name; what
+# it is attached to, and the number of that's type.
+_TO_LOAD = struct.Struct("=IIQQIIQII16sIIIIQIIQII")
+# For one to be run: program; size and address of its context.
+_TO_RUN = struct.Struct("=I36xI4xQ8x")
+_TYPE_NAME = 64
+_ATTEMPTS = 5  # as many as libbpf's
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _LOG_BYTES = 1 << 16
 
@@ -37,6 +51,11 @@ KTIME_GET_NS = 5
 PROBE_READ_KERNEL = 113
 RINGBUF_RESERVE, RINGBUF_SUBMIT = 131, 132
 SNPRINTF = 165
+_FIND_TYPE = 167
+DYNPTR_READ = 201
+
+# enum BTF_KIND
+STRUCTURE, TYPEDEF, FUNCTION = 4, 8, 12
 
 # Whether a record wakes the reader of a ring.
 DO_NOT_WAKE, WAKE = 1, 2
@@ -82,6 +101,9 @@ class Assembler:
         """Keep those bits alone."""
         self._emit(0x57, to, immediate=value)
 
+    def shift_right(self, to: int, bits: int) -> None:
+        self._emit(0x77, to, immediate=bits)
+
     def load(self, size: int, to: int, source: int, offset: int) -> None:
         self._emit(0x61 | size, to, source, offset)
 
@@ -103,6 +125,22 @@ class Assembler:
         """Jump if it differs from a value."""
         self._jump(0x55, label, register, value)
 
+    def jump_unless_word(self, register: int, value: int, label: str) -> None:
+        """Jump if its lower four bytes differ from a value without sign."""
+        self._jump(0x56, label, register, value - ((value & 1 << 31) << 1))
+
+    def jump_if_any_bit(self, register: int, bits: int, label: str) -> None:
+        """Jump if its lower four bytes have one of those bits."""
+        self._jump(0x46, label, register, bits - ((bits & 1 << 31) << 1))
+
+    def jump_if_more(self, register: int, value: int, label: str) -> None:
+        """Jump if it is more than a value, without signs."""
+        self._jump(0x25, label, register, value)
+
+    def jump_unless_more(self, register: int, value: int, label: str) -> None:
+        """Jump if it is a value or less, without signs."""
+        self._jump(0xB5, label, register, value)
+
     def label(self, name: str) -> None:
         self._labels[name] = len(self._code)
 
@@ -116,6 +154,10 @@ class Assembler:
 
     def call(self, helper: int) -> None:
         self._emit(0x85, 0, immediate=helper)
+
+    def call_kernel(self, function: int) -> None:
+        """Call a function of the kernel's that is no helper, by the number of its type."""
+        self._emit(0x85, 0, _PSEUDO_KERNEL_FUNCTION, immediate=function)
 
     def exit(self) -> None:
         self._emit(0x95, 0)
@@ -190,34 +232,86 @@ def load(code: bytes) -> int:
 
     Raises PermissionError without CAP_BPF and CAP_PERFMON, or Refused.
     """
+    return _load(code, _PROG_TYPE_RAW_TRACEPOINT)
+
+
+def load_typed(code: bytes, tracepoint: str) -> int:
+    """The same for a program that knows the types of a tracepoint's arguments; or KeyError."""
+    number = type_number(f"btf_trace_{tracepoint}", TYPEDEF)
+    return _load(code, _PROG_TYPE_TRACING, attach_type=_TRACE_RAW_TRACEPOINT, attach_to=number)
+
+
+def _load(code: bytes, kind: int, flags: int = 0, attach_type: int = 0, attach_to: int = 0) -> int:
     # Helpers that read kernel memory are for programs under the GPL.
     licence = ctypes.create_string_buffer(b"GPL")
     text = ctypes.create_string_buffer(code, len(code))
-    head = struct.pack(
-        "=IIQQ",
-        _PROG_TYPE_RAW_TRACEPOINT,
-        len(code) // 8,
-        ctypes.addressof(text),
-        ctypes.addressof(licence),
-    )
+
+    def loaded(log_size: int = 0, log_at: int = 0) -> int:
+        begin = kind, len(code) // 8, ctypes.addressof(text), ctypes.addressof(licence)
+        log_level = int(bool(log_size))
+        rest = 0, flags, b"", 0, attach_type, 0, 0, 0, 0, 0, 0, 0, attach_to
+        return _bpf(_PROG_LOAD, _TO_LOAD.pack(*begin, log_level, log_size, log_at, *rest))
+
     try:
-        return _bpf(_PROG_LOAD, head)
+        # The verifier gives up when the thread has something else to do, such as a signal.
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(BlockingIOError):
+                return loaded()
+        return loaded()
     except PermissionError:
         raise
     except OSError as error:
         # What the verifier says costs time, so it is asked only then.
         log = ctypes.create_string_buffer(_LOG_BYTES)
         with contextlib.suppress(OSError):
-            os.close(
-                _bpf(_PROG_LOAD, head + struct.pack("=IIQ", 1, _LOG_BYTES, ctypes.addressof(log)))
-            )
+            os.close(loaded(_LOG_BYTES, ctypes.addressof(log)))
         raise Refused(error, log.value.decode(errors="replace")) from error
+
+
+@functools.cache
+def type_number(name: str, kind: int) -> int:
+    """The number of one of the kernel's types (linux/btf.h).
+
+    Raises KeyError if it has none of that name, OSError without privilege or before Linux 5.14.
+    """
+    code = Assembler()
+    code.move(6, 1)
+    # The helper wants memory that the verifier knows the size of.
+    for at in range(0, _TYPE_NAME, 8):
+        code.load(DOUBLE, 1, 6, at)
+        code.store(DOUBLE, 10, at - _TYPE_NAME, 1)
+    code.move(1, 10)
+    code.add(1, -_TYPE_NAME)
+    code.set(2, _TYPE_NAME)
+    code.set(3, kind)
+    code.set(4, 0)
+    code.call(_FIND_TYPE)
+    code.store(DOUBLE, 6, _TYPE_NAME, 0)
+    code.set(0, 0)
+    code.exit()
+    program = _load(code.assemble(), _PROG_TYPE_SYSCALL, _F_SLEEPABLE)
+    try:
+        size = _TYPE_NAME + 8
+        context = ctypes.create_string_buffer(name.encode(), size)
+        _bpf(_PROG_RUN, _TO_RUN.pack(program, size, ctypes.addressof(context)))
+    finally:
+        os.close(program)
+    (found,) = struct.unpack_from("=q", context.raw, _TYPE_NAME)
+    # The upper half is a descriptor of the module that the type is of.
+    if not 0 < found < 1 << 32:
+        raise KeyError(name)
+    return int(found)
 
 
 def attach(tracepoint: str, program: int) -> int:
     """Run a program at a raw tracepoint until the descriptor that this returns is closed."""
     name = ctypes.create_string_buffer(tracepoint.encode())
     return _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("=QI", ctypes.addressof(name), program))
+
+
+def attach_typed(program: int) -> int:
+    """The same for a program that was loaded for a tracepoint."""
+    return _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("=QI", 0, program))
 
 
 class Ring:

@@ -30,7 +30,7 @@ _SOL_PACKET = 263
 _PACKET_STATISTICS = 6
 _PACKET_AUXDATA = 8
 _PACKET_OTHERHOST = 3
-_PACKET_OUTGOING = 4
+OUTGOING = 4  # the kind of what leaves a device
 # struct sockaddr_ll of no device: packet(7)
 _EVERY_DEVICE = struct.pack("=HHiHBB8x", socket.AF_PACKET, socket.htons(_ETH_P_ALL), 0, 0, 0, 0)
 _TIMESPEC = struct.Struct("@qq")
@@ -63,7 +63,7 @@ class Frame(msgspec.Struct, frozen=True):
 
     @property
     def direction(self) -> Literal["in", "out"]:
-        return "out" if self.kind == _PACKET_OUTGOING else "in"
+        return "out" if self.kind == OUTGOING else "in"
 
     @property
     def stranger(self) -> bool:
@@ -136,11 +136,6 @@ class Tap:
         _, lost = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         self._lost += lost
         return self._lost
-
-    def forget_lost(self) -> None:
-        """Count from now on."""
-        if self.lost:
-            self._lost = 0
 
     def close(self) -> None:
         self._socket.close()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from netlab.kernel.frame_events import LONGEST
 from netlab.kernel.skb_events import pattern_of_word
 from netlab.topology.model import Lab
 from netlab.trace import canary, dissect
@@ -28,13 +29,23 @@ from netlab.trace.witnesses.decisions import Decisions
 from netlab.trace.witnesses.fragments import later_pieces
 from netlab.trace.witnesses.kernel import Kernel
 from netlab.trace.witnesses.legacy_rules import LegacyRules
-from netlab.trace.witnesses.packets import Packets, Sighting, carried_words, program, watched_words
+from netlab.trace.witnesses.packets import (
+    Packets,
+    Sighting,
+    carried_words,
+    program,
+    watched_words,
+    ways,
+)
 from netlab.trace.witnesses.rule_text import RuleTexts
 from netlab.trace.witnesses.rules import Rules
 from netlab.trace.witnesses.virtual_servers import balanced
 
 # The kernel tells of a frame before the sockets get it; meanwhile the processor may be taken away.
 _LATE_S = 0.02
+
+# Ethernet's, and a tunnel's over IPv6.
+_HEADERS = 14 + 40 + 8 + 8 + 14
 
 
 class Watch:
@@ -49,10 +60,11 @@ class Watch:
         is_ipip = lab.overlay.type == "ipip"
         if is_ipip:
             words = carried_words(words)
+        wanted = words, later_pieces(mark.family) if mark.fragmented else ()
+        # (An IP in IP device has frames without a header of Ethernet.)
+        whole = (aim.size or 0) + _HEADERS <= LONGEST and not is_ipip
         self._packets = Packets(
-            mark,
-            lab.overlay.port,
-            program(words, later_pieces(mark.family) if mark.fragmented else ()),
+            mark, lab.overlay.port, ways(*wanted) if whole else program(*wanted)
         )
         self._rules = Rules(mark, lab.overlay.port, self._cookie, is_ipip)
         self._legacy_rules = LegacyRules(lab.name, mark, lab.overlay.port, self._cookie)

@@ -13,9 +13,9 @@ from collections.abc import Set
 
 import msgspec
 
+from netlab.kernel.socket_filter import Test, any_bit, equal
 from netlab.trace.family import IPV4, IPV6, Family
 from netlab.trace.model_steps import Fragments
-from netlab.trace.witnesses.socket_filter import Test, any_bit, equal
 
 _MAC_HEADER = 14
 _ETHER_TYPE = 12

@@ -1,9 +1,9 @@
-"""Packets: one AF_PACKET socket in each namespace sees every device there, both ways.
+"""Packets: every frame of the probe on every device of each namespace, in and out.
 
-Bound to no device, the socket also sees devices that come later.  `sll_ifindex` and `sll_pkttype`
-name device and direction; the order of arrival on one socket is the kernel's order in that
-namespace.  A socket filter keeps out what does not carry the probe's mark, so that the traffic of
-others neither fills the buffer nor is slowed down.  Promiscuous mode is not needed and not set.
+Frames come from BPF programs or, where those are refused, from one AF_PACKET socket in each
+namespace (:mod:`netlab.trace.witnesses.frames`).  Both name device and direction, see devices that
+come later, and keep out what does not carry the probe's mark, so that the traffic of others neither
+fills the buffer nor is slowed down.  Promiscuous mode is not needed and not set.
 """
 
 from __future__ import annotations
@@ -14,24 +14,22 @@ from collections.abc import Sequence
 
 import msgspec
 
-from netlab.kernel.namespaces import entered
-from netlab.kernel.packet_sockets import WHOLE, Frame, Tap, close_all
+from netlab.kernel import socket_filter
+from netlab.kernel.packet_sockets import WHOLE, Frame
+from netlab.kernel.socket_filter import equal
 from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.mark import Mark
 from netlab.trace.model import Direction
 from netlab.trace.model_steps import Packet, Socket
-from netlab.trace.witnesses import Canary, socket_filter
+from netlab.trace.witnesses import Canary
 from netlab.trace.witnesses.fragments import Key, counted, piece_of
-from netlab.trace.witnesses.socket_filter import Test, equal
+from netlab.trace.witnesses.frames import Source, Ways, source
 
 _MAC_HEADER = 14
 _UDP_HEADER = 8
 _EXTENSION = 8  # the shortest extension header of IPv6, such as that of fragments
-
-# A flood on a bridge of a thousand ports is a thousand copies; memory is used only as they come.
-_BUFFER = 4 << 20
 
 
 class Sighting(msgspec.Struct, frozen=True):
@@ -51,11 +49,11 @@ class Packets:
 
     name = "packets"
 
-    def __init__(self, mark: Mark, vxlan_port: int, filter_: bytes) -> None:
+    def __init__(self, mark: Mark, vxlan_port: int, wanted: Ways | bytes) -> None:
         self._mark = mark
         self._vxlan_port = vxlan_port
-        self._filter = filter_
-        self._taps: dict[Place, Tap] = {}
+        self._wanted = wanted
+        self._source: Source | None = None
         self._frames: dict[Place, list[Frame]] = {}
         self._pieces: dict[Place, list[Frame]] = {}
         self._seen: list[bytes] = []
@@ -63,31 +61,28 @@ class Packets:
         self._canaries: set[bytes] = set()
         self._stamped = False
         self._since = 0
-        self._lost = self._lost_then = self._lost_now = 0
+        self._lost = self._lost_before = self._lost_then = self._lost_now = 0
         self._failed: list[str] = []
 
     def arm(self, places: Sequence[Place]) -> None:
-        for place in places:
-            try:
-                with entered(place.namespace):
-                    self._taps[place] = Tap(self._filter, _BUFFER)
-            except OSError as error:
-                self._failed.append(f"{place}: {error.strerror}")
-                continue
-            self._frames[place] = []
-            self._pieces[place] = []
+        self._source = source(places, self._wanted)
+        self._stamped = self._source.stamps
+        self._failed = self._source.failed
+        self._frames = {place: [] for place in self._source.places}
+        self._pieces = {place: [] for place in self._source.places}
 
     @property
     def stamping(self) -> bool:
         """Whether the kernel stamps arrivals.
 
-        It begins to some milliseconds after the first socket asks for it, from a work queue; until
-        then a frame gets the time at which it is read.  Only canaries of after that count.
+        For sockets it begins to some milliseconds after the first one asks for it, from a work
+        queue; until then a frame gets the time at which it is read.  Only canaries of after that
+        count.
         """
         return self._stamped
 
     def saw(self, canary: Canary) -> bool:
-        if canary.place not in self._taps:
+        if canary.place not in self._frames:
             return False  # without packets nothing can be said
         if canary.cookie not in self._canaries:
             self._read(canary.place, canary.cookie)
@@ -95,7 +90,7 @@ class Packets:
 
     def age(self) -> None:
         """Drop what was read before the last call, and what was lost before it is no matter."""
-        lost = sum(tap.lost for tap in self._taps.values())
+        lost = self._source.lost if self._source else 0
         self._lost_then, self._lost_now = self._lost_now, lost
         for place, kept in self._frames.items():
             self._read(place)
@@ -104,7 +99,7 @@ class Packets:
 
     def adopt(self, mark: Mark) -> None:
         """Of what was seen, and from now on, only what bears a mark is the probe."""
-        for place in self._taps:
+        for place in self._frames:
             self._read(place)
         self._mark = mark
         self._frames = {
@@ -118,7 +113,7 @@ class Packets:
         `sent_to` is where the probe went, which the source's own node may turn before any device.
         """
         found: list[tuple[Sighting, Frame]] = []
-        for place in self._taps:
+        for place in self._frames:
             self._read(place)
             latest = 0
             for frame in self._frames[place]:
@@ -185,7 +180,7 @@ class Packets:
 
     def arrivals(self) -> Counter[tuple[Place, str]]:
         """How often a frame that may be the probe's came in on each device, until now."""
-        for place in self._taps:
+        for place in self._frames:
             self._read(place)
         return Counter(
             (place, frame.device)
@@ -195,13 +190,14 @@ class Packets:
         )
 
     def _read(self, place: Place, canary: bytes | None = None) -> None:
-        tap = self._taps[place]
+        if self._source is None:
+            return
         kept = self._frames[place]
         before = time.clock_gettime_ns(time.CLOCK_REALTIME)
-        while frame := tap.read():
+        while frame := self._source.read(place):
             if canary and canary in frame.data:
                 self._canaries.add(canary)
-                self._stamped = frame.t_ns < before
+                self._stamped = self._source.stamps or frame.t_ns < before
             elif frame.t_ns < self._since:
                 pass
             elif self._mark.is_in(frame.data):
@@ -211,24 +207,27 @@ class Packets:
             before = time.clock_gettime_ns(time.CLOCK_REALTIME)
 
     def forget(self) -> None:
-        self._since = time.time_ns()
-        for place, tap in self._taps.items():
+        if self._source is None:
+            return
+        self._since = self._source.now()
+        for place in self._frames:
             self._read(place)
             self._frames[place] = []
             self._pieces[place] = []
-            tap.forget_lost()
         self._canaries.clear()
+        self._lost_before = self._source.lost
         self._lost = 0
 
     def count_lost(self) -> None:
         """Have :attr:`report` know what did not fit the buffers until now."""
-        if self._taps:
-            self._lost = sum(tap.lost for tap in self._taps.values())
+        if self._source:
+            self._lost = self._source.lost - self._lost_before
 
     def disarm(self) -> None:
         self.count_lost()
-        close_all(self._taps.values())
-        self._taps.clear()
+        if self._source:
+            source_, self._source = self._source, None
+            source_.close()
 
     @property
     def report(self) -> str:
@@ -263,13 +262,15 @@ def watched_words(mark: Mark, canary: bytes) -> list[tuple[int, bytes]]:
     return words + [(offset, canary[:4]) for offset in sorted(canaries)]
 
 
-def program(words: list[tuple[int, bytes]], others: Sequence[Sequence[Test]] = ()) -> bytes:
-    """A classic BPF program that keeps frames with one of these words behind their MAC header.
-
-    It keeps `others` too, frames that pass all tests of a list.
-    """
+def ways(words: list[tuple[int, bytes]], others: Ways = ()) -> Ways:
+    """What holds for frames with one of these words behind their MAC header; and for `others`."""
     marked = [[equal(_MAC_HEADER + at, 4, int.from_bytes(word, "big"))] for at, word in words]
-    return socket_filter.program([*marked, *others], WHOLE)
+    return [*marked, *others]
+
+
+def program(words: list[tuple[int, bytes]], others: Ways = ()) -> bytes:
+    """The same for packet sockets alone, as classic BPF: they keep the longest packets whole."""
+    return socket_filter.program(ways(words, others), WHOLE)
 
 
 def _directed(sightings: list[Sighting], sent_to: Socket | None) -> list[Sighting]:

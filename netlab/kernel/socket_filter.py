@@ -27,6 +27,11 @@ class Test(NamedTuple):
         """Where the bytes end."""
         return self.offset + self.size
 
+    @property
+    def is_equality(self) -> bool:
+        """Whether they are to be the value, and not to have one of its bits."""
+        return self.jump == _SKIP_UNLESS_EQUAL
+
 
 def equal(offset: int, size: int, value: int) -> Test:
     """Whether these bytes are `value`."""
