@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from netlab.kernel import packet_sockets
+from netlab.kernel import frame_events, packet_sockets
 from netlab.kernel.namespaces import entered
+from netlab.kernel.socket_filter import equal
 from netlab.problems import Exit, NetlabError
 from netlab.topology.model import Lab
 from netlab.trace import canary
@@ -25,6 +26,7 @@ from netlab.trace.aim import Request
 from netlab.trace.model import Hop, Trace
 from netlab.trace.model_steps import Bridge, Encapsulate, Rule
 from netlab.trace.run import trace
+from netlab.trace.witnesses import frames
 from netlab.trace.witnesses.rules import Rules
 from trace_labs import lab, namespace
 
@@ -301,7 +303,8 @@ def test_concurrent_traffic_does_not_mix_in(lab: Lab) -> None:
     stop = threading.Event()
 
     def talk() -> None:
-        while not stop.is_set():
+        # (At a rate that can be read however busy the machine is: several hundred a second.)
+        while not stop.wait(0.002):
             with entered(namespace(lab, "demo", "p0")):
                 other = socket.socket()
             with other:
@@ -331,6 +334,30 @@ def test_concurrent_traffic_does_not_mix_in(lab: Lab) -> None:
             assert len(each.forward) == 12
             assert len(each.translations) == 1
             assert {hop.packet.sport for hop in each.forward} == {each.probe.source.port}
+
+
+@pytest.mark.parametrize("have", [True, False], ids=["programs", "sockets"])
+def test_frames_are_seen_by_programs_or_else_by_sockets(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, have: bool
+) -> None:
+    if have:
+        try:
+            frame_events.FrameEvents([[equal(12, 2, 0x0800)]]).close()
+        except (OSError, KeyError, ValueError) as error:
+            pytest.skip(f"this kernel takes no typed programs of frames: {error!r}")
+        monkeypatch.setattr(frames, "Sockets", None)
+    else:
+        monkeypatch.setattr(frames, "Programs", _refused)
+    for size in (None, 1400):
+        found = trace(lab, Request("p0", "p1:8002", protocol="udp", size=size))
+        assert found.witnesses.packets == "ok"
+        assert places(found.forward) == ["demo:p0", "n1", "_switch", "n2", "demo:p1"]
+        assert len(found.forward) == 12
+        assert {hop.packet.length for hop in found.forward if not hop.packet.outer} == {size or 36}
+
+
+def _refused(*_: object) -> None:
+    raise PermissionError
 
 
 def test_a_thousandth_of_the_descriptors_suffices(lab: Lab) -> None:
