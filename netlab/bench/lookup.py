@@ -33,9 +33,6 @@ BY_POSITION = "first packet, by position"
 _CONNECTIONS = 12  # that are established in each lab
 _WARM_UP = 0.1  # of a round
 _BINS = 10
-# kube-proxy's layout of nftables beyond takes the kernel minutes to load.
-SLOW_TO_LOAD = {"nftables": 10_000}
-TOO_SLOW = "loading takes the kernel minutes; --force does it"
 _LISTED = re.compile(r"^-A KUBE-SERVICES .*?-d ([0-9.]+)/32", re.MULTILINE)
 
 
@@ -113,9 +110,7 @@ def _stages(stack: ExitStack, options: Options, recorder: Recorder, progress: Pr
     for variant in options.modes:
         for services in options.sizes:
             progress.step(f"rules of {variant} for {services:,} Services")
-            most = SLOW_TO_LOAD.get(variant.mode)
-            if most and services > most and not options.force:
-                recorder.skip(str(variant), TOO_SLOW, services)
+            if recorder.leaves_out(variant, services, options.force):
                 continue
             try:
                 stage = staged(variant, services, options.endpoints, options.overlay)

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from netlab.bench.machine import machine
 from netlab.bench.model import Figure, Fit, Kind, Report, Skipped
+from netlab.compare.model import Variant
 from netlab.problems import NetlabError
 
 
@@ -69,6 +70,9 @@ class Progress:
         self._stream.flush()
 
 
+# kube-proxy's layout of nftables beyond takes the kernel minutes to load.
+_SLOW_TO_LOAD = {"nftables": 10_000}
+
 # What is counted, not timed, says nothing of noise.
 _EXACT = ("lines", "MiB")
 
@@ -94,6 +98,15 @@ class Recorder:
             else "; ".join(problem.message for problem in error.problems)
         )
         self.skipped.append(Skipped(mode=mode, services=services, reason=reason))
+
+    def leaves_out(self, variant: Variant, services: int, force: bool) -> bool:
+        """Whether a mode takes too long to load at a size, unless forced; if so it is noted."""
+        most = _SLOW_TO_LOAD.get(variant.mode)
+        too_slow = most is not None and services > most and not force
+        if too_slow:
+            reason = "loading takes the kernel minutes; --force does it"
+            self.skip(str(variant), reason, services)
+        return too_slow
 
 
 def run(

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 
 import msgspec
 
-from netlab.bench.lookup import SLOW_TO_LOAD, TOO_SLOW
 from netlab.bench.run import Progress, Recorder, turns
 from netlab.bench.stage import NO_PROXY, staged
 from netlab.bench.statistics import figure
@@ -108,11 +107,7 @@ def sync(options: Options, recorder: Recorder, progress: Progress) -> None:
         with ExitStack() as stack:
             children: list[_Child] = []
             for variant in options.modes:
-                most = SLOW_TO_LOAD.get(variant.mode)
-                if variant in lacking:
-                    continue
-                if most and services > most and not options.force:
-                    recorder.skip(str(variant), TOO_SLOW, services)
+                if variant in lacking or recorder.leaves_out(variant, services, options.force):
                     continue
                 try:
                     child = _Child(stack, variant, services, options.endpoints)

@@ -22,7 +22,6 @@ from contextlib import ExitStack
 import msgspec
 
 from netlab.bench import clusters
-from netlab.bench.lookup import SLOW_TO_LOAD, TOO_SLOW
 from netlab.bench.run import Progress, Recorder, on_one_processor, turns
 from netlab.bench.stage import NO_PROXY, Stage, staged
 from netlab.bench.statistics import figure
@@ -215,11 +214,7 @@ def _ways(
 ) -> list[_Way]:
     ways = []
     for variant in (NO_PROXY, *options.modes):
-        most = SLOW_TO_LOAD.get(variant.mode)
-        if variant in lacking:
-            continue
-        if most and services > most and not options.force:
-            recorder.skip(str(variant), TOO_SLOW, services)
+        if variant in lacking or recorder.leaves_out(variant, services, options.force):
             continue
         try:
             stage = stack.enter_context(staged(variant, services, _ENDPOINTS, overlay))

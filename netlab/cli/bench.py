@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -11,7 +12,10 @@ from netlab.cli.bench_report import FORMATS, check_files, run_and_tell, tell
 from netlab.cli.common import print_json
 from netlab.problems import Exit
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from netlab.compare.model import Variant
+
+Command = Callable[..., int]
 
 
 class _Amount(NamedTuple):
@@ -78,8 +82,31 @@ def bench() -> None:
     """
 
 
-def _of_services(function: F) -> F:
-    for option in (
+class _Services(NamedTuple):
+    """For how many Services, in which modes."""
+
+    given: str | None
+    variants: tuple[Variant, ...]
+    force: bool
+
+    def sizes(self, usual: _Amount) -> tuple[int, ...]:
+        from netlab.bench import options
+
+        return options.sizes(self.given or usual.sizes, len(self.variants), self.force)
+
+
+def _of_services(function: Command) -> Command:
+    """Options that come to the command as one argument, `services`."""
+
+    @functools.wraps(function)
+    def bundled(sizes: str | None, modes: str | None, force: bool, **others: Any) -> int:
+        from netlab.bench import options
+
+        services = _Services(sizes, options.modes(modes or options.ALL_MODES), force)
+        return function(services=services, **others)
+
+    return _with_options(
+        bundled,
         click.option("--sizes", metavar="N,N", help="Numbers of Services, joined by commas."),
         click.option(
             "--modes",
@@ -88,21 +115,45 @@ def _of_services(function: F) -> F:
             "  [default: all; one that the machine lacks is skipped]",
         ),
         click.option("--force", is_flag=True, help="Sizes that take much memory, or minutes."),
-    ):
-        function = option(function)
-    return function
+    )
 
 
-def _of_all(function: F) -> F:
-    for option in (
+class _Run(NamedTuple):
+    """How much is measured, and where the report goes."""
+
+    amount: str | None
+    given_rounds: int | None
+    output: str | None
+    files: tuple[str, ...]
+
+    def usual(self, benchmark: str) -> _Amount:
+        return _AMOUNTS[benchmark][self.amount or "default"]
+
+    def rounds(self, usual: _Amount) -> int:
+        return self.given_rounds or usual.rounds
+
+
+def _of_all(function: Command) -> Command:
+    """Options that come to the command as one argument, `run`."""
+
+    @functools.wraps(function)
+    def bundled(
+        amount: str | None,
+        rounds: int | None,
+        output: str | None,
+        files: tuple[str, ...],
+        **others: Any,
+    ) -> int:
+        return function(run=_Run(amount, rounds, output, files), **others)
+
+    return _with_options(
+        bundled,
         click.option("--smoke", "amount", flag_value="smoke", help="Little, in seconds."),
         click.option("--full", "amount", flag_value="full", help="Much, in up to 20 minutes."),
         click.option(
             "--rounds", type=click.IntRange(1, 1000), metavar="N", help="Turns of each mode."
         ),
-        click.option(
-            "-o", "--output", type=click.Choice(FORMATS), help="Format on standard output."
-        ),
+        _output_option,
         click.option(
             "--report",
             "files",
@@ -110,26 +161,36 @@ def _of_all(function: F) -> F:
             multiple=True,
             help="Write a report too: .html, .json, .csv or .md; repeatable.",
         ),
-    ):
+    )
+
+
+def _with_options(function: Command, *options: Callable[[Command], Command]) -> Command:
+    for option in options:
         function = option(function)
     return function
 
 
-def _seed_option(function: F) -> F:
-    return click.option(
-        "--seed", type=int, default=1, show_default=True, help="Which Services chance chooses."
-    )(function)
-
-
-@bench.command()
-@_of_services
-@click.option(
+_output_option = click.option(
+    "-o", "--output", type=click.Choice(FORMATS), help="Format on standard output."
+)
+_endpoints_option = click.option(
     "--endpoints",
     type=click.IntRange(1, 100),
     default=2,
     show_default=True,
     help="Of each Service.",
 )
+_pods_option = click.option(
+    "--pods", "sizes", metavar="N,N", help="Numbers of pods, joined by commas."
+)
+_seed_option = click.option(
+    "--seed", type=int, default=1, show_default=True, help="Which Services chance chooses."
+)
+
+
+@bench.command()
+@_of_services
+@_endpoints_option
 @click.option(
     "--connections", type=click.IntRange(1, 1_000_000), metavar="N", help="New ones at each point."
 )
@@ -143,17 +204,12 @@ def _seed_option(function: F) -> F:
 @_seed_option
 @_of_all
 def lookup(
-    sizes: str | None,
-    modes: str | None,
-    force: bool,
+    services: _Services,
     endpoints: int,
     connections: int | None,
     overlay: str,
     seed: int,
-    amount: str | None,
-    rounds: int | None,
-    output: str | None,
-    files: tuple[str, ...],
+    run: _Run,
 ) -> int:
     """Time the first packet of new connections to Services chosen at random.
 
@@ -163,74 +219,60 @@ def lookup(
     from netlab.bench import lookup as measured
     from netlab.bench import options
 
-    usual = _AMOUNTS["lookup"][amount or "default"]
-    wanted = options.modes(modes or options.ALL_MODES)
+    usual = run.usual("lookup")
     chosen = measured.Options(
-        sizes=options.sizes(sizes or usual.sizes, len(wanted), force),
-        modes=wanted,
+        sizes=services.sizes(usual),
+        modes=services.variants,
         endpoints=endpoints,
         connections=connections or usual.each,
-        rounds=rounds or usual.rounds,
+        rounds=run.rounds(usual),
         overlay=options.overlay(overlay),
-        force=force,
+        force=services.force,
         seed=seed,
     )
     return run_and_tell(
         "lookup",
         chosen,
         measured.cost(chosen),
-        lambda recorder, progress: measured.lookup(chosen, recorder, progress),
-        output,
-        files,
+        functools.partial(measured.lookup, chosen),
+        run.output,
+        run.files,
     )
 
 
 @bench.command()
 @_of_services
-@click.option(
-    "--endpoints",
-    type=click.IntRange(1, 100),
-    default=2,
-    show_default=True,
-    help="Of each Service.",
-)
+@_endpoints_option
 @click.option("--loads", type=click.IntRange(1, 1000), metavar="N", help="Full loads of each mode.")
 @_of_all
 def sync(
-    sizes: str | None,
-    modes: str | None,
-    force: bool,
+    services: _Services,
     endpoints: int,
     loads: int | None,
-    amount: str | None,
-    rounds: int | None,
-    output: str | None,
-    files: tuple[str, ...],
+    run: _Run,
 ) -> int:
     """Time how rules get into the kernel: all of them, and changes of a few.
 
     With CPU, memory and lines of input, in a process that stays, as a service proxy does.
     """
-    from netlab.bench import options
     from netlab.bench import sync as measured
 
-    usual = _AMOUNTS["sync"][amount or "default"]
-    wanted = options.modes(modes or options.ALL_MODES)
+    usual = run.usual("sync")
     chosen = measured.Options(
-        sizes=options.sizes(sizes or usual.sizes, len(wanted), force),
-        modes=wanted,
+        sizes=services.sizes(usual),
+        modes=services.variants,
         endpoints=endpoints,
         loads=loads or usual.each,
-        rounds=rounds or usual.rounds,
-        force=force,
+        rounds=run.rounds(usual),
+        force=services.force,
     )
     return run_and_tell(
         "sync",
         chosen,
         measured.cost(chosen),
-        lambda recorder, progress: measured.sync(chosen, recorder, progress),
-        output,
-        files,
+        functools.partial(measured.sync, chosen),
+        run.output,
+        run.files,
     )
 
 
@@ -243,101 +285,87 @@ def sync(
 @_seed_option
 @_of_all
 def throughput(
-    sizes: str | None,
-    modes: str | None,
-    force: bool,
+    services: _Services,
     overlays: str,
     seconds: float | None,
     seed: int,
-    amount: str | None,
-    rounds: int | None,
-    output: str | None,
-    files: tuple[str, ...],
+    run: _Run,
 ) -> int:
     """Count what passes through a Service: connections, packets, bulk data, and CPU for each."""
     from netlab.bench import options
     from netlab.bench import throughput as measured
 
-    usual = _AMOUNTS["throughput"][amount or "default"]
-    wanted = options.modes(modes or options.ALL_MODES)
+    usual = run.usual("throughput")
     chosen = measured.Options(
-        sizes=options.sizes(sizes or usual.sizes, len(wanted), force),
-        modes=wanted,
+        sizes=services.sizes(usual),
+        modes=services.variants,
         overlays=tuple(map(options.overlay, map(str.strip, overlays.split(",")))),
-        rounds=rounds or usual.rounds,
+        rounds=run.rounds(usual),
         seconds=seconds or usual.seconds,
-        force=force,
+        force=services.force,
         seed=seed,
     )
     return run_and_tell(
         "throughput",
         chosen,
         measured.cost(chosen),
-        lambda recorder, progress: measured.throughput(chosen, recorder, progress),
-        output,
-        files,
+        functools.partial(measured.throughput, chosen),
+        run.output,
+        run.files,
     )
 
 
 @bench.command()
-@click.option("--pods", "sizes", metavar="N,N", help="Numbers of pods, joined by commas.")
+@_pods_option
 @_of_all
 def lifecycle(
     sizes: str | None,
-    amount: str | None,
-    rounds: int | None,
-    output: str | None,
-    files: tuple[str, ...],
+    run: _Run,
 ) -> int:
     """Time pods up and down, against the kernel's floor, the CNI plugins and Mininet."""
     from netlab.bench import lifecycle as measured
     from netlab.bench.options import pods
 
-    usual = _AMOUNTS["lifecycle"][amount or "default"]
-    chosen = measured.Options(pods(sizes or usual.sizes), rounds or usual.rounds)
+    usual = run.usual("lifecycle")
+    chosen = measured.Options(pods(sizes or usual.sizes), run.rounds(usual))
     return run_and_tell(
         "lifecycle",
         chosen,
         measured.cost(chosen),
-        lambda recorder, progress: measured.lifecycle(chosen, recorder, progress),
-        output,
-        files,
+        functools.partial(measured.lifecycle, chosen),
+        run.output,
+        run.files,
     )
 
 
 @bench.command()
-@click.option("--pods", "sizes", metavar="N,N", help="Numbers of pods, joined by commas.")
+@_pods_option
 @click.option("--pings", type=click.IntRange(1, 100_000), metavar="N", help="Of others, a round.")
 @_of_all
 def trace(
     sizes: str | None,
     pings: int | None,
-    amount: str | None,
-    rounds: int | None,
-    output: str | None,
-    files: tuple[str, ...],
+    run: _Run,
 ) -> int:
     """Time traces and their witnesses, and what both cost the traffic of others."""
     from netlab.bench import tracing as measured
     from netlab.bench.options import pods
 
-    usual = _AMOUNTS["trace"][amount or "default"]
-    chosen = measured.Options(
-        pods(sizes or usual.sizes), rounds or usual.rounds, pings or usual.each
-    )
+    usual = run.usual("trace")
+    chosen = measured.Options(pods(sizes or usual.sizes), run.rounds(usual), pings or usual.each)
     return run_and_tell(
         "trace",
         chosen,
         measured.cost(chosen),
-        lambda recorder, progress: measured.tracing(chosen, recorder, progress),
-        output,
-        files,
+        functools.partial(measured.tracing, chosen),
+        run.output,
+        run.files,
     )
 
 
 @bench.command()
 @click.argument("reports", metavar="REPORT...", nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Choice(FORMATS), help="Format on standard output.")
+@_output_option
 @click.option("--report", "files", metavar="FILE", multiple=True, help="Write a file; repeatable.")
 def report(reports: tuple[str, ...], output: str | None, files: tuple[str, ...]) -> int:
     """Show reports that were written as JSON, several of them as one."""

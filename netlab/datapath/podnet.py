@@ -221,15 +221,7 @@ def pod_namespace(lab: Lab, node: Node, pod: Pod, mtu: int) -> Namespace:
     addresses = addresses_of(lab, pod)
     return Namespace(
         name=namespace_name(lab.name, pod.namespace, pod.name),
-        links=(
-            Link(
-                name="eth0",
-                kind="veth",
-                mtu=mtu,
-                mac=mac,
-                peer=Peer(namespace=namespace_name(lab.name, node.name), link=outer_link(pod)),
-            ),
-        ),
+        links=(_pod_link(lab, node, pod, mtu),),
         addresses=link_addresses("eth0", mac, addresses, node.pod_cidrs),
         routes=tuple(
             Route(
@@ -241,6 +233,17 @@ def pod_namespace(lab: Lab, node: Node, pod: Pod, mtu: int) -> Namespace:
             for address in addresses
         ),
         sysctls=pod_sysctls(lab),
+    )
+
+
+def _pod_link(lab: Lab, node: Node, pod: Pod, mtu: int) -> Link:
+    """A pod's own end of its pair."""
+    return Link(
+        name="eth0",
+        kind="veth",
+        mtu=mtu,
+        mac=mac_of(pod.address),
+        peer=Peer(namespace=namespace_name(lab.name, node.name), link=outer_link(pod)),
     )
 
 
@@ -280,15 +283,7 @@ def routed_pod_namespace(
     mac = mac_of(pod.address)
     return Namespace(
         name=namespace_name(lab.name, pod.namespace, pod.name),
-        links=(
-            Link(
-                name="eth0",
-                kind="veth",
-                mtu=mtu,
-                mac=mac,
-                peer=Peer(namespace=namespace_name(lab.name, node.name), link=outer_link(pod)),
-            ),
-        ),
+        links=(_pod_link(lab, node, pod, mtu),),
         addresses=link_addresses("eth0", mac, [pod.address], ()),
         routes=(
             Route(destination=host_network(LINK_GATEWAY), link="eth0"),

@@ -1,16 +1,13 @@
 """A lab's init seen from outside: started, found, asked, ended.
 
-Init listens on the abstract Unix socket `\\0netlab:LAB` of the host's network namespace.  Its name
-is there exactly as long as the process is, cannot be taken twice, and survives whatever happens to
-files.  The socket is bound here, before init is started: so a lab has one init, and whoever
-connects meanwhile waits for it instead of missing it.
+Its socket (:mod:`netlab.lab.init_socket`) is bound here, before init is started: so a lab has one
+init, and whoever connects meanwhile waits for it instead of missing it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import select
 import signal
@@ -23,15 +20,15 @@ import msgspec
 
 from netlab.kernel import namespaces
 from netlab.lab import messages
+from netlab.lab.init_socket import PREFIX, address_of, connected, listening_process
 from netlab.lab.launch import Launch, log_path
+from netlab.lab.pid_namespace import Process, living, processes_of
 from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
     from netlab.datapath.state import Process as Program
     from netlab.datapath.state import Server
 
-_PREFIX = "netlab:"
-_ADDRESS_BYTES = 107  # sun_path of unix(7), less the leading zero
 _ANSWER_S = 120.0
 _HELLO_S = 5.0
 _SETTLE_S = 5.0  # how long an init of the same lab may take to go away
@@ -55,14 +52,6 @@ class Unserved(NamedTuple):
     protocol: str
     port: int
     reason: str
-
-
-class Process(NamedTuple):
-    """A process of a lab, with its number in the host's PID namespace."""
-
-    pid: int
-    name: str
-    rss_kib: int
 
 
 class Running(NamedTuple):
@@ -125,7 +114,7 @@ class Init:
                 try:
                     (self._pidfd,) = self._ask(connection, {"do": "hello"}).descriptors
                 except TimeoutError:
-                    self._pidfd = _listening_process(connection)
+                    self._pidfd = listening_process(connection)
         return self._pidfd
 
     @property
@@ -232,7 +221,7 @@ class Init:
         with self._connection() as connection:
             answer = self._ask(connection, {"do": "status"}).body
         programs = tuple(Running(**each) for each in answer["programs"])
-        found = _processes(self.pid)
+        found = processes_of(self.pid)
         return Status(self.pid, answer["restarts"], answer["sockets"], found, programs)
 
     def mounts(self, namespace: str) -> int | None:
@@ -266,12 +255,12 @@ class Init:
             return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        if not self.wait(_KILL_S) and (living := _living(self.pid)):
+        if not self.wait(_KILL_S) and (left := living(self.pid)):
             raise NetlabError(
                 Problem(
                     "processes-remain",
                     f'processes of lab "{self.lab}" do not end after SIGKILL: '
-                    + ", ".join(map(str, living)),
+                    + ", ".join(map(str, left)),
                     hint="see what they wait for: `ps -eo pid,ppid,stat,wchan,args`",
                 ),
                 Exit.MACHINE,
@@ -280,7 +269,7 @@ class Init:
     @contextlib.contextmanager
     def _connection(self, timeout: float = _ANSWER_S) -> Iterator[socket.socket]:
         try:
-            with _connected(_address(self.lab), timeout) as connection:
+            with connected(address_of(self.lab), timeout) as connection:
                 yield connection
         except TimeoutError:
             raise NetlabError(
@@ -353,7 +342,7 @@ def start(lab: str) -> Init:
     while True:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             try:
-                listener.bind(_address(lab))
+                listener.bind(address_of(lab))
                 listener.listen(128)
                 return Init(lab, Launch(lab, listener))
             except OSError as error:
@@ -380,10 +369,10 @@ def running() -> tuple[str, ...]:
         paths = {line.split(maxsplit=7)[-1].rstrip("\n") for line in table}
     labs = set()
     for path in paths:
-        if path.startswith("@" + _PREFIX):
+        if path.startswith("@" + PREFIX):
             with (
                 contextlib.suppress(OSError),
-                _connected("\0" + path[1:], _HELLO_S) as connection,
+                connected("\0" + path[1:], _HELLO_S) as connection,
             ):
                 messages.send(connection, {"do": "hello"})
                 if (answer := messages.receive(connection)) is not None:
@@ -392,77 +381,9 @@ def running() -> tuple[str, ...]:
     return tuple(sorted(labs))
 
 
-@contextlib.contextmanager
-def _connected(address: str, timeout: float) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout)
-        connection.connect(address)
-        # Any user may take the name of a socket without a file: only our own user's init counts.
-        if messages.peer(connection)[1] != os.geteuid():
-            raise PermissionError(errno.EPERM, f"socket @{address[1:]} belongs to another user")
-        yield connection
-
-
-def _listening_process(connection: socket.socket) -> int:
-    """A descriptor of an init that does not answer (it may be stopped); TimeoutError if it is none.
-
-    It has listened once more after its start, so that the credentials of the socket are its own.
-    """
-    pid, _ = messages.peer(connection)
-    try:
-        descriptor = os.pidfd_open(pid)
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
-            if comm.read() == "netlab-init\n":
-                return descriptor
-    except OSError:
-        raise TimeoutError from None
-    os.close(descriptor)
-    raise TimeoutError
-
-
-def _address(lab: str) -> str:
-    name = _PREFIX + lab
-    if len(name.encode()) > _ADDRESS_BYTES:
-        name = f"{_PREFIX}~{hashlib.sha256(lab.encode()).hexdigest()}"
-    return "\0" + name
-
-
 def _all_unserved(server: Server, error: OSError) -> list[Unserved]:
     reason = f"{namespaces.path(server.namespace)}: {error.strerror}"
     return [
         Unserved(server.namespace, server.identity, protocol, port, reason)
         for protocol, port in server.listen
     ]
-
-
-def _living(init: int) -> list[int]:
-    """Processes of a lab that are no zombies.
-
-    A zombie keeps init waiting until its parent reaps it.  The parent of what `exec` moved in is
-    outside, and if that was killed, then process 1 of the machine, which in containers may never.
-    """
-    found = []
-    for process in _processes(init):
-        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/stat", "rb") as stat:
-            if process.pid != init and stat.read().rpartition(b")")[2].split()[0] not in b"ZX":
-                found.append(process.pid)
-    return found
-
-
-def _processes(init: int) -> tuple[Process, ...]:
-    """All processes in the PID namespace of `init`."""
-    found = []
-    try:
-        inside = os.readlink(f"/proc/{init}/ns/pid")
-    except FileNotFoundError:  # it ended meanwhile
-        return ()
-    for entry in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # (it ended meanwhile)
-            if os.readlink(f"/proc/{entry}/ns/pid") != inside:
-                continue
-            with open(f"/proc/{entry}/comm", encoding="utf-8", errors="replace") as comm:
-                name = comm.read().strip()
-            with open(f"/proc/{entry}/statm", encoding="ascii") as statm:
-                pages = int(statm.read().split()[1])
-            found.append(Process(int(entry), name, pages * os.sysconf("SC_PAGESIZE") // 1024))
-    return tuple(sorted(found))

@@ -25,7 +25,9 @@ from netlab.trace.model import (
     Receiver,
 )
 from netlab.trace.model_steps import OF_SERVICES, AnyStep, Deliver, Drop, Socket, Tuple
-from netlab.trace.predicted_path import Arrival, Role, Stop, Walker
+from netlab.trace.predicted_hooks import Stop
+from netlab.trace.predicted_path import Arrival, Walker
+from netlab.trace.predicted_story import Role, relabelled
 
 MOST_WAYS = 32
 _MODES = ("iptables", "nftables", "nftables-flat", "ipvs", "none")
@@ -106,7 +108,7 @@ def _walk(
         destination=Socket(ip=decided.destination, port=decided.port),
     )
     end = walker.send(decided.source, sent, "probe")
-    offered = list(walker.offered[0][1]) if walker.offered else []
+    offered = list(walker.hooks.offered[0][1]) if walker.hooks.offered else []
     if isinstance(end, Stop):
         return _stopped(walker, decided, sent, end), offered
     return _arrived(walker, decided, sent, end), offered
@@ -120,18 +122,18 @@ def _arrived(walker: Walker, decided: Aim, sent: Tuple, end: Arrival) -> Predict
         role = "reset" if decided.protocol == "tcp" else "error"
     closed = role != "answer"
     loss: str | None = "port-closed" if closed else None
-    forward = walker.end(Drop(reason="port-closed") if loss else Deliver(to=str(receiver)))
+    forward = walker.story.end(Drop(reason="port-closed") if loss else Deliver(to=str(receiver)))
     back = walker.send(end.place, end.flow.reversed, role)
     came = isinstance(back, Arrival)
     where = str(end.place) if closed else None
     if isinstance(back, Stop) and not closed:
         loss, where = back.reason, str(back.place)
-        if not walker.hops:
+        if not walker.story.hops:
             # Nobody answers who knows no way to.
-            forward = walker.relabelled(forward, Drop(reason=loss))
+            forward = relabelled(forward, Drop(reason=loss))
     elif isinstance(back, Arrival) and not closed and back.flow != sent.reversed:
         came, loss, where = False, _astray(walker), str(back.place)
-    reached = receiver if not closed and walker.hops else None
+    reached = receiver if not closed and walker.story.hops else None
     disposition: Disposition = "dropped" if not came else "rejected" if closed else "delivered"
     last = Deliver(to=str(decided.source)) if came else Drop(reason=loss or "")
     return PredictedWay(
@@ -142,16 +144,16 @@ def _arrived(walker: Walker, decided: Aim, sent: Tuple, end: Arrival) -> Predict
         where=where,
         delivered_to=reached,
         seen_source=end.flow.source if reached else None,
-        translations=walker.translations,
+        translations=walker.story.translations,
         forward=forward,
-        reply=walker.end(last),
+        reply=walker.story.end(last),
     )
 
 
 def _stopped(walker: Walker, decided: Aim, sent: Tuple, end: Stop) -> PredictedWay:
     """It ended on its way; an ICMP error may tell its source."""
     unsaid = _unsaid(end, walker, decided)
-    hops = walker.end(Drop(reason=unsaid))
+    hops = walker.story.end(Drop(reason=unsaid))
     told = False
     reply: list[PredictedHop] = []
     # Who waits for a MAC says so after seconds.
@@ -161,7 +163,7 @@ def _stopped(walker: Walker, decided: Aim, sent: Tuple, end: Stop) -> PredictedW
         back = walker.send(end.place, back_again, "error")
         told = isinstance(back, Arrival) and back.place == decided.source
         step: AnyStep = Deliver(to=str(decided.source)) if told else Drop(reason=unsaid)
-        reply = walker.end(step)
+        reply = walker.story.end(step)
     # What a rule refuses is known by the rule, a route only by what it says.
     reason = end.reason if told and end.reason == "no-route" else unsaid
     return PredictedWay(
@@ -172,8 +174,8 @@ def _stopped(walker: Walker, decided: Aim, sent: Tuple, end: Stop) -> PredictedW
         where=str(end.place),
         delivered_to=None,
         seen_source=None,
-        translations=walker.translations,
-        forward=walker.relabelled(hops, Drop(reason=reason)),
+        translations=walker.story.translations,
+        forward=relabelled(hops, Drop(reason=reason)),
         reply=reply,
     )
 
@@ -183,7 +185,7 @@ def _unsaid(end: Stop, walker: Walker, decided: Aim) -> str:
     lab, address = walker.network.lab, decided.destination
     if end.reason in ("no-such-service", "no-such-port"):
         return _missing(lab, decided)
-    if end.reason != "no-route" or end.place.kind != "switch" or walker.translations:
+    if end.reason != "no-route" or end.place.kind != "switch" or walker.story.translations:
         return end.reason
     if any(ip_address(address) in ip_network(cidr) for cidr in lab.service_cidrs):
         return _missing(lab, decided)
@@ -202,8 +204,8 @@ def _missing(lab: Lab, decided: Aim) -> str:
 
 def _astray(walker: Walker) -> str:
     """The answer came from another address than was asked."""
-    turned = {each.node for each in walker.translations if each.kind in OF_SERVICES}
-    passed = {hop.node for hop in walker.hops if hop.node}
+    turned = {each.node for each in walker.story.translations if each.kind in OF_SERVICES}
+    passed = {hop.node for hop in walker.story.hops if hop.node}
     return "not-masqueraded" if turned - passed else "answer-not-expected"
 
 

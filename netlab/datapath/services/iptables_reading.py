@@ -73,22 +73,16 @@ class IptablesReading:
         }
 
     def _of_family(self, family: str, text: str) -> Iterator[Block]:
-        for name, table in parse(text).items():
-            for chain in dict.fromkeys((*table.policies, *table.rules)):
-                counters = table.counters.get(chain, ())
-                lines = [
-                    Line(rule, packets=counted and counted[0], bytes=counted and counted[1])
-                    for rule, counted in zip(table.rules.get(chain, ()), counters, strict=True)
-                ]
-                if not self._is_own(chain):
-                    lines = [line for line in lines if self._is_own(target_of(line.text))]
-                    # kubelet jumps there too, from whatever place
-                    lines.sort(key=lambda line: target_of(line.text) != _KUBELETS)
-                    if not lines:
-                        continue
-                else:
-                    self._learn(chain, lines)
-                yield Block(Key(family, name, "chain", chain), lines)
+        for table, chain, lines in chains(text):
+            if not self._is_own(chain):
+                lines = [line for line in lines if self._is_own(target_of(line.text))]
+                # kubelet jumps there too, from whatever place
+                lines.sort(key=lambda line: target_of(line.text) != _KUBELETS)
+                if not lines:
+                    continue
+            else:
+                self._learn(chain, lines)
+            yield Block(Key(family, table, "chain", chain), lines)
 
     def _is_own(self, chain: str) -> bool:
         return chain in _FRAME or bool(_OF_SERVICE.fullmatch(chain))
@@ -167,6 +161,18 @@ class IptablesReading:
     def sentence(self, block: Block, line: Line) -> str:
         """What a rule does."""
         return Sentence(self._known, self._owners, block, line).text()
+
+
+def chains(text: str) -> Iterator[tuple[str, str, list[Line]]]:
+    """Chains of a listing, each with its table and its rules with their counters."""
+    for name, table in parse(text).items():
+        for chain in dict.fromkeys((*table.policies, *table.rules)):
+            rules, counters = table.rules.get(chain, ()), table.counters.get(chain, ())
+            lines = [
+                Line(rule, packets=counted and counted[0], bytes=counted and counted[1])
+                for rule, counted in zip(rules, counters, strict=True)
+            ]
+            yield name, chain, lines
 
 
 def listings(text: str) -> dict[str, str]:

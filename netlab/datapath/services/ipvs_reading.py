@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from netlab.datapath.services import ipvs
 from netlab.datapath.services import ipvs_sets as sets
 from netlab.datapath.services.claims import settled_ports
-from netlab.datapath.services.iptables_reading import listings
-from netlab.datapath.services.iptables_save import matches, parse, target_of
+from netlab.datapath.services.iptables_reading import chains, listings
+from netlab.datapath.services.iptables_save import matches, target_of
 from netlab.datapath.services.ipvs_listing import listing, plain, service, socket
 from netlab.datapath.services.ipvs_sentences import Sentence, matched_sets
 from netlab.datapath.services.ipvs_service import parts
@@ -90,18 +90,12 @@ class IpvsReading:
         lines = text.splitlines()
         below = [line for line in lines if _is_below(line)]
         rules = "\n".join(line for line in lines if not _is_below(line))
-        for name, table in parse(rules).items():
-            for chain in dict.fromkeys((*table.policies, *table.rules)):
-                counters = table.counters.get(chain, ())
-                found = [
-                    Line(rule, packets=counted and counted[0], bytes=counted and counted[1])
-                    for rule, counted in zip(table.rules.get(chain, ()), counters, strict=True)
-                ]
-                if not chain.startswith(_OWN):
-                    found = [line for line in found if target_of(line.text).startswith(_OWN)]
-                    if not found:
-                        continue
-                yield Block(Key(family, name, "chain", chain), found)
+        for table, chain, found in chains(rules):
+            if not chain.startswith(_OWN):
+                found = [line for line in found if target_of(line.text).startswith(_OWN)]
+                if not found:
+                    continue
+            yield Block(Key(family, table, "chain", chain), found)
         yield from self._below(family, below)
 
     def _below(self, family: str, lines: list[str]) -> Iterator[Block]:
