@@ -14,6 +14,7 @@ from labs import dual_stack_lab, ipv6_lab, small_lab
 from netlab.cli.main import netlab
 from netlab.problems import NetlabError
 from netlab.topology.model import ConntrackProxy, Lab, Pod, ProxyMode
+from netlab.topology.overlays import KINDS
 from netlab.trace.aim import Request
 from netlab.trace.model import PredictedHop, Prediction
 from netlab.trace.prediction import foretell
@@ -319,11 +320,14 @@ def test_predictions_share_no_code_with_the_rules() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
-    # (names of devices, and MACs, which are made of names)
-    overlays = {n for n in done.stdout.split() if n.startswith("netlab.datapath.overlay")}
-    assert set(done.stdout.split()) - overlays == {
+    # Names of devices, MACs (which are made of names) and VNIs: each type of overlay has its own.
+    overlays = {f"netlab.datapath.overlays.{each.replace('-', '_')}" for each in KINDS}
+    assert set(done.stdout.split()) == {
         "netlab.datapath",
         "netlab.datapath.outside_names",
+        "netlab.datapath.overlay",
+        "netlab.datapath.overlays",
         "netlab.datapath.podnet",
         "netlab.datapath.state",
+        *overlays,
     }
