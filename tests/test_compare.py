@@ -18,7 +18,7 @@ from netlab.datapath.services.modes import mode_of
 from netlab.problems import NetlabError
 from netlab.report.compare import print_comparison
 from netlab.topology.model import Fault, Lab
-from netlab.trace.aim import Place, Request, aim
+from netlab.trace.aim import Request, aim
 from netlab.trace.effort import Effort, compared, efforts, places_of
 from netlab.trace.model import (
     Disposition,
@@ -31,6 +31,7 @@ from netlab.trace.model import (
     Witnesses,
 )
 from netlab.trace.model_steps import AnyStep, Nat, Outer, Packet, Rule, Socket, Tuple
+from netlab.trace.place import Place
 from netlab.trace.witnesses.rules import Match, Run
 
 CLIENT = Socket(ip="10.244.1.2", port=41000)

@@ -12,8 +12,9 @@ import pytest
 from netlab.kernel import bpf, skb_events, tracefs
 from netlab.kernel.namespaces import entered
 from netlab.topology.model import Lab
-from netlab.trace.aim import Place, Request
+from netlab.trace.aim import Request
 from netlab.trace.model import Trace
+from netlab.trace.place import Place
 from netlab.trace.run import trace
 from netlab.trace.witnesses.kernel import Kernel, Moment, traced
 from netlab.trace.witnesses.packets import Packets

@@ -18,9 +18,10 @@ from netlab.kernel.namespaces import entered
 from netlab.kernel.nflog import Log
 from netlab.lab import control, lifecycle
 from netlab.topology.model import Lab
-from netlab.trace.aim import Place, Request
+from netlab.trace.aim import Request
 from netlab.trace.model import Trace
 from netlab.trace.model_steps import Rule, Socket, Tuple
+from netlab.trace.place import Place
 from netlab.trace.run import trace
 from netlab.trace.witnesses import together
 from netlab.trace.witnesses.legacy_rules import Hit, chains_of, resolve, verdict_of

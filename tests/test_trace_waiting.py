@@ -21,12 +21,13 @@ from netlab.kernel.skb_events import Pattern
 from netlab.lab import lifecycle
 from netlab.problems import Exit, NetlabError
 from netlab.topology.model import Lab
-from netlab.trace.aim import Place, Request
+from netlab.trace.aim import Request
 from netlab.trace.dissect import load
 from netlab.trace.family import IPV4, IPV6, Family
 from netlab.trace.model import Trace
 from netlab.trace.model_steps import Rule
 from netlab.trace.openings import patterns, pcap, pcap_opening, pcap_tunnelled
+from netlab.trace.place import Place
 from netlab.trace.run import Recorded, trace
 from netlab.trace.waiting import Wait, trace_next
 from test_cli import netlab

@@ -17,12 +17,13 @@ from netlab.kernel.listeners import Listener
 from netlab.kernel.xfrm import Policy
 from netlab.topology.model import Lab
 from netlab.trace import probe
-from netlab.trace.aim import Aim, Place, Request, aim
+from netlab.trace.aim import Aim, Request, aim
 from netlab.trace.case import Case
 from netlab.trace.correlate import Observed, Story, correlate
 from netlab.trace.explain import Explained, explain
 from netlab.trace.model_steps import Bridge, Neighbour, Route, Rule, Socket, Tuple
 from netlab.trace.path import Tables
+from netlab.trace.place import Place
 from netlab.trace.probe import Answer
 from netlab.trace.steps import Texts
 from netlab.trace.watch import Watch

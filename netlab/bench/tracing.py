@@ -22,9 +22,10 @@ from netlab.kernel.skb_events import pattern_of_word
 from netlab.topology.load import load
 from netlab.topology.model import Lab
 from netlab.trace import canary
-from netlab.trace.aim import Place, Request, aim
+from netlab.trace.aim import Request, aim
 from netlab.trace.family import IPV4
 from netlab.trace.mark import Mark
+from netlab.trace.place import Place
 from netlab.trace.run import trace
 from netlab.trace.series import traces
 from netlab.trace.witnesses import Witness

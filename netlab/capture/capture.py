@@ -18,7 +18,7 @@ from netlab.capture.targets import Target, require_device
 from netlab.kernel import namespaces
 from netlab.kernel.packet_sockets import Frame, Tap, await_stamps, close_all
 from netlab.problems import Exit, NetlabError, Problem
-from netlab.trace.aim import Place
+from netlab.trace.place import Place
 
 # Of all sockets together; memory is used only as packets come.
 _BUFFERS = 256 << 20

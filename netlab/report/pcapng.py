@@ -18,7 +18,7 @@ import msgspec
 from netlab.trace.model import Direction
 
 if TYPE_CHECKING:
-    from netlab.trace.aim import Place
+    from netlab.trace.place import Place
 
 _SECTION, _INTERFACE, _PACKET = 0x0A0D0D0A, 1, 6
 _BYTE_ORDER = 0x1A2B3C4D

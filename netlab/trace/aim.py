@@ -27,15 +27,15 @@ from netlab.trace.form import (
     sent_from,
 )
 from netlab.trace.model import ProbeProtocol
-from netlab.trace.place import Place as Place
 from netlab.trace.place import (
+    Place,
     place_of_gateway,
     place_of_host,
     place_of_internet,
+    place_of_node,
+    place_of_pod,
+    place_of_switch,
 )
-from netlab.trace.place import place_of_node as place_of_node
-from netlab.trace.place import place_of_pod as place_of_pod
-from netlab.trace.place import place_of_switch as place_of_switch
 from netlab.trace.ports import named, port_of, protocol_of, require_one_port, service_of
 
 # Every watched namespace costs a packet socket; a pod's veth on its node is seen anyway.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from netlab.datapath.overlays import tunnel_from
-from netlab.trace.aim import Place
 from netlab.trace.case import Case, first_back, last_seen
 from netlab.trace.doubts import NO_ROUTE_FIX, up_again
 from netlab.trace.endings import unheard
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.model import Leg, Loss
+from netlab.trace.place import Place
 from netlab.trace.refusals import Doubt
 from netlab.trace.virtual_refusals import empty_server
 from netlab.trace.witnesses.packets import Sighting

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from netlab.kernel.namespaces import entered
-from netlab.trace.aim import Place
 from netlab.trace.family import IPV4, Family
 from netlab.trace.model_steps import Socket
+from netlab.trace.place import Place
 from netlab.trace.witnesses import Canary, Witness
 
 COOKIE_BYTES = 8

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from netlab.topology.model import Lab
-from netlab.trace.aim import Aim, Place
+from netlab.trace.aim import Aim
 from netlab.trace.correlate import Story
 from netlab.trace.model import Leg, Receiver
 from netlab.trace.model_steps import AnyStep, Rule
 from netlab.trace.path import Tables
+from netlab.trace.place import Place
 from netlab.trace.probe import Answer
 from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.kernel import Moment

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from netlab.trace.aim import Place
 from netlab.trace.family import IPV4, family_of
 from netlab.trace.model import Hop, Leg
 from netlab.trace.model_steps import Nat, Outer, Rule, Tuple
 from netlab.trace.path import Passage, Tables, legs, of_answers
+from netlab.trace.place import Place
 from netlab.trace.steps import Chapter, Narrator, Texts
 from netlab.trace.witnesses.conntrack import Entry
 from netlab.trace.witnesses.kernel import Moment

@@ -17,10 +17,10 @@ from netlab.datapath.overlays import tunnel, tunnels, vni
 from netlab.datapath.podnet import outer_link, switch_port
 from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
 from netlab.trace import declared_outside
-from netlab.trace.aim import Place, place_of_node, place_of_pod, place_of_switch
 from netlab.trace.declared_outside import Attached
 from netlab.trace.family import Family, family_of, first_of
 from netlab.trace.model_steps import TunnelKind
+from netlab.trace.place import Place, place_of_node, place_of_pod, place_of_switch
 from netlab.trace.predicted_policies import Policies
 
 BRIDGE, UPLINK, SWITCH_BRIDGE, LOOPBACK = "cbr0", "eth0", "br0", "lo"

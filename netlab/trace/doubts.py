@@ -10,12 +10,12 @@ from collections.abc import Iterable
 
 from netlab.datapath.overlay import vtep_mac
 from netlab.datapath.overlays import tunnel_from, tunnels
-from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_steps
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
 from netlab.trace.link_layer import unknown_to_itself
 from netlab.trace.model import Leg
 from netlab.trace.model_steps import REFUSING, Bridge, Neighbour, Route, Rule
+from netlab.trace.place import Place
 from netlab.trace.refusals import Doubt
 from netlab.trace.witnesses.decisions import Link
 from netlab.trace.witnesses.packets import Sighting

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_seen, rules
 from netlab.trace.family import IPV6
 from netlab.trace.model_steps import OF_SERVICES, Route, Socket, Tuple
+from netlab.trace.place import Place
 from netlab.trace.refusals import Doubt
 
 

@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
-from netlab.trace.aim import Place, in_lab
+from netlab.trace.aim import in_lab
 from netlab.trace.came_back import by_error, by_refusal, came_back
 from netlab.trace.case import (
     Case,
@@ -40,6 +40,7 @@ from netlab.trace.ipsec import by_policy
 from netlab.trace.link_layer import misdirected
 from netlab.trace.model import Leg, Loss
 from netlab.trace.model_steps import REFUSING, Bridge, Route, Rule
+from netlab.trace.place import Place
 from netlab.trace.policy_refusals import policy_object
 from netlab.trace.refusals import Doubt, missing_service, said_by
 from netlab.trace.steps import Chapter

@@ -6,8 +6,8 @@ Source: __nf_conntrack_alloc, net/netfilter/nf_conntrack_core.c.
 
 from __future__ import annotations
 
-from netlab.trace.aim import Place
 from netlab.trace.case import Case
+from netlab.trace.place import Place
 from netlab.trace.refusals import Doubt
 
 _COUNT = "net/netfilter/nf_conntrack_count"

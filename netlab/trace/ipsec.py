@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from netlab.kernel.xfrm import Direction, Policy
-from netlab.trace.aim import Place
 from netlab.trace.case import Case, last_seen
 from netlab.trace.family import first_of
 from netlab.trace.model import Leg
+from netlab.trace.place import Place
 from netlab.trace.refusals import Doubt
 
 # The kernel's word for all of them, in lower case as reasons are.

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from netlab.datapath.overlays import tunnels
-from netlab.trace.aim import Place
 from netlab.trace.case import Case
 from netlab.trace.model import Leg
 from netlab.trace.model_steps import Neighbour
+from netlab.trace.place import Place
 from netlab.trace.refusals import Doubt
 from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.decisions import Link

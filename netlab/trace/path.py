@@ -15,9 +15,9 @@ import msgspec
 
 from netlab.kernel.listeners import Listener
 from netlab.kernel.xfrm import Policy
-from netlab.trace.aim import Place
 from netlab.trace.model import Leg
 from netlab.trace.model_steps import Bridge, Neighbour, Route, Socket, Tuple
+from netlab.trace.place import Place
 from netlab.trace.witnesses.decisions import Link
 from netlab.trace.witnesses.packets import Sighting
 

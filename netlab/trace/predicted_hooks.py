@@ -12,10 +12,10 @@ from typing import NamedTuple
 import msgspec
 
 from netlab.topology.model import Endpoint
-from netlab.trace.aim import Place
 from netlab.trace.declared_network import LOOPBACK, UPLINK, DeclaredNetwork
 from netlab.trace.declared_outside import OUTSIDE, masquerades
 from netlab.trace.model_steps import Socket, Tuple
+from netlab.trace.place import Place
 from netlab.trace.predicted_balancing import BalancingProxy
 from netlab.trace.predicted_services import Hook, Packet, Proxy, Refusal
 from netlab.trace.predicted_services import Translation as Offer

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import msgspec
 
 from netlab.topology.model import Node, Pod
-from netlab.trace.aim import Place
 from netlab.trace.declared_network import (
     BRIDGE,
     LOOPBACK,
@@ -34,6 +33,7 @@ from netlab.trace.declared_outside import (
 from netlab.trace.family import first_of
 from netlab.trace.model import PredictedOuter
 from netlab.trace.model_steps import Decapsulate, Encapsulate, Route, Socket, Tuple
+from netlab.trace.place import Place
 from netlab.trace.predicted_hooks import Passing, PredictedHooks, Stop
 from netlab.trace.predicted_story import PredictedStory, Role
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 import msgspec
 
-from netlab.trace.aim import Place
 from netlab.trace.model import PredictedHop, PredictedOuter, Translation
 from netlab.trace.model_steps import AnyStep, Nat, Socket, Tuple
+from netlab.trace.place import Place
 
 Role = Literal["probe", "answer", "reset", "error"]
 Kind = Literal["dnat", "ipvs", "snat", "masquerade"]

@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Endpoint, Lab
-from netlab.trace.aim import Aim, Place, Request, aim, in_lab
+from netlab.trace.aim import Aim, Request, aim, in_lab
 from netlab.trace.declared_network import UPLINK, DeclaredNetwork
 from netlab.trace.declared_outside import host_of
 from netlab.trace.family import IPV6
@@ -25,6 +25,7 @@ from netlab.trace.model import (
     Receiver,
 )
 from netlab.trace.model_steps import OF_SERVICES, AnyStep, Deliver, Drop, Socket, Tuple
+from netlab.trace.place import Place
 from netlab.trace.predicted_hooks import Stop
 from netlab.trace.predicted_path import Arrival, Walker
 from netlab.trace.predicted_story import Role, relabelled

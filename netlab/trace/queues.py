@@ -9,8 +9,8 @@ import struct
 
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import NetlinkError, Socket, attributes
-from netlab.trace.aim import Place
 from netlab.trace.case import Case
+from netlab.trace.place import Place
 
 _RTM_GETQDISC = 38
 _TCMSG = struct.Struct("=BxxxiIII")

@@ -11,10 +11,10 @@ import re
 from typing import NamedTuple
 
 from netlab.topology.model import Service
-from netlab.trace.aim import Place
 from netlab.trace.case import Case, rules
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.model_steps import Rule, Socket
+from netlab.trace.place import Place
 from netlab.trace.policy_refusals import of_gateway, of_policy
 from netlab.trace.steps import Chapter
 from netlab.trace.witnesses.nftables_text import FLAT, KUBE_PROXY

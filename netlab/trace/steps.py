@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from netlab.trace.aim import Place
 from netlab.trace.model import Leg
 from netlab.trace.model_steps import (
     AnyStep,
@@ -26,6 +25,7 @@ from netlab.trace.model_steps import (
     Tuple,
 )
 from netlab.trace.path import Passage, Tables
+from netlab.trace.place import Place
 from netlab.trace.witnesses.conntrack import Entry
 from netlab.trace.witnesses.rules import Match, Run
 from netlab.trace.witnesses.virtual_servers import Balanced

@@ -17,9 +17,10 @@ from msgspec.structs import replace
 from netlab.kernel import conntrack
 from netlab.topology.model import Lab
 from netlab.trace import canary, dissect, probe
-from netlab.trace.aim import Aim, Place
+from netlab.trace.aim import Aim
 from netlab.trace.mark import Mark
 from netlab.trace.model import Receiver
+from netlab.trace.place import Place
 from netlab.trace.witnesses.packets import Packets, Sighting, program, watched_words
 
 _TIMEOUT_S = 0.5

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from netlab.datapath.overlay import vtep_mac
 from netlab.topology.model import Lab
-from netlab.trace.aim import Aim, Place
+from netlab.trace.aim import Aim
 from netlab.trace.declared_network import NOWHERE, DeclaredNetwork, Way
 from netlab.trace.model import Hop, Leg, PredictedHop, Prediction, Trace, Translation
 from netlab.trace.model_steps import OF_SERVICES, Bridge, Encapsulate, Neighbour, Route, Socket
+from netlab.trace.place import Place
 
 # Waiting for a MAC ends with an ICMP error, or before.
 _UNRESOLVED = ("neighbour-unresolved", "host-unreachable")

@@ -6,9 +6,9 @@ No comment of a rule says which Service is meant: the objects do.
 from __future__ import annotations
 
 from netlab.topology.model import Service, ServicePort
-from netlab.trace.aim import Place
 from netlab.trace.case import Case
 from netlab.trace.model_steps import Rule, Socket
+from netlab.trace.place import Place
 from netlab.trace.refusals import Doubt
 
 _SOURCE_RANGES = ("KUBE-SOURCE-RANGES-FIREWALL", "KUBE-IPVS-OUT-FILTER")

@@ -28,16 +28,7 @@ from netlab.kernel.skb_events import pattern_of_word
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab
 from netlab.trace import canary, dissect
-from netlab.trace.aim import (
-    DEFAULT_TIMEOUT_S,
-    MOST_PODS,
-    Aim,
-    Place,
-    Request,
-    aim,
-    place_of_node,
-    sender,
-)
+from netlab.trace.aim import DEFAULT_TIMEOUT_S, MOST_PODS, Aim, Request, aim, sender
 from netlab.trace.correlate import Observed
 from netlab.trace.family import IPV4, IPV6, Family, family_of
 from netlab.trace.mark import COOKIE_BYTES, QUESTION_BYTES, Mark
@@ -51,6 +42,7 @@ from netlab.trace.openings import (
     pcap_tunnelled,
     pcap_word,
 )
+from netlab.trace.place import Place, place_of_node
 from netlab.trace.probe import Answer, Outcome
 from netlab.trace.run import Recorded, follow, require_namespaces, tell
 from netlab.trace.unanswered import Sent, is_back

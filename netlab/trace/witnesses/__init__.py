@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from netlab.trace.aim import Place
 from netlab.trace.model_steps import Socket
+from netlab.trace.place import Place
 
 
 class Canary(msgspec.Struct, frozen=True):

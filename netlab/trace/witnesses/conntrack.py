@@ -15,9 +15,9 @@ from netlab.kernel import conntrack
 from netlab.kernel.namespaces import entered
 from netlab.kernel.nfnetlink import Listener
 from netlab.problems import NetlabError
-from netlab.trace.aim import Place
 from netlab.trace.family import Family
 from netlab.trace.model_steps import Socket, Tuple
+from netlab.trace.place import Place
 from netlab.trace.witnesses import Canary
 
 _GROUPS = (1, 2)  # new, update

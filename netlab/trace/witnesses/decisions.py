@@ -47,9 +47,9 @@ from netlab.kernel.rtnetlink import (
     mac_bytes,
 )
 from netlab.problems import NetlabError
-from netlab.trace.aim import Place
 from netlab.trace.family import IPV6, Family
 from netlab.trace.model_steps import REFUSING, Bridge, Neighbour, Route, Socket, Tuple
+from netlab.trace.place import Place
 from netlab.trace.witnesses import Canary
 from netlab.trace.witnesses.refused_routes import TYPES, Question, find
 

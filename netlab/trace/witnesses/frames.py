@@ -17,7 +17,7 @@ from netlab.kernel import namespaces, socket_filter
 from netlab.kernel.frame_events import FrameEvents
 from netlab.kernel.packet_sockets import WHOLE, Frame, Tap, close_all
 from netlab.kernel.socket_filter import Test
-from netlab.trace.aim import Place
+from netlab.trace.place import Place
 
 # A flood on a bridge of a thousand ports is a thousand copies; memory is used only as they come.
 _BUFFER = 4 << 20

@@ -18,10 +18,10 @@ import msgspec
 
 from netlab.kernel import namespaces, tracefs
 from netlab.kernel.skb_events import Kind, Pattern, SkbEvent, SkbEvents
-from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
 from netlab.trace.mark import Mark
 from netlab.trace.model_steps import Packet
+from netlab.trace.place import Place
 from netlab.trace.witnesses import Canary
 from netlab.trace.witnesses.packets import Sighting, words_of
 

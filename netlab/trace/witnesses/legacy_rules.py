@@ -27,8 +27,8 @@ from netlab.kernel.nfnetlink import messages
 from netlab.kernel.xtables import legacy_tables, program
 from netlab.lab.control import Init
 from netlab.problems import NetlabError
-from netlab.trace.aim import Place
 from netlab.trace.mark import Mark
+from netlab.trace.place import Place
 from netlab.trace.witnesses import Canary
 from netlab.trace.witnesses.rules import DeviceNames, Match, Run, run_of, text_of
 

@@ -17,12 +17,12 @@ import msgspec
 from netlab.kernel import socket_filter
 from netlab.kernel.packet_sockets import WHOLE, Frame
 from netlab.kernel.socket_filter import equal
-from netlab.trace.aim import Place
 from netlab.trace.dissect import Role, dissect
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.mark import Mark
 from netlab.trace.model import Direction
 from netlab.trace.model_steps import Packet, Socket
+from netlab.trace.place import Place
 from netlab.trace.witnesses import Canary
 from netlab.trace.witnesses.fragments import Key, counted, piece_of
 from netlab.trace.witnesses.frames import Source, Ways, source

@@ -17,9 +17,9 @@ from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import NetlinkError, attributes, text
 from netlab.kernel.netlink import Socket as Netlink
 from netlab.kernel.nfnetlink import SUBSYSTEM_NFTABLES, request_body
-from netlab.trace.aim import Place
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.model_steps import Rule
+from netlab.trace.place import Place
 from netlab.trace.witnesses.nftables_text import (
     KUBE_PROXY,
     Listing,

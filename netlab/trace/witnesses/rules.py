@@ -25,10 +25,10 @@ import msgspec
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import attributes
 from netlab.kernel.nfnetlink import SUBSYSTEM_NFTABLES, Listener
-from netlab.trace.aim import Place
 from netlab.trace.family import IPV4
 from netlab.trace.mark import Mark, bytes_at
 from netlab.trace.model_steps import Socket, Tuple
+from netlab.trace.place import Place
 from netlab.trace.witnesses import Canary
 
 _GROUP_NFTRACE = 9

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from netlab.kernel.namespaces import entered
-from netlab.trace.aim import Place
 from netlab.trace.model_steps import Socket
+from netlab.trace.place import Place
 
 
 class Balanced(msgspec.Struct, frozen=True):
