@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -122,6 +124,56 @@ def test_a_package_that_is_none_is_refused(
     with pytest.raises(NetlabError, match="is no package that can be read") as raised:
         packaged_kernel.kernel()
     assert raised.value.exit_code == 3
+    assert [path.name for path in (tmp_path / "cache" / "vm").iterdir()] == ["lock"]
+
+
+def package(path: Path, **files: bytes) -> None:
+    """A package of Debian with these files; "_" in their names stands for "/"."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:xz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo("./" + name.replace("_", "/"))
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    data = packed.getvalue()
+    header = b"%-16s%-12d%-6d%-6d%-8s%-10d`\n" % (b"data.tar.xz", 0, 0, 0, b"100644", len(data))
+    path.write_bytes(b"!<arch>\n" + header + data)
+
+
+def test_a_package_is_unpacked_by_every_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11.2, that of Debian 12, has no filters of members."""
+
+    def extract(self: tarfile.TarFile, member: tarfile.TarInfo, path: str = "") -> None:
+        raise TypeError("extract() got an unexpected keyword argument 'filter'")
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", extract)
+    monkeypatch.setattr(packaged_kernel, "_index_modules", lambda work, release: None)
+    package(
+        tmp_path / "given.deb",
+        **{
+            "boot_vmlinuz-6.1-x": b"kernel",
+            "lib_modules_6.1-x_kernel_a.ko": b"module",
+            "lib_modules_6.1-x_modules.order": b"kernel/a.ko",
+        },
+    )
+    monkeypatch.setenv("NETLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NETLAB_VM_PACKAGE", str(tmp_path / "given.deb"))
+    kernel = packaged_kernel.kernel()
+    assert kernel.release == "6.1-x"
+    assert kernel.image.read_bytes() == b"kernel"
+    assert (kernel.modules / "kernel" / "a.ko").read_bytes() == b"module"
+    assert (kernel.modules / "modules.order").read_bytes() == b"kernel/a.ko"
+
+
+def test_a_package_writes_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(tmp_path / "given.deb", **{"lib_modules_6.1-x_.._.._.._.._evil": b"x"})
+    monkeypatch.setenv("NETLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NETLAB_VM_PACKAGE", str(tmp_path / "given.deb"))
+    with pytest.raises(NetlabError, match="is no package that can be read"):
+        packaged_kernel.kernel()
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "given.deb"}
     assert [path.name for path in (tmp_path / "cache" / "vm").iterdir()] == ["lock"]
 
 
