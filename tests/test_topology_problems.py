@@ -850,11 +850,11 @@ def test_pod_outside_its_nodes_cidr(tmp_path: Path) -> None:
 def test_kinds_without_a_part_are_counted_in_one_line(tmp_path: Path) -> None:
     texts = [
         f"apiVersion: v1\nkind: {kind}\nmetadata: {{name: a{i}}}\n"
-        for i, kind in enumerate(("Secret", "ConfigMap", "Secret", "ServiceAccount"))
+        for i, kind in enumerate(("Secret", "LimitRange", "Secret", "ServiceAccount"))
     ]
     (found,) = warnings(tmp_path, "---\n".join(texts))
     assert found.code == "no-part"
-    assert "ConfigMap (1), Secret (2), ServiceAccount (1)" in found.message
+    assert "LimitRange (1), Secret (2), ServiceAccount (1)" in found.message
 
 
 def test_what_is_not_built_is_said(tmp_path: Path) -> None:

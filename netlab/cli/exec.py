@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from netlab.lab.enter import Place
-    from netlab.topology.model import Lab, Pod
+    from netlab.topology.model import Container, Lab, Pod
     from netlab.topology.references import Reference
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,16 +50,26 @@ def _like_kubectl(short: str, long: str, what: str) -> Callable[[F], F]:
     )
 
 
+_container_option = click.option(
+    "-c",
+    "--container",
+    metavar="CONTAINER",
+    help="The container of a pod whose environment it is to have; the first one otherwise.",
+)
+
+
 @click.command(name="exec", cls=_Exec)
 @click.argument("target", shell_complete=complete_reference)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @namespace_option
 @lab_option
+@_container_option
 @_like_kubectl("-i", "--stdin", "stdin")
 @_like_kubectl("-t", "--tty", "a terminal")
 def exec_(
     target: str,
     command: tuple[str, ...],
+    container: str | None,
     namespace: str | None,
     lab_name: str | None,
 ) -> int:
@@ -69,21 +79,23 @@ def exec_(
       netlab exec pod1 -- curl -s http://10.99.174.93/hostname
       netlab exec node/k8s-slave1 -- ip route
 
-    The exit code is the command's.
+    A pod's variables are there, those of its Services too. The exit code is the command's.
     """
     lab = running_lab(lab_name)
-    place, _ = _place(lab, target, namespace)
-    return _run(lab, place, command, os.environ)
+    place, _, pod = _place(lab, target, namespace)
+    return _run(lab, place, command, _environment(lab, pod, target, container))
 
 
 @click.command()
 @click.argument("target", shell_complete=complete_reference)
+@_container_option
 @namespace_option
 @lab_option
-def shell(target: str, namespace: str | None, lab_name: str | None) -> int:
+def shell(target: str, container: str | None, namespace: str | None, lab_name: str | None) -> int:
     """Open $SHELL in a pod or on a node; the prompt says where."""
     lab = running_lab(lab_name)
-    place, label = _place(lab, target, namespace)
+    place, label, pod = _place(lab, target, namespace)
+    environment = _environment(lab, pod, target, container)
     program = next(
         found
         for name in (os.environ.get("SHELL"), "bash", "sh")
@@ -91,9 +103,9 @@ def shell(target: str, namespace: str | None, lab_name: str | None) -> int:
     )
     prompt = f"[{label}] "
     if os.path.basename(program) != "bash":
-        return _run(lab, place, [program, "-i"], {**os.environ, "PS1": f"{prompt}$ "})
+        return _run(lab, place, [program, "-i"], {**environment, "PS1": f"{prompt}$ "})
     start = _bash_start(prompt)
-    return _run(lab, place, [program, "--rcfile", f"/dev/fd/{start}", "-i"], os.environ)
+    return _run(lab, place, [program, "--rcfile", f"/dev/fd/{start}", "-i"], environment)
 
 
 def _bash_start(prompt: str) -> int:
@@ -118,8 +130,38 @@ def _run(lab: Lab, place: Place, command: Sequence[str], environment: Mapping[st
     return enter.run(init, place, command, environment)
 
 
-def _place(lab: Lab, text: str, namespace: str | None) -> tuple[Place, str]:
-    """Where a reference leads, and its name for people."""
+def _environment(lab: Lab, pod: Pod | None, target: str, name: str | None) -> dict[str, str]:
+    """The caller's variables and, before those, the ones of a pod's container."""
+    from netlab.datapath import environment
+    from netlab.topology.model import Container
+
+    if pod is None:
+        if name is not None:
+            problem = Problem("usage", f'"{target}" is no pod, and has no container "{name}"')
+            raise NetlabError(problem)
+        return dict(os.environ)
+    # (Of a pod that declares no container the built-in workload is the only one.)
+    container = _container(pod, name) if pod.containers or name else Container(name="")
+    return {**os.environ, **environment.of_container(lab, pod, container)}
+
+
+def _container(pod: Pod, name: str | None) -> Container:
+    if name is None:
+        return pod.containers[0]
+    for container in pod.containers:
+        if container.name == name:
+            return container
+    known = ", ".join(container.name for container in pod.containers) or "none"
+    problem = Problem(
+        "unknown-container",
+        f'Pod {pod.key} has no container "{name}"',
+        hint=f"it has {known}",
+    )
+    raise NetlabError(problem)
+
+
+def _place(lab: Lab, text: str, namespace: str | None) -> tuple[Place, str, Pod | None]:
+    """Where a reference leads, its name for people, and the pod if it is one."""
     from netlab.datapath.outside_names import host_namespace
     from netlab.datapath.state import namespace_name
     from netlab.lab.enter import Place
@@ -128,15 +170,15 @@ def _place(lab: Lab, text: str, namespace: str | None) -> tuple[Place, str]:
     reference = resolve(lab, text, namespace)
     pod = reference.pod or _pod_behind(lab, reference)
     if pod is not None and pod.host_network:
-        return Place(namespace_name(lab.name, pod.node), pod.node), pod.key
+        return Place(namespace_name(lab.name, pod.node), pod.node), pod.key, pod
     if pod is not None:
-        return Place(namespace_name(lab.name, pod.namespace, pod.name), pod.name), pod.key
+        return Place(namespace_name(lab.name, pod.namespace, pod.name), pod.name), pod.key, pod
     if reference.node is not None:
         name = reference.node.name
-        return Place(namespace_name(lab.name, name), name), f"node/{name}"
+        return Place(namespace_name(lab.name, name), name), f"node/{name}", None
     if reference.host is not None:
         name = reference.host.name
-        return Place(host_namespace(lab, reference.host), name), f"host/{name}"
+        return Place(host_namespace(lab, reference.host), name), f"host/{name}", None
     raise NetlabError(
         Problem(
             "no-place",

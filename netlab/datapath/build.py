@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from netlab.datapath import faults, outside, own_tables, podnet
+from netlab.datapath import faults, outside, own_tables, podnet, programs
 from netlab.datapath.overlay import PodsByNode, pod_mtu
 from netlab.datapath.overlays import type_of
 from netlab.datapath.services.modes import mode_of
@@ -16,6 +16,7 @@ from netlab.datapath.state import (
     Namespace,
     NodeState,
     Peer,
+    Process,
     Route,
     Server,
     Sysctl,
@@ -30,11 +31,13 @@ SWITCH_BRIDGE = "br0"
 def build(lab: Lab, *, rules: bool = True) -> LabState:
     """Everything that `up` makes true for this lab; without the nodes' rules if not wanted."""
     lab = faults.faulty(lab)
-    pods = _pods_by_node(lab)
+    pods, running = _pods_by_node(lab), _programs(lab)
     state = LabState(
         lab=lab.name,
         switch=_switch(lab),
-        nodes=tuple(_node(lab, node, pods, rules) for node in lab.nodes),
+        nodes=tuple(
+            _node(lab, node, pods, rules, running.get(node.name, ())) for node in lab.nodes
+        ),
         outside=tuple(outside.namespaces(lab)),
         servers=tuple(_servers(lab)),
     )
@@ -52,12 +55,12 @@ def _servers(lab: Lab) -> Iterator[Server]:
     """What answers in the pods, and what the service proxies of the nodes answer themselves."""
     everywhere = podnet.any_addresses(lab)
     for pod in lab.pods:
-        if pod.listen:
+        if pod.served:
             yield Server(
                 namespace=pod_namespace_name(lab, pod),
                 identity=pod.name,
                 node=pod.node,
-                listen=pod.listen,
+                listen=pod.served,
                 addresses=everywhere,
             )
     yield from outside.servers(lab)
@@ -98,7 +101,19 @@ def _switch(lab: Lab) -> Namespace:
     )
 
 
-def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
+def _programs(lab: Lab) -> dict[str, tuple[Process, ...]]:
+    """What the containers of each node's pods run."""
+    found: dict[str, tuple[Process, ...]] = {}
+    for pod in lab.pods:
+        if any(container.runs for container in pod.containers):
+            own = programs.of_pod(lab, pod, pod_namespace_name(lab, pod))
+            found[pod.node] = (*found.get(pod.node, ()), *own)
+    return found
+
+
+def _node(
+    lab: Lab, node: Node, pods: PodsByNode, rules: bool, running: tuple[Process, ...]
+) -> NodeState:
     name = namespace_name(lab.name, node.name)
     own = pods[node.name]
     overlay, mtu = type_of(lab), pod_mtu(lab)
@@ -151,7 +166,7 @@ def _node(lab: Lab, node: Node, pods: PodsByNode, rules: bool) -> NodeState:
         ),
         pods=pod_net.pods,
         rules=mode.render(lab, node) if rules else None,
-        processes=part.processes,
+        processes=(*part.processes, *running),
     )
 
 

@@ -334,9 +334,13 @@ class Process(State, frozen=True):
     name: str  # "bird": unique in its namespace
     namespace: str
     command: tuple[str, ...]
-    package: str  # Debian's, which has the program
+    package: str = ""  # Debian's, which has the program; "": it is the user's own
     files: tuple[File, ...] = ()
     directories: tuple[tuple[str, str], ...] = ()  # to be made below /run, with the owner of each
+    directory: str = "/"
+    environment: tuple[tuple[str, str], ...] = ()
+    # Further variables, as they are when it starts: another value is no reason to start it again.
+    at_start: tuple[tuple[str, str], ...] = ()
     reload: str = ""  # the signal after which it reads changed files; "": it is started again
     # It is ready when the namespace has these routes, whoever made them, and sockets listen.
     routes: tuple[Route, ...] = ()

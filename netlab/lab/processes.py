@@ -160,9 +160,12 @@ class Processes:
 
     def _change(self, running: _Running, declared: dict[str, Any]) -> None:
         """Where only files differ it may read them again, else it is started anew."""
-        before = {**running.declared, **_said_by_files(declared)}
+        before = running.declared
         running.declared = declared
-        if running.pid and declared["reload"] and before == declared:
+        is_same = _without(before, _NOT_OF_THE_PROGRAM) == _without(declared, _NOT_OF_THE_PROGRAM)
+        if is_same and before.get("files") == declared.get("files"):
+            return
+        if running.pid and declared["reload"] and is_same:
             self._in_mounts(declared["inode"], lambda: _furnish(declared))
             os.kill(running.pid, signal.Signals[declared["reload"]])
         else:
@@ -256,9 +259,12 @@ class Processes:
             os._exit(status)
 
 
-def _said_by_files(declared: Mapping[str, Any]) -> dict[str, Any]:
-    """What may differ without the program being another: its files, and what it is ready by."""
-    return {key: declared[key] for key in ("files", "routes", "listens") if key in declared}
+_NOT_OF_THE_PROGRAM = ("files", "at_start", "routes", "listens")
+"""What may differ without it being another: also what it is ready by."""
+
+
+def _without(declared: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in declared.items() if key not in keys}
 
 
 def _furnish(declared: Mapping[str, Any]) -> None:
@@ -302,12 +308,14 @@ def _become(declared: Mapping[str, Any], network: int, mounts: int) -> None:
     setns(mounts, CLONE_NEWNS)
     setns(network, CLONE_NEWNET)
     os.setsid()
-    os.chdir("/")
+    os.chdir(declared.get("directory", "/"))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     os.closerange(3, hard)
     command = declared["command"]
     path = f"{os.environ.get('PATH', os.defpath)}:{_SBIN}"
     try:
-        os.execvpe(command[0], command, {"PATH": path, "LC_ALL": "C.UTF-8"})
+        variables = dict(declared.get("at_start", ())) | dict(declared.get("environment", ()))
+        environment = {"PATH": path, "LC_ALL": "C.UTF-8", **variables}
+        os.execvpe(command[0], command, environment)
     except OSError as error:
         raise OSError(f"{command[0]}: {error.strerror}") from None

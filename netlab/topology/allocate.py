@@ -24,6 +24,7 @@ from netlab.topology import (
     services,
 )
 from netlab.topology.addresses import is_network, network, split
+from netlab.topology.containers import Containers
 from netlab.topology.convert import shown
 from netlab.topology.networks import Networks
 from netlab.topology.nodes import DraftNode
@@ -66,6 +67,11 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         overlay = replace(overlay, masquerade="outside")
     expected = tuple(_expected(objects.lab, found))
     found.raise_errors()
+    nodes = tuple(_node(draft, decided.families) for draft in decided.nodes)
+    containers = Containers(objects, found, {node.name: node.addresses for node in nodes})
+    pods = tuple(_pod(draft, decided.families, containers.of(draft)) for draft in drafts)
+    containers.tell()
+    found.raise_errors()
     pod_cidr, *other_pod_cidrs = map(str, decided.pod_cidrs)
     return model.Lab(
         name=objects.lab.item.metadata.name if objects.lab else name,
@@ -76,8 +82,8 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         overlay=overlay,
         service_proxy=proxy,
         iptables_backend=_iptables_backend(objects.lab),
-        nodes=tuple(_node(draft, decided.families) for draft in decided.nodes),
-        pods=tuple(_pod(draft, decided.families) for draft in drafts),
+        nodes=nodes,
+        pods=pods,
         services=tuple(made),
         endpoints=tuple(behind),
         gateway=gateway,
@@ -101,7 +107,11 @@ def _node(draft: DraftNode, families: tuple[model.Family, ...]) -> model.Node:
     )
 
 
-def _pod(draft: DraftPod, families: tuple[model.Family, ...]) -> model.Pod:
+def _pod(
+    draft: DraftPod,
+    families: tuple[model.Family, ...],
+    containers: tuple[model.Container, ...],
+) -> model.Pod:
     assert draft.node is not None
     address, *other_addresses = (str(draft.addresses[each]) for each in families)
     return model.Pod(
@@ -111,13 +121,10 @@ def _pod(draft: DraftPod, families: tuple[model.Family, ...]) -> model.Pod:
         address=address,
         other_addresses=tuple(other_addresses),
         labels=draft.labels,
-        ports=tuple(
-            model.ContainerPort(
-                port=port.containerPort, protocol=port.protocol or "TCP", name=port.name or ""
-            )
-            for port in draft.ports
-        ),
+        containers=containers,
+        ports=tuple(port for container in containers for port in container.ports),
         listen=tuple(draft.listen),
+        service_links=draft.spec.enableServiceLinks is not False,
         host_network=draft.host_network,
         ready=draft.ready,
         owner=draft.owner,

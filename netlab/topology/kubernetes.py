@@ -100,22 +100,86 @@ class Node(Object, frozen=True, tag="Node"):
 # Pod, and what makes pods
 
 
-class ContainerPort(Part, frozen=True):
+class ContainerPort(Part, frozen=True, omit_defaults=True):
     containerPort: Port
     protocol: Protocol | None = None
     name: str | None = None
     hostPort: PortOrZero | None = None
+    hostIP: str | None = None
 
 
-class Container(Part, frozen=True):
+class FieldRef(Part, frozen=True):
+    fieldPath: str
+
+
+class KeyRef(Part, frozen=True):
+    key: str
+    name: str | None = None
+    optional: bool | None = None
+
+
+class EnvVarSource(Part, frozen=True):
+    fieldRef: FieldRef | None = None
+    configMapKeyRef: KeyRef | None = None
+
+
+class EnvVar(Part, frozen=True):
+    name: str
+    value: str | None = None
+    valueFrom: EnvVarSource | None = None
+
+
+class ConfigMapRef(Part, frozen=True):
+    name: str | None = None
+    optional: bool | None = None
+
+
+class EnvFrom(Part, frozen=True):
+    prefix: str | None = None
+    configMapRef: ConfigMapRef | None = None
+
+
+class VolumeMount(Part, frozen=True):
+    name: str
+    mountPath: str
+    subPath: str | None = None
+
+
+class Container(Part, frozen=True, omit_defaults=True):
     ports: list[ContainerPort] | None = None
+    name: str | None = None
+    image: str | None = None
+    command: list[str] | None = None
+    args: list[str] | None = None
+    workingDir: str | None = None
+    env: list[EnvVar] | None = None
+    envFrom: list[EnvFrom] | None = None
+    volumeMounts: list[VolumeMount] | None = None
 
 
-class PodSpec(Part, frozen=True):
+class KeyToPath(Part, frozen=True):
+    key: str
+    path: str
+
+
+class ConfigMapVolume(Part, frozen=True):
+    name: str | None = None
+    items: list[KeyToPath] | None = None
+    optional: bool | None = None
+
+
+class Volume(Part, frozen=True):
+    name: str
+    configMap: ConfigMapVolume | None = None
+
+
+class PodSpec(Part, frozen=True, omit_defaults=True):
     nodeName: str | None = None
     nodeSelector: Labels | None = None
     hostNetwork: bool | None = None
+    enableServiceLinks: bool | None = None
     containers: list[Container] | None = None
+    volumes: list[Volume] | None = None
 
 
 class Condition(Part, frozen=True):
@@ -307,6 +371,11 @@ class EndpointSlice(Object, frozen=True, tag="EndpointSlice"):
 # The rest
 
 
+class ConfigMap(Object, frozen=True, tag="ConfigMap"):
+    metadata: Metadata
+    data: dict[str, str] | None = None
+
+
 class ServiceCIDRSpec(Part, frozen=True):
     cidrs: list[str]
 
@@ -375,6 +444,7 @@ KINDS: dict[tuple[str, str], type[Object]] = {
     ("", "Pod"): Pod,
     ("", "Service"): Service,
     ("", "Endpoints"): Endpoints,
+    ("", "ConfigMap"): ConfigMap,
     ("", "Namespace"): Namespace,
     ("apps", "Deployment"): Deployment,
     ("apps", "ReplicaSet"): ReplicaSet,

@@ -177,6 +177,39 @@ class ContainerPort(Frozen, frozen=True):
     port: int
     protocol: Protocol = "TCP"
     name: str = ""
+    host_port: int = 0  # the same for whoever asks the node; 0: none
+    host_ip: str = ""  # the node's address for that; "": every one
+
+
+class Variable(Frozen, frozen=True):
+    """A variable of a container's environment; `$(NAME)` in it stands for another one."""
+
+    name: str
+    value: str
+
+
+class MountedFile(Frozen, frozen=True):
+    """A file of a volume where a container sees it."""
+
+    path: str
+    text: str
+
+
+class Container(Frozen, frozen=True):
+    """A container of a pod; all of a pod share its network namespace.
+
+    If it `runs`, its command is a process of the pod; else the built-in workload answers for it.
+    """
+
+    name: str
+    image: str = ""  # as recorded: nothing is pulled
+    command: tuple[str, ...] = ()  # what stands in place of the image's entry point
+    args: tuple[str, ...] = ()
+    directory: str = ""  # where the command begins
+    env: tuple[Variable, ...] = ()  # in order; of equal names the last counts
+    ports: tuple[ContainerPort, ...] = ()
+    files: tuple[MountedFile, ...] = ()
+    runs: bool = False  # decided: its program is on this machine
 
 
 class Pod(Frozen, frozen=True):
@@ -188,8 +221,10 @@ class Pod(Frozen, frozen=True):
     address: str
     other_addresses: tuple[str, ...] = ()  # of the other family, in a dual-stack lab
     labels: dict[str, str] = {}
-    ports: tuple[ContainerPort, ...] = ()  # as declared
+    containers: tuple[Container, ...] = ()
+    ports: tuple[ContainerPort, ...] = ()  # as its containers declare them
     listen: tuple[tuple[Protocol, int], ...] = ()  # decided: declared ports and target ports
+    service_links: bool = True  # its containers have variables for the Services of its namespace
     host_network: bool = False
     ready: bool = True
     owner: str = ""  # "Deployment/myblog", or "" for a pod that stands in the file itself
@@ -203,6 +238,20 @@ class Pod(Frozen, frozen=True):
     def key(self) -> str:
         """`namespace/name`."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def served(self) -> tuple[tuple[Protocol, int], ...]:
+        """What the built-in workload answers on: not what programs of its containers do.
+
+        A port that no container declares is a program's if all of them run one.
+        """
+        running = [container for container in self.containers if container.runs]
+        if not running:
+            return self.listen
+        if len(running) == len(self.containers):
+            return ()
+        theirs = {(port.protocol, port.port) for each in running for port in each.ports}
+        return tuple(each for each in self.listen if each not in theirs)
 
 
 class ServicePort(Frozen, frozen=True):

@@ -58,6 +58,7 @@ class Objects:
     slices: list[Stated[k8s.EndpointSlice]] = field(default_factory=list)
     service_cidrs: list[Stated[k8s.ServiceCIDR]] = field(default_factory=list)
     namespaces: list[Stated[k8s.Namespace]] = field(default_factory=list)
+    config_maps: list[Stated[k8s.ConfigMap]] = field(default_factory=list)
     policies: list[Stated[k8s.NetworkPolicy]] = field(default_factory=list)
     hosts: list[Own[lab_document.Host]] = field(default_factory=list)
     gateways: list[Own[lab_document.Gateway]] = field(default_factory=list)
@@ -71,6 +72,14 @@ class Objects:
         """Whether they come from an API server, which gives each object a `uid`."""
         parts = (each.value.get("metadata") for each in (*self.declared, *self.settings))
         return any(isinstance(metadata, dict) and "uid" in metadata for metadata in parts)
+
+    @property
+    def runs_programs(self) -> bool:
+        """Whether what containers say is run: in netlab's own files alone.
+
+        A program that this machine has by accident is not to be run for a cluster's dump.
+        """
+        return not self.of_cluster and any(each.value["kind"] == "Lab" for each in self.declared)
 
     def frame_is_whole(self) -> bool:
         """Whether every Lab, Node and ServiceCIDR that was declared is among the objects."""
@@ -94,6 +103,7 @@ class Objects:
             k8s.EndpointSlice: self.slices,
             k8s.ServiceCIDR: self.service_cidrs,
             k8s.Namespace: self.namespaces,
+            k8s.ConfigMap: self.config_maps,
             k8s.NetworkPolicy: self.policies,
         }
         if type(item) in lists:
@@ -111,14 +121,14 @@ def gather(documents: list[Document], found: Complaints) -> Objects:
         kind = value["kind"]
         if group == "netlab" or kind == "Lab":
             _add_own(objects, value, origin, found)
-        elif (group, kind) in k8s.KINDS:
+        elif _tells_settings(group, kind, value):
+            objects.settings.append(Document(value, origin))
+        elif (group, kind) in k8s.KINDS and not _is_of_no_use(kind, value):
             name = f"{kind} {_name(value)}"
             item = convert(value, k8s.KINDS[group, kind], name, origin, found)
             objects.declared.append(Document(value, origin))
             if item is not None and _is_new(item, origin, seen, found):
                 objects.add(item, origin)
-        elif _tells_settings(group, kind, value):
-            objects.settings.append(Document(value, origin))
         elif (group, kind) in k8s.NOT_BUILT:
             not_built[group, kind] += 1
         elif not _is_misspelt(group, kind, origin, found):
@@ -139,6 +149,12 @@ def _tells_settings(group: str, kind: str, value: dict[str, Any]) -> bool:
     if names is None or not isinstance(metadata, dict):
         return False
     return not names or metadata.get("name") in names
+
+
+def _is_of_no_use(kind: str, value: dict[str, Any]) -> bool:
+    """A cluster's ConfigMap: the programs that would read it do not run here."""
+    metadata = value.get("metadata")
+    return kind == "ConfigMap" and isinstance(metadata, dict) and "uid" in metadata
 
 
 def _unfolded(
