@@ -37,6 +37,7 @@ test   program ipvsadm           ipvsadm                    ipvsadm            i
 test   program make              make                       make               make          make          make
 test   program tshark            tshark                     wireshark-cli      wireshark-cli tshark        wireshark
 test   program bird              bird2                      bird               bird          bird          bird
+test   program nginx             nginx-light                nginx              nginx         nginx         nginx
 test   program qemu-system-x86_64 qemu-system-x86         qemu-system-x86-core qemu-system-x86 qemu-system-x86_64 qemu-x86
 test   program busybox           busybox-static             busybox            busybox       busybox-static busybox-static
 test   program depmod            kmod                       kmod               kmod          kmod          kmod

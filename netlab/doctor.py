@@ -325,6 +325,7 @@ def _tools() -> Iterator[Check]:
         ("curl", "--version", "asks a Service from within a pod", "curl"),
         ("conntrack", "--version", "shows connections by hand", "conntrack"),
         ("bird", "--version", "overlay bgp: routes between nodes", "bird2"),
+        ("nginx", "-v", "topology pod-containers: a proxy beside an application", "nginx-light"),
     ):
         path = _which(name)
         fix = f"apt-get install {package}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from labs import fresh_name, small_lab
+from labs import fresh_name, ipv6_lab, small_lab
 from netlab.datapath import environment
 from netlab.datapath.build import build
 from netlab.lab import control, lifecycle
@@ -28,7 +29,9 @@ from netlab.topology.model import (
     ServicePort,
     Variable,
 )
+from netlab.topology.references import resolve
 
+NETLAB = Path(sys.executable).parent / "netlab"
 LAB = "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: t}\n---\n"
 
 
@@ -378,3 +381,31 @@ def test_another_service_is_no_reason_to_start_a_command_again(
     before = [each.pid for each in init.status().processes if each.name == "python3"]
     up(replace(lab, services=(*lab.services, _service("more", address="10.99.0.9"))))
     assert [each.pid for each in init.status().processes if each.name == "python3"] == before
+
+
+@pytest.mark.kernel
+def test_exec_has_the_variables_of_the_container_that_is_asked_for(
+    up: Callable[[Lab], lifecycle.Outcome],
+) -> None:
+    lab = small_lab(pods=1, nodes=1)
+    containers = tuple(
+        Container(name=name, env=(Variable(name="WHO", value=name),)) for name in ("one", "two")
+    )
+    lab = replace(lab, pods=(replace(lab.pods[0], containers=containers),))
+    up(lab)
+
+    def said(*options: str, text: str = "$WHO $WEB_SERVICE_HOST $HOSTNAME") -> str:
+        command = [NETLAB, "exec", "--lab", lab.name, *options, "p0", "--", "sh", "-c"]
+        done = subprocess.run([*command, f'echo "{text}"'], capture_output=True, text=True)
+        return done.stdout.strip() or done.stderr
+
+    assert said() == "one 10.99.0.1 p0"
+    assert said("-c", "two") == "two 10.99.0.1 p0"
+    assert 'Pod demo/p0 has no container "three"' in said("-c", "three")
+
+
+def test_localhost_is_an_address_of_the_source() -> None:
+    lab = small_lab(name="t")
+    found = resolve(lab, "localhost:80")
+    assert (found.kind, found.address, found.port_number) == ("address", "127.0.0.1", 80)
+    assert resolve(ipv6_lab(lab), "localhost").address == "::1"

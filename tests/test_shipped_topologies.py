@@ -44,6 +44,12 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
         ("host/client", "node/k8s-slave1:30648", "delivered"),
         ("host/client", "node/k8s-master:30648", "no-local-endpoints"),
     ],
+    "pod-containers": [
+        ("pod/nginx-webapp-pod", "localhost:5000", "delivered"),
+        ("pod/nginx-webapp-pod", "127.0.0.1:80", "delivered"),
+        ("client", "pod/nginx-webapp-pod:5000", "delivered"),
+        ("client", "svc/nginx-webapp-pod", "delivered"),
+    ],
     "dual-stack": [("pod1", "svc/myblog", "delivered")],
     "one-node": [("client", "svc/web", "delivered")],
     "two-node-host-gw": [("client", "svc/web", "delivered")],
@@ -52,7 +58,7 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
 # Those that have the headings that a walk of the text asks for.
 WALKS = [
     *("dual-stack", "egress", "egress-without-masquerade", "flannel-ip-masq"),
-    *("network-policy", "nodeport"),
+    *("network-policy", "nodeport", "pod-containers"),
 ]
 
 
@@ -104,6 +110,18 @@ def test_the_commands_of_the_heading_do_something(up: Callable[[Lab], object], n
         assert done.returncode in (0, 1), done.stderr
         assert done.stdout
         assert "error" not in done.stderr
+
+
+@pytest.mark.kernel
+def test_nginx_passes_on_to_the_other_container_of_its_pod(up: Callable[[Lab], object]) -> None:
+    lab = load("pod-containers", name=fresh_name()).lab
+    up(lab)
+    command = re.findall(r"^- `netlab (exec [^`]+)`", heading("pod-containers"), re.MULTILINE)[0]
+    verb, *words = shlex.split(command)
+    done = subprocess.run(
+        [NETLAB, verb, "--lab", lab.name, *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "Hello world!\n"
 
 
 def test_what_flannel_breaks_is_declared() -> None:

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import Literal
 
 from netlab.problems import NetlabError, Problem, suggest
-from netlab.topology.model import Host, Lab, Node, Pod, Service, ServicePort
+from netlab.topology.model import Family, Host, Lab, Node, Pod, Service, ServicePort
 
 _KINDS = {
     **dict.fromkeys(("pod", "pods", "po"), "pod"),
@@ -28,6 +28,8 @@ _OWNERS = {
     **dict.fromkeys(("ds", "daemonset", "daemonsets"), "DaemonSet"),
 }
 
+LOOPBACK: dict[Family, str] = {"IPv4": "127.0.0.1", "IPv6": "::1"}
+"""What the name "localhost" stands for."""
 
 _Thing = Pod | Service | Node | Host
 
@@ -99,6 +101,9 @@ def _address(lab: Lab, text: str) -> Reference | None:
         host, _, port = text.partition(":")
     else:
         host, port = text, None
+    if host.lower() == "localhost":
+        # What every machine's /etc/hosts says, and each pod's.
+        host = LOOPBACK[lab.families[0]]
     try:
         address = str(ip_address(host))
     except ValueError:
