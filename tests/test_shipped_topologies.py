@@ -32,6 +32,16 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
         ("pod1", "node/k8s-slave2", "delivered"),
         ("pod1", "node/k8s-slave1", "delivered"),
     ],
+    "loadbalancer-nat": [
+        ("host/client", "svc/myblog", "delivered"),
+        ("host/client", "svc/myblog-local", "delivered"),
+        ("host/client", "192.0.2.1:81", "port-closed"),
+    ],
+    "loadbalancer-passthrough": [
+        ("host/client", "svc/myblog", "delivered"),
+        ("host/client", "svc/myblog-local", "delivered"),
+        ("host/client", "192.0.2.1:81", "rejected-by-rule"),
+    ],
     "network-policy": [
         ("stranger", "database", "ingress-policy"),
         ("web", "database", "delivered"),
@@ -58,7 +68,8 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
 # Those that have the headings that a walk of the text asks for.
 WALKS = [
     *("dual-stack", "egress", "egress-without-masquerade", "flannel-ip-masq"),
-    *("network-policy", "nodeport", "pod-containers"),
+    *("loadbalancer-nat", "loadbalancer-passthrough", "network-policy", "nodeport"),
+    "pod-containers",
 ]
 
 

@@ -149,9 +149,9 @@ MISTAKES = {
         ["Pod default/a stands twice"],
     ),
     "netlab kind of later": (
-        "apiVersion: netlab/v1\nkind: LoadBalancer\nmetadata: {name: a}\n",
+        "apiVersion: netlab/v1\nkind: ContainerNetwork\nmetadata: {name: a}\n",
         ("unsupported", 2, 7),
-        ["LoadBalancer a"],
+        ["ContainerNetwork a"],
     ),
     "overlay of later": (
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\nspec: {overlay: {type: geneve}}\n",

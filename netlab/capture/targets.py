@@ -17,6 +17,7 @@ from netlab.topology.model import Lab, Pod, Service
 from netlab.topology.references import resolve
 from netlab.trace.place import (
     Place,
+    place_of_balancer,
     place_of_gateway,
     place_of_host,
     place_of_internet,
@@ -74,6 +75,7 @@ def everything(lab: Lab) -> tuple[Target, ...]:
     pods = [place_of_pod(lab, pod) for pod in lab.pods if not pod.host_network]
     hosts = [place_of_host(lab, host) for host in lab.hosts]
     outside = [place_of_gateway(lab), place_of_internet(lab)] if lab.gateway else []
+    hosts += [place_of_balancer(lab, box) for box in lab.balancers]
     return tuple(map(Target, [*nodes, place_of_switch(lab), *outside, *hosts, *pods]))
 
 

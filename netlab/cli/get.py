@@ -33,6 +33,7 @@ _NAMES = {
     ),
     **dict.fromkeys(("networkpolicies", "networkpolicy", "netpol"), "networkpolicies"),
     **dict.fromkeys(("hosts", "host"), "hosts"),
+    **dict.fromkeys(("loadbalancers", "loadbalancer", "lb"), "loadbalancers"),
 }
 _SINGULAR = {
     "nodes": "node",
@@ -41,6 +42,7 @@ _SINGULAR = {
     "endpointslices": "endpointslice",
     "networkpolicies": "networkpolicy",
     "hosts": "host",
+    "loadbalancers": "loadbalancer",
 }
 
 
@@ -75,7 +77,7 @@ def get(
     watch: bool,
     output: str | None,
 ) -> None:
-    """List nodes, pods, services, endpointslices, networkpolicies and hosts (or `all`) of a lab.
+    """List nodes, pods, services, endpointslices, networkpolicies, hosts, loadbalancers (or `all`).
 
     With --watch -o json each line is an event, as `kubectl get --watch --output-watch-events`
     prints it, until the lab goes down.
@@ -141,6 +143,7 @@ def _objects(lab: Lab, kind: str) -> list[Object]:
         "endpointslices": status.endpoint_slices,
         "networkpolicies": status.network_policies,
         "hosts": status.hosts,
+        "loadbalancers": status.load_balancers,
     }
     return listed[kind](lab)
 
@@ -303,6 +306,11 @@ def _policy_row(item: Object) -> list[str]:
     return [item["metadata"]["namespace"], item["metadata"]["name"], types, selector or "<none>"]
 
 
+def _balancer_row(item: Object) -> list[str]:
+    spec = item["spec"]
+    return [item["metadata"]["name"], spec["address"], spec["pool"], spec["mode"]]
+
+
 def _host_row(item: Object) -> list[str]:
     spec = item["spec"]
     return [item["metadata"]["name"], spec["address"], spec.get("network") or "underlay"]
@@ -312,6 +320,7 @@ def _host_row(item: Object) -> list[str]:
 _TABLES: dict[str, tuple[list[str], Callable[[Object], list[str]], int]] = {
     "networkpolicies": (["NAMESPACE", "NAME", "TYPES", "POD-SELECTOR"], _policy_row, 0),
     "hosts": (["NAME", "ADDRESS", "NETWORK"], _host_row, 0),
+    "loadbalancers": (["NAME", "ADDRESS", "POOL", "MODE"], _balancer_row, 0),
     "nodes": (["NAME", "INTERNAL-IP", "POD-CIDR"], _node_row, 0),
     "pods": (["NAMESPACE", "NAME", "READY", "STATUS", "IP", "NODE"], _pod_row, 2),
     "services": (

@@ -40,6 +40,7 @@ def build(lab: Lab, *, rules: bool = True) -> LabState:
         ),
         outside=tuple(outside.namespaces(lab)),
         servers=tuple(_servers(lab)),
+        outside_processes=tuple(outside.processes(lab)),
     )
     return faults.with_faults(state, lab)
 

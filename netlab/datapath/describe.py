@@ -106,7 +106,8 @@ def _table(route: Route) -> str:
 def _selector(policy: Policy) -> str:
     """A rule of policy routing but for its priority, as `ip rule` has it."""
     to = f" to {policy.destination}" if policy.destination else ""
-    return f"from {policy.source or 'all'}{to} lookup {policy.table}"
+    mark = f" fwmark {policy.mark:#x}" if policy.mark else ""
+    return f"from {policy.source or 'all'}{to}{mark} lookup {policy.table}"
 
 
 def _names(rules: Tables) -> list[str]:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from netlab.datapath import podnet
+from netlab.datapath import balancer, podnet
 from netlab.datapath.outside_names import (
     GATEWAY_PORT,
+    balancer_namespace,
+    balancer_port,
     gateway_namespace,
     host_namespace,
     host_port,
@@ -24,6 +26,7 @@ from netlab.datapath.state import (
     Link,
     Namespace,
     Peer,
+    Process,
     Route,
     Server,
     Sysctl,
@@ -34,7 +37,7 @@ from netlab.topology.model import Gateway, Host, Lab
 
 INTERNET_BRIDGE = "br0"
 TABLE = "netlab-gateway"
-COMMENT = "made by netlab"
+COMMENT = balancer.COMMENT
 _INSIDE, _OUTSIDE = "eth0", "eth1"
 
 REFUSES_STRANGERS = "the gateway knows no address but the nodes'"
@@ -48,6 +51,13 @@ def namespaces(lab: Lab) -> Iterator[Namespace]:
         yield _gateway(lab, lab.gateway)
     for host in lab.hosts:
         yield _host(lab, host)
+    for box in lab.balancers:
+        yield balancer.namespace(lab, box)
+
+
+def processes(lab: Lab) -> Iterator[Process]:
+    """Programs that run in what is outside."""
+    yield from (balancer.process(lab, box) for box in lab.balancers)
 
 
 def servers(lab: Lab) -> Iterator[Server]:
@@ -68,10 +78,14 @@ def underlay_ports(lab: Lab, bridge: str) -> Iterator[Link]:
     if lab.gateway:
         yield _port(lab, GATEWAY_PORT, bridge, Peer(namespace=gateway_namespace(lab), link=_INSIDE))
     yield from _host_ports(lab, (host for host in lab.hosts if not host.internet), bridge)
+    for box in lab.balancers:
+        peer = Peer(namespace=balancer_namespace(lab, box), link="eth0")
+        yield _port(lab, balancer_port(box), bridge, peer)
 
 
 def node_routes(lab: Lab) -> Iterator[Route]:
-    """Routes of a node to hosts whose addresses are not of the underlay."""
+    """Routes of a node to hosts whose addresses are not of the underlay, and to pools."""
+    yield from balancer.routes_to(lab)
     for host in lab.hosts:
         for address in _strange(lab, host):
             yield Route(destination=podnet.host_network(address), link="eth0")
@@ -179,6 +193,9 @@ def _host_routes(lab: Lab, host: Host) -> Iterator[Route]:
     for gateway in lab.underlay.gateways:
         if (family := podnet.family_of(gateway)) in families:
             yield Route(destination=podnet.DEFAULT_ROUTES[family], link="eth0", via=gateway)
+    for route in balancer.routes_to(lab):
+        if podnet.family_of(route.destination) in families:
+            yield route
 
 
 def _strange(lab: Lab, host: Host) -> Iterator[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from netlab.datapath import egress, network_policy, outside
+from netlab.datapath import balancer, egress, network_policy, outside
 from netlab.datapath.fault_edits import TABLE as FAULTS
 from netlab.datapath.state import Table, namespace_name
 from netlab.topology.model import Lab, Node
 
 COMMENT = outside.COMMENT
 _FIELDS = ("ip flannel-ipv4", "ip6 flannel-ipv6")
-_OURS = (*(f"{family} {outside.TABLE}" for family in ("ip", "ip6")), f"inet {network_policy.TABLE}")
+_OURS = (
+    *(f"{family} {name}" for family in ("ip", "ip6") for name in (outside.TABLE, balancer.TABLE)),
+    f"inet {network_policy.TABLE}",
+)
 
 
 def of_node(lab: Lab, node: Node) -> tuple[Table, ...]:

@@ -96,12 +96,16 @@ class Route(State, frozen=True):
 
 
 class Policy(State, frozen=True):
-    """A rule of policy routing: which table packets are looked up in, by one of their ends."""
+    """A rule of policy routing: which table packets are looked up in, by their ends or mark.
+
+    One of the ends tells the family.
+    """
 
     priority: int  # the smallest is asked first; the main table is asked at 32766
     table: int
     source: str = ""  # networks, "10.244.1.4/32"; "" is any
     destination: str = ""
+    mark: int = 0  # of packets that it is for; 0: of any
 
 
 class Neighbour(State, frozen=True):
@@ -342,8 +346,10 @@ class Process(State, frozen=True):
     # Further variables, as they are when it starts: another value is no reason to start it again.
     at_start: tuple[tuple[str, str], ...] = ()
     reload: str = ""  # the signal after which it reads changed files; "": it is started again
-    # It is ready when the namespace has these routes, whoever made them, and sockets listen.
+    # It is ready when the namespace has these routes, whoever made them, and sockets listen, and
+    # when Unix sockets have these abstract names.
     routes: tuple[Route, ...] = ()
+    names: tuple[str, ...] = ()
     listens: tuple[tuple[Literal["TCP", "UDP"], int], ...] = ()
 
 
@@ -377,11 +383,13 @@ class LabState(State, frozen=True):
     nodes: tuple[NodeState, ...] = ()
     outside: tuple[Namespace, ...] = ()
     servers: tuple[Server, ...] = ()
+    outside_processes: tuple[Process, ...] = ()
 
     @property
     def processes(self) -> tuple[Process, ...]:
-        """What runs in the nodes and their pods beside the workload."""
-        return tuple(process for node in self.nodes for process in node.processes)
+        """What runs in the nodes, their pods and outside, beside the workload."""
+        of_nodes = (process for node in self.nodes for process in node.processes)
+        return (*of_nodes, *self.outside_processes)
 
     def namespaces(self) -> tuple[Namespace, ...]:
         """All namespaces: the switch, what is outside, then each node followed by its pods."""

@@ -307,6 +307,7 @@ def _policies(netlink: Socket, family: AddressFamily) -> Iterable[Policy]:
             table=_u32(found[rt.FRA_TABLE]) if rt.FRA_TABLE in found else table,
             source=f"{_text(source)}/{source_length}" if source else "",
             destination=f"{_text(destination)}/{length}" if destination else "",
+            mark=_u32(found[rt.FRA_FWMARK]) if rt.FRA_FWMARK in found else 0,
         )
 
 

@@ -54,7 +54,7 @@ IFAPROT_KERNEL_RA, IFAPROT_KERNEL_LL = 2, 3
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
 NDA_DST, NDA_LLADDR, NDA_MASTER = 1, 2, 9
 
-FRA_DST, FRA_SRC, FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL = 1, 2, 6, 15, 21
+FRA_DST, FRA_SRC, FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_PROTOCOL = 1, 2, 6, 10, 15, 21
 FR_ACT_TO_TBL = 1
 
 RT_TABLE_MAIN = MAIN_TABLE
@@ -272,6 +272,8 @@ def _policy(policy: Policy) -> bytes:
         body += attribute(FRA_SRC, source)
     if destination:
         body += attribute(FRA_DST, destination)
+    if policy.mark:
+        body += number(FRA_FWMARK, policy.mark)
     body += number(FRA_PRIORITY, policy.priority) + number(FRA_TABLE, policy.table)
     return body + attribute(FRA_PROTOCOL, bytes([RTPROT_BOOT]))
 

@@ -33,6 +33,7 @@ KINDS = {
     **dict.fromkeys(("networkpolicy", "networkpolicies", "netpol"), "NetworkPolicy"),
     **dict.fromkeys(("host", "hosts"), "Host"),
     **dict.fromkeys(("gateway", "gateways"), "Gateway"),
+    **dict.fromkeys(("loadbalancer", "loadbalancers", "lb"), "LoadBalancer"),
 }
 """Kinds by the words of kubectl."""
 

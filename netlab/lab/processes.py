@@ -259,7 +259,7 @@ class Processes:
             os._exit(status)
 
 
-_NOT_OF_THE_PROGRAM = ("files", "at_start", "routes", "listens")
+_NOT_OF_THE_PROGRAM = ("files", "at_start", "routes", "listens", "names")
 """What may differ without it being another: also what it is ready by."""
 
 

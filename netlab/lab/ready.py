@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -50,7 +51,9 @@ def await_ready(
     `tell` gets a line whenever there is less to wait for.
     """
     deadline = time.monotonic() + timeout_s
-    waiting = [program for program in programs if program.routes or program.listens]
+    waiting = [
+        program for program in programs if program.routes or program.listens or program.names
+    ]
     said = 0
     while waiting:
         with _events(waiting[0]) as events:
@@ -87,6 +90,19 @@ def _missing(program: Process) -> Iterator[str]:
     for protocol, port in program.listens:
         if not listeners(program.namespace, _PROTOCOLS[protocol], port):
             yield f"{protocol} port {port}"
+    for name in program.names:
+        if not _is_bound(program.namespace, name):
+            yield f"socket @{name}"
+
+
+def _is_bound(namespace: str, name: str) -> bool:
+    """Whether a Unix socket of the network namespace has an abstract name."""
+    with namespaces.entered(namespace):
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with probe, contextlib.suppress(ConnectionRefusedError):
+        probe.connect(f"\0{name}")
+        return True
+    return False
 
 
 def _routes(namespace: str) -> set[Route]:

@@ -39,6 +39,8 @@ SIGNS = {
 }
 # A mark that is set, and not one that is taken back.
 _MARKS = re.compile(r"(?:-j MARK --set-xmark (?!\S+/0x0\b)|meta mark set meta mark \| )(\S+)")
+# How a load balancer that passes packets on makes its choice.
+_CHOICE = re.compile(r"meta mark set (?:numgen|jhash) .* map @slots/")
 # Verdicts that end a packet's way through a hook.
 DECIDING = ("accept", "drop", "queue", "stolen")
 
@@ -174,8 +176,10 @@ def _title(hop: Hop) -> str:
     name = hop.namespace.partition(":")[2]
     if hop.node is None:
         outside = {"_gateway": "internet gateway", "_internet": "internet switch"}
-        host = name.removeprefix("_host:")
-        return f"host {host}" if host != name else outside.get(name, "underlay switch")
+        for prefix, kind in (("_host:", "host"), ("_balancer:", "load balancer")):
+            if name.startswith(prefix):
+                return f"{kind} {name.removeprefix(prefix)}"
+        return outside.get(name, "underlay switch")
     space, colon, pod = name.partition(":")
     return f"pod {space}/{pod}" if colon else f"node {hop.node}"
 
@@ -245,6 +249,8 @@ def _run(run: Sequence[Rule], hook: str, table: str) -> Iterable[tuple[str, str]
         mark = _MARKS.search(rule.rule or "")
         if mark:
             yield f"{_chains(run[: index + 1], hook, table)}: sets mark {mark[1]}", ""
+        elif _CHOICE.search(rule.rule or ""):
+            yield f"{_chains(run[: index + 1], hook, table)}: chooses a node by its mark", ""
     last = run[-1]
     if last.verdict in DECIDING:
         served = f" ({last.object})" if last.object else ""

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from netlab.problems import suggest
 from netlab.topology import (
+    balancers,
     endpoints,
     lab_document,
     model,
@@ -58,12 +59,18 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
     proxy = _service_proxy(objects.lab, decided, found)
     drafts = placement.decide(objects, decided, found)
     made = services.decide(objects.services, decided, objects.of_cluster, found)
+    gateway = outside.gateway(objects, decided, found)
+    boxes = balancers.decide(objects, decided, gateway, found)
+    made = balancers.with_addresses(objects, made, boxes, found)
     behind = endpoints.decide(objects, decided, made, drafts, found)
     _listen_on_declared(drafts, found)
-    gateway = outside.gateway(objects, decided, found)
-    hosts = outside.hosts(objects, decided, gateway, drafts, behind, found)
+    hosts = outside.hosts(objects, decided, gateway, boxes, drafts, behind, found)
     policies = network_policies.decide(objects, drafts, found)
-    if overlay.masquerade == "none" and not _says_masquerade(objects.lab) and (gateway or hosts):
+    if (
+        overlay.masquerade == "none"
+        and not _says_masquerade(objects.lab)
+        and (gateway or hosts or boxes)
+    ):
         overlay = replace(overlay, masquerade="outside")
     expected = tuple(_expected(objects.lab, found))
     found.raise_errors()
@@ -88,6 +95,7 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         endpoints=tuple(behind),
         gateway=gateway,
         hosts=tuple(hosts),
+        balancers=tuple(boxes),
         policies=tuple(policies),
         expected=expected,
         declared=tuple(each.value for each in objects.declared),

@@ -328,6 +328,7 @@ def _written_out(pod: model.Pod, controller: Stated[k8s.Controller]) -> Stated[k
 
 def _keep_services(objects: Objects, running: model.Lab) -> None:
     before = {service.key: service for service in running.services}
+    objects.balanced = {service.key: service.load_balancer_ips for service in running.services}
     for index, each in enumerate(objects.services):
         service = before.get(f"{each.namespace}/{each.item.metadata.name}")
         spec = each.item.spec

@@ -8,7 +8,14 @@ import msgspec
 from msgspec import Meta
 
 from netlab.topology.kubernetes import Label, Port
-from netlab.topology.model import IPTablesBackend, Masquerade, Outcome, Protocol, ProxyMode
+from netlab.topology.model import (
+    BalancerMode,
+    IPTablesBackend,
+    Masquerade,
+    Outcome,
+    Protocol,
+    ProxyMode,
+)
 
 API_VERSION = "netlab/v1"
 
@@ -160,8 +167,61 @@ class Gateway(Strict, frozen=True, tag_field="kind", tag="Gateway"):
     spec: GatewaySpec | None = None
 
 
-KINDS: dict[str, type[Lab | Host | Gateway]] = {"Lab": Lab, "Host": Host, "Gateway": Gateway}
+Seconds = Annotated[float, Meta(ge=0.05, le=300)]
+Times = Annotated[int, Meta(ge=1, le=100)]
+
+
+class HealthCheckSpec(Strict, frozen=True):
+    periodSeconds: Seconds | None = None
+    timeoutSeconds: Seconds | None = None
+    healthyThreshold: (
+        Annotated[Times, Meta(description="successes in a row that bring a node back")] | None
+    ) = None
+    unhealthyThreshold: (
+        Annotated[Times, Meta(description="failures in a row that take it out")] | None
+    ) = None
+
+
+class LoadBalancerSpec(Strict, frozen=True):
+    pool: Annotated[
+        str,
+        Meta(
+            description="the network of the addresses that Services get, or one of each family: "
+            "IPv4,IPv6; it is no other network of the lab"
+        ),
+    ]
+    mode: (
+        Annotated[
+            BalancerMode,
+            Meta(
+                description="nat: to a node port, answers come back through the box; "
+                "passthrough: the packet itself to a node, which answers directly"
+            ),
+        ]
+        | None
+    ) = None
+    address: (
+        Annotated[str, Meta(description="its own on the nodes' network, or one of each family")]
+        | None
+    ) = None
+    healthCheck: HealthCheckSpec | None = None
+
+
+class LoadBalancer(Strict, frozen=True, tag_field="kind", tag="LoadBalancer"):
+    """A box outside the cluster that serves Services of type LoadBalancer."""
+
+    apiVersion: Literal["netlab/v1"]
+    metadata: LabMetadata
+    spec: LoadBalancerSpec
+
+
+KINDS: dict[str, type[Lab | Host | Gateway | LoadBalancer]] = {
+    "Lab": Lab,
+    "Host": Host,
+    "Gateway": Gateway,
+    "LoadBalancer": LoadBalancer,
+}
 """Kinds of netlab/v1."""
 
-NOT_BUILT = ("LoadBalancer", "Container", "ContainerNetwork")
+NOT_BUILT = ("Container", "ContainerNetwork")
 """Kinds of netlab/v1 that this version does not build yet."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from functools import cached_property
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +24,7 @@ TrafficDistribution = Literal["PreferClose", "PreferSameZone", "PreferSameNode"]
 ProxyMode = Literal["iptables", "nftables", "nftables-flat", "ipvs", "userspace", "none"]
 IPTablesBackend = Literal["nft", "legacy"]
 Masquerade = Literal["outside", "all", "none"]
+BalancerMode = Literal["nat", "passthrough"]
 Outcome = Literal["reached", "translated", "unreachable"]
 
 
@@ -338,6 +339,34 @@ class Host(Frozen, frozen=True):
     listen: tuple[tuple[Protocol, int], ...] = ()
 
 
+class HealthChecks(Frozen, frozen=True):
+    """How a load balancer finds out which nodes to send to; times in seconds."""
+
+    period_s: float = 0.5
+    timeout_s: float = 0.5
+    healthy: int = 1  # successes in a row after which a node is sent to again
+    unhealthy: int = 2  # failures in a row after which it is not
+
+
+class LoadBalancer(Frozen, frozen=True):
+    """A box outside the cluster that gives Services of type LoadBalancer an address each."""
+
+    name: str
+    addresses: tuple[str, ...]  # its own on the underlay, one for each family
+    pools: tuple[str, ...]  # networks that Services' addresses are of, one for each family
+    mode: BalancerMode = "nat"
+    checks: HealthChecks = HealthChecks()
+
+    def serves(self, service: Service) -> tuple[str, ...]:
+        """The addresses of a Service that are of its pools."""
+        if service.type != "LoadBalancer":
+            return ()
+        pools = [ip_network(pool) for pool in self.pools]
+        return tuple(
+            ip for ip in service.load_balancer_ips if any(ip_address(ip) in each for each in pools)
+        )
+
+
 class Ports(Frozen, frozen=True):
     """Ports that a policy allows: a range, or those that pods call by a name."""
 
@@ -409,6 +438,7 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     endpoints: tuple[ServiceEndpoints, ...] = ()
     gateway: Gateway | None = None
     hosts: tuple[Host, ...] = ()
+    balancers: tuple[LoadBalancer, ...] = ()
     policies: tuple[NetworkPolicy, ...] = ()
     expected: tuple[Expectation, ...] = ()
     declared: tuple[dict[str, Any], ...] = ()  # the Kubernetes objects as the file has them

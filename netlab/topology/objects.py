@@ -62,10 +62,13 @@ class Objects:
     policies: list[Stated[k8s.NetworkPolicy]] = field(default_factory=list)
     hosts: list[Own[lab_document.Host]] = field(default_factory=list)
     gateways: list[Own[lab_document.Gateway]] = field(default_factory=list)
+    balancers: list[Own[lab_document.LoadBalancer]] = field(default_factory=list)
     settings: list[Document] = field(default_factory=list)  # of a cluster: ConfigMaps, pools
     declared: list[Document] = field(default_factory=list)  # the values that all these come from
     # Pods that go: what they have is not free yet.
     leaving: list[model.Pod] = field(default_factory=list)
+    # Addresses that load balancers gave to Services (`namespace/name`) until now.
+    balanced: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def of_cluster(self) -> bool:
@@ -265,17 +268,22 @@ def _add_own(objects: Objects, value: dict[str, Any], origin: Origin, found: Com
 def _add_outside(
     objects: Objects, value: dict[str, Any], origin: Origin, found: Complaints
 ) -> None:
-    """A Host or a Gateway."""
+    """A Host, a Gateway or a LoadBalancer."""
     title = f"{value['kind']} {_name(value)}"
     item = convert(value, lab_document.KINDS[value["kind"]], title, origin, found)
     objects.declared.append(Document(value, origin))
+    same_kind: list[Any] = []
     if isinstance(item, lab_document.Host):
-        if any(item.metadata.name == other.item.metadata.name for other in objects.hosts):
+        same_kind = objects.hosts
+    elif isinstance(item, lab_document.LoadBalancer):
+        same_kind = objects.balancers
+    if isinstance(item, lab_document.Host | lab_document.LoadBalancer):
+        if any(item.metadata.name == other.item.metadata.name for other in same_kind):
             hint = "give one of them another name, or remove it"
             found.error(
                 "duplicate-name", f"{title} stands twice", origin, "metadata", "name", hint=hint
             )
-        objects.hosts.append(Own(item, title, origin))
+        same_kind.append(Own(item, title, origin))
     elif isinstance(item, lab_document.Gateway):
         if objects.gateways:
             message = f"{title} is the second Gateway; a topology has one at most"

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
 from netlab.topology import lab_document, model
-from netlab.topology.addresses import address, network, split
+from netlab.topology.addresses import Network, address, network, split
 from netlab.topology.model import Family, Protocol
 from netlab.topology.networks import Networks
 from netlab.topology.objects import Objects, Own
@@ -65,6 +65,7 @@ def hosts(
     objects: Objects,
     networks: Networks,
     way: model.Gateway | None,
+    boxes: Iterable[model.LoadBalancer],
     pods: Iterable[DraftPod],
     endpoints: Iterable[model.ServiceEndpoints],
     found: Complaints,
@@ -73,13 +74,17 @@ def hosts(
     if not objects.hosts:
         return []
     owners = _owners(networks, way, pods)
+    boxes = tuple(boxes)
+    pools = [ip_network(pool) for box in boxes for pool in box.pools]
+    for box in boxes:
+        owners |= dict.fromkeys(box.addresses, f"LoadBalancer {box.name}")
     served: dict[str, dict[tuple[Protocol, int], None]] = {}
     for entry in endpoints:
         for end in entry.endpoints:
             served.setdefault(end.address, {})[entry.protocol, end.port] = None
     decided = []
     for stated in objects.hosts:
-        addresses = _addresses(stated, networks, way, owners, found)
+        addresses = _addresses(stated, networks, way, owners, pools, found)
         listen: dict[tuple[Protocol, int], None] = {
             (port.protocol or "TCP", port.port): None for port in stated.item.spec.ports or ()
         }
@@ -101,6 +106,7 @@ def _addresses(
     networks: Networks,
     way: model.Gateway | None,
     owners: dict[str, str],
+    pools: Iterable[Network],
     found: Complaints,
 ) -> list[str]:
     spec, title, origin = stated.item.spec, stated.title, stated.origin
@@ -110,7 +116,7 @@ def _addresses(
         message = f"{title} is in the internet, and there is no Gateway to it"
         found.error("no-gateway", message, origin, "spec", "network", hint=hint)
         return []
-    reserved = [*networks.pod_cidrs, *networks.service_cidrs]
+    reserved = [*networks.pod_cidrs, *networks.service_cidrs, *pools]
     if not internet and way is not None:
         reserved += map(ip_network, way.cidrs)
     decided = []

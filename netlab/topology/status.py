@@ -113,6 +113,33 @@ def hosts(lab: Lab) -> list[Object]:
     ]
 
 
+def load_balancers(lab: Lab) -> list[Object]:
+    """LoadBalancers, `netlab/v1`."""
+    declared = _declared(lab, "LoadBalancer")
+    return [
+        _merged(
+            declared.get(("", box.name)),
+            {
+                "apiVersion": "netlab/v1",
+                "kind": "LoadBalancer",
+                "metadata": {"name": box.name},
+                "spec": {
+                    "pool": ",".join(box.pools),
+                    "mode": box.mode,
+                    "address": ",".join(box.addresses),
+                    "healthCheck": {
+                        "periodSeconds": box.checks.period_s,
+                        "timeoutSeconds": box.checks.timeout_s,
+                        "healthyThreshold": box.checks.healthy,
+                        "unhealthyThreshold": box.checks.unhealthy,
+                    },
+                },
+            },
+        )
+        for box in lab.balancers
+    ]
+
+
 def _stated_ingress(stated: Object) -> list[Object] | None:
     """Those too that kube-proxy has no rules for: host names, and `ipMode: Proxy`."""
     status = stated.get("status") or {}
@@ -189,7 +216,8 @@ def _declared(lab: Lab, kind: str) -> dict[tuple[str, str], Object]:
     for item in lab.declared:
         if item.get("kind") == kind:
             metadata = item["metadata"]
-            namespace = "" if kind == "Node" else metadata.get("namespace", "default")
+            own = kind in ("Node", "Host", "LoadBalancer")
+            namespace = "" if own else metadata.get("namespace", "default")
             found[namespace, metadata["name"]] = item
     return found
 

@@ -29,6 +29,7 @@ from netlab.trace.form import (
 from netlab.trace.model import ProbeProtocol
 from netlab.trace.place import (
     Place,
+    place_of_balancer,
     place_of_gateway,
     place_of_host,
     place_of_internet,
@@ -148,7 +149,13 @@ def aim(lab: Lab, request: Request) -> Aim:
         protocol=protocol,
         places=_places(
             lab,
-            [sender, *(place for place in receivers if place not in unwatched), *ends, *asked],
+            [
+                sender,
+                *(place for place in receivers if place not in unwatched),
+                *ends,
+                *asked,
+                *_by_balancer(lab, destination),
+            ],
             destination,
         ),
         unwatched=len(unwatched),
@@ -172,6 +179,7 @@ def in_lab(lab: Lab, address: str) -> bool:
     ours = {each for node in lab.nodes for each in node.addresses}
     ours |= {each for pod in lab.pods for each in pod.addresses}
     ours |= {each for host in lab.hosts for each in host.addresses}
+    ours |= {each for box in lab.balancers for each in box.addresses}
     for service in lab.services:
         ours |= {*service.cluster_ips, *service.external_ips, *service.load_balancer_ips}
     number = ip_address(address)
@@ -232,7 +240,8 @@ def _destination(request: Request, sources: tuple[Reference, ...], target: Refer
             "two-families",
             f"{first} is {family.name}, and {second} is {other.name}: a packet is of one family",
         )
-    addresses = _addresses(target)
+    outside = sources[0].host is not None
+    addresses = _addresses(target, outside)
     if not addresses:
         raise _error(
             "no-address",
@@ -273,10 +282,12 @@ def _require_unicast(destination: str) -> None:
         )
 
 
-def _addresses(target: Reference) -> tuple[str, ...]:
-    """What a destination can be reached by, the primary family first."""
+def _addresses(target: Reference, outside: bool) -> tuple[str, ...]:
+    """What a destination can be reached by, from inside or outside; the primary family first."""
     if target.kind == "address":
         return (target.address,) if target.address else ()
+    if target.service and outside and target.service.load_balancer_ips:
+        return target.service.load_balancer_ips
     if target.service:
         return tuple(each for each in target.service.cluster_ips if each != "None")
     owner = target.pod or target.node or target.host
@@ -307,6 +318,15 @@ def _receivers(
     if not found and target.address and not target.service:
         found += _nodes_for(lab, target.address)
     return list(dict.fromkeys(found))
+
+
+def _by_balancer(lab: Lab, destination: str) -> list[Place]:
+    """The load balancer that an address is of, and nodes that it may choose."""
+    for box in lab.balancers:
+        if _within(ip_address(destination), box.pools):
+            nodes = [place_of_node(lab, node) for node in lab.nodes[:MOST_NODES]]
+            return [place_of_balancer(lab, box), *nodes]
+    return []
 
 
 def _nodes_for(lab: Lab, address: str) -> list[Place]:

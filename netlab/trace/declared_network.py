@@ -178,7 +178,9 @@ class DeclaredNetwork:
         underlay = self.lab.underlay.mtu
         if not self._headers or device == SWITCH_BRIDGE:
             return underlay
-        if place.kind in ("host", "gateway") or (place.kind == "node" and device == UPLINK):
+        if place.kind in ("host", "gateway", "balancer") or (
+            place.kind == "node" and device == UPLINK
+        ):
             return underlay
         if self.is_tunnel(place, device):
             return underlay - self._headers[self.family.version]
@@ -239,7 +241,7 @@ class DeclaredNetwork:
                 yield from (
                     (device, each) for each in node.overlay_addresses if self._is_ours(each)
                 )
-        elif place.kind in ("host", "gateway"):
+        elif place.kind in ("host", "gateway", "balancer"):
             for each in self._attached:
                 if each.place == place:
                     yield from ((each.device, own) for own in each.addresses if self._is_ours(own))
@@ -292,7 +294,7 @@ class DeclaredNetwork:
             yield from (Way(each, SWITCH_BRIDGE) for each in self.lab.underlay.cidrs)
         elif place.kind == "pod":
             yield from self._pod_routes(self.pod_of(place))
-        elif place.kind in ("host", "gateway"):
+        elif place.kind in ("host", "gateway", "balancer"):
             yield from self._outside_routes(place)
         else:
             yield from self._outside_routes(place)

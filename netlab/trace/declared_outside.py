@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
-from netlab.datapath.outside_names import GATEWAY_PORT, host_port
+from netlab.datapath.outside_names import GATEWAY_PORT, balancer_port, host_port
 from netlab.datapath.podnet import switch_port
 from netlab.topology.model import Host, Lab
 from netlab.trace.family import Family, family_of, first_of
 from netlab.trace.place import (
     Place,
+    place_of_balancer,
     place_of_gateway,
     place_of_host,
     place_of_internet,
@@ -49,6 +50,9 @@ def attached(lab: Lab) -> Iterator[Attached]:
     for host in lab.hosts:
         where = place_of_internet(lab) if host.internet else switch
         yield Attached(place_of_host(lab, host), UPLINK, where, host_port(host), host.addresses)
+    for box in lab.balancers:
+        place = place_of_balancer(lab, box)
+        yield Attached(place, UPLINK, switch, balancer_port(box), place.addresses)
 
 
 def host_of(lab: Lab, place: Place) -> Host:
@@ -65,9 +69,15 @@ class Hop(NamedTuple):
 
 
 def routes(lab: Lab, place: Place, family: Family) -> Iterator[Hop]:
-    """Routes of a host or of the gateway; of a node those to hosts of other networks."""
+    """Routes of a host, a box or the gateway; of a node those to what is of other networks."""
     if place.kind == "node":
         yield from _to_strangers(lab, family)
+        yield from _to_pools(lab, family)
+        return
+    if place.kind == "balancer":
+        yield from (Hop(cidr, UPLINK) for cidr in lab.underlay.cidrs)
+        yield from (hop for hop in _to_pools(lab, family) if hop.via not in place.addresses)
+        yield from _to_gateway(lab, family)
         return
     if place.kind == "gateway":
         assert lab.gateway
@@ -83,9 +93,22 @@ def routes(lab: Lab, place: Place, family: Family) -> Iterator[Hop]:
         return
     yield from (Hop(cidr, UPLINK) for cidr in lab.underlay.cidrs)
     yield from _to_strangers(lab, family)
+    yield from _to_pools(lab, family)
+    yield from _to_gateway(lab, family)
+
+
+def _to_gateway(lab: Lab, family: Family) -> Iterator[Hop]:
     gateway = first_of(family, lab.underlay.gateways)
     if gateway:
         yield Hop(family.every_address, UPLINK, gateway)
+
+
+def _to_pools(lab: Lab, family: Family) -> Iterator[Hop]:
+    """Routes to the addresses of load balancers' Services."""
+    for box in lab.balancers:
+        pool, via = first_of(family, box.pools), first_of(family, box.addresses)
+        if pool and via:
+            yield Hop(pool, UPLINK, via)
 
 
 def _to_strangers(lab: Lab, family: Family) -> Iterator[Hop]:

@@ -23,6 +23,7 @@ _ADDRESSED = {
     "switch": ["br0"],
     "host": ["eth0"],
     "gateway": ["eth0", "eth1"],
+    "balancer": ["eth0"],
 }
 
 

@@ -80,7 +80,7 @@ class Application(Data, frozen=True, kw_only=True):
 class Receiver(Data, frozen=True, kw_only=True):
     """Who received the probe."""
 
-    kind: Literal["pod", "node", "host", "gateway", "unknown"]
+    kind: Literal["pod", "node", "host", "gateway", "balancer", "unknown"]
     name: str  # `namespace/name` of a pod
     node: str | None
     ip: str
@@ -89,7 +89,8 @@ class Receiver(Data, frozen=True, kw_only=True):
     def __str__(self) -> str:
         port = "" if self.port is None else f" port {self.port}"
         where = f" on {self.node}" if self.kind == "pod" and self.node else ""
-        return f"{self.kind} {self.name}{where}{port}"
+        kind = "load balancer" if self.kind == "balancer" else self.kind
+        return f"{kind} {self.name}{where}{port}"
 
 
 class Translation(Data, frozen=True, kw_only=True):

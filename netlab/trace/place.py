@@ -6,17 +6,22 @@ from typing import Literal
 
 import msgspec
 
-from netlab.datapath.outside_names import gateway_namespace, host_namespace, internet_namespace
+from netlab.datapath.outside_names import (
+    balancer_namespace,
+    gateway_namespace,
+    host_namespace,
+    internet_namespace,
+)
 from netlab.datapath.overlays import type_of
 from netlab.datapath.state import namespace_name
-from netlab.topology.model import Host, Lab, Node, Pod
+from netlab.topology.model import Host, Lab, LoadBalancer, Node, Pod
 
 
 class Place(msgspec.Struct, frozen=True):
     """A network namespace of the lab; `name` is `namespace/name` of a pod, or the node's name."""
 
     namespace: str  # file under /run/netns
-    kind: Literal["pod", "node", "host", "gateway", "switch"]
+    kind: Literal["pod", "node", "host", "gateway", "balancer", "switch"]
     name: str
     node: str | None
     addresses: tuple[str, ...] = ()
@@ -25,6 +30,8 @@ class Place(msgspec.Struct, frozen=True):
         if self.kind == "switch":
             which = "underlay" if self.name == "_switch" else "internet"
             return f"the {which} switch"
+        if self.kind == "balancer":
+            return f"load balancer {self.name}"
         return "the internet gateway" if self.kind == "gateway" else f"{self.kind} {self.name}"
 
 
@@ -63,6 +70,14 @@ def place_of_gateway(lab: Lab) -> Place:
     assert lab.gateway
     addresses = (*lab.underlay.gateways, *lab.gateway.addresses)
     return Place(gateway_namespace(lab), "gateway", lab.gateway.name, None, addresses)
+
+
+def place_of_balancer(lab: Lab, box: LoadBalancer) -> Place:
+    """The namespace of a load balancer, which has its Services' addresses if it translates them."""
+    addresses = list(box.addresses)
+    if box.mode == "nat":
+        addresses += (ip for service in lab.services for ip in box.serves(service))
+    return Place(balancer_namespace(lab, box), "balancer", box.name, None, tuple(addresses))
 
 
 def place_of_internet(lab: Lab) -> Place:

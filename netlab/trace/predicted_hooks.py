@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from netlab.topology.model import Endpoint
+from netlab.topology.model import Endpoint, Node
 from netlab.trace.declared_network import LOOPBACK, UPLINK, DeclaredNetwork
 from netlab.trace.declared_outside import OUTSIDE, masquerades
 from netlab.trace.model_steps import Socket, Tuple
 from netlab.trace.place import Place
+from netlab.trace.predicted_balancer import Asked, PredictedBalancer
 from netlab.trace.predicted_balancing import BalancingProxy
 from netlab.trace.predicted_services import Hook, Packet, Proxy, Refusal
 from netlab.trace.predicted_services import Translation as Offer
@@ -179,9 +180,11 @@ class PredictedHooks:
         return Refusal(reason, False) if reason else None
 
     def _proxy(self, node: Place) -> Proxy:
-        balances = self._network.lab.service_proxy.mode == "ipvs"
-        proxy = BalancingProxy if balances else Proxy
-        return proxy(self._network, self._network.node_of(node))
+        return self._proxies(self._network, self._network.node_of(node))
+
+    @property
+    def _proxies(self) -> type[Proxy]:
+        return BalancingProxy if self._network.lab.service_proxy.mode == "ipvs" else Proxy
 
     def _packet(self, flow: Tuple, device: str | None) -> Packet:
         return Packet(self._protocol.upper(), flow.source.ip, flow.destination, device)
@@ -205,3 +208,39 @@ class PredictedHooks:
         turned = msgspec.structs.replace(flow, source=own)
         self._known.setdefault(gateway, []).append(Connection(flow, turned.reversed))
         return turned
+
+    # --- load balancers --------------------------------------------------------------------------
+
+    def node_chosen(
+        self, box: PredictedBalancer, asked: Asked, flow: Tuple, via: str | None
+    ) -> Node | None:
+        """The node that a connection is sent to: `via` if it may be, one that has the choice."""
+        nodes = box.healthy(asked)
+        offered = box.offered(flow, asked, nodes, self._proxies)
+        if offered:
+            self.offered.append((asked.service.key, tuple(end for end, _ in offered)))
+        named = [node for node in nodes if node.name == via]
+        wanted = (self._choice.ip, self._choice.port) if self._choice else None
+        having = [node for end, node in offered if (end.address, end.port) == wanted]
+        return next(iter((*named, *having, *nodes)), None)
+
+    def out_by_balancer(
+        self, place: Place, box: PredictedBalancer, asked: Asked, flow: Tuple, node: Node
+    ) -> Tuple:
+        """What goes on to a node; what is translated is remembered."""
+        turned = box.sent(flow, asked, node)
+        if turned != flow:
+            self._story.translated("dnat", place, flow.destination, turned.destination)
+            self._story.translated("snat", place, flow.source, turned.source)
+            self._known.setdefault(place, []).append(Connection(flow, turned.reversed))
+        return turned
+
+    def back_by_balancer(self, place: Place, flow: Tuple) -> Tuple | None:
+        """An answer to what it translated, with the addresses that the client knows."""
+        for known in self._known.get(place, ()):
+            if known.reply == flow and self._story.role != "probe":
+                asked, client = known.original.destination, known.original.source
+                self._story.undone("dnat", flow.source, asked)
+                self._story.undone("snat", flow.destination, client)
+                return known.original.reversed
+        return None

@@ -34,6 +34,7 @@ from netlab.trace.family import first_of
 from netlab.trace.model import PredictedOuter
 from netlab.trace.model_steps import Decapsulate, Encapsulate, Route, Socket, Tuple
 from netlab.trace.place import Place
+from netlab.trace.predicted_balancer import PredictedBalancer
 from netlab.trace.predicted_hooks import Passing, PredictedHooks, Stop
 from netlab.trace.predicted_story import PredictedStory, Role
 
@@ -49,13 +50,19 @@ class Walker:
     """Walks the legs of one probe; remembers on each node what its connection tracking would.
 
     `size` is that of the IP packet in bytes, 0 if it is small; `choice` is the endpoint to take
-    wherever a Service offers it.
+    wherever a Service offers it, `via` the node where a load balancer does.
     """
 
     def __init__(
-        self, network: DeclaredNetwork, protocol: str, size: int, choice: Socket | None
+        self,
+        network: DeclaredNetwork,
+        protocol: str,
+        size: int,
+        choice: Socket | None,
+        via: str | None = None,
     ) -> None:
         self.network = network
+        self.via = via
         self.protocol = protocol
         self._size = size
         self.story = PredictedStory()
@@ -260,6 +267,8 @@ class Walker:
             return self._into(there, flow, device)
         if there.kind == "gateway":
             return self._through_gateway(there, flow, device)
+        if there.kind == "balancer":
+            return self._through_balancer(there, flow)
         if self._is_martian(there, flow):
             return Stop(there, "martian")
         return Arrival(there, flow) if self._is_local(there, flow) else Stop(there, "not-mine")
@@ -304,6 +313,47 @@ class Walker:
         if self.network.node_at(flow.source.ip) is None:
             return Stop(gateway, UNKNOWN_TO_GATEWAY)
         return self._leave(gateway, self.hooks.out_by_gateway(gateway, flow), way)
+
+    # --- a load balancer -------------------------------------------------------------------------
+
+    def _through_balancer(self, place: Place, flow: Tuple) -> Arrival | Stop:
+        """To a node that it finds healthy; back what it translated itself."""
+        if self._is_martian(place, flow):
+            return Stop(place, "martian")
+        back = self.hooks.back_by_balancer(place, flow)
+        if back:
+            way = self._way(place, back)
+            return self._leave(place, back, way) if way else Stop(place, "no-route", True)
+        box = PredictedBalancer(self.network, place)
+        asked = box.asked(flow.destination, self.protocol)
+        if asked is None and self._is_local(place, flow):
+            return Arrival(place, flow)
+        if asked and not box.admits(asked, flow.source.ip):
+            return Stop(place, "dropped-by-rule")
+        node = self.hooks.node_chosen(box, asked, flow, self.via) if asked else None
+        if asked and node:
+            turned = self.hooks.out_by_balancer(place, box, asked, flow, node)
+            if box.translates:
+                way = self._way(place, turned)
+                assert way is not None
+                return self._leave(place, turned, way)
+            via = first_of(self.network.family, node.addresses)
+            way = Way(self.network.family.every_address, UPLINK, via)
+            self.story.step(
+                Route(
+                    destination=flow.destination.ip,
+                    matched=way.matched,
+                    device=way.device,
+                    via=way.via,
+                )
+            )
+            return self._leave(place, turned, way)
+        if self._is_local(place, flow):
+            return Arrival(place, flow)
+        if box.has(flow.destination.ip):
+            return Stop(place, "rejected-by-rule", True)
+        way = self._way(place, flow)
+        return self._leave(place, flow, way) if way else Stop(place, "no-route", True)
 
     # --- a node ----------------------------------------------------------------------------------
 

@@ -77,15 +77,19 @@ def unpredictable(lab: Lab, decided: Aim) -> str | None:
     return None
 
 
-def predict(lab: Lab, decided: Aim, taken: Socket | None = None) -> Prediction:
+def predict(
+    lab: Lab, decided: Aim, taken: Socket | None = None, via: str | None = None
+) -> Prediction:
     """What should become of a probe; `taken` is the endpoint that it went to, if it was sent.
+
+    `via` is the node that a load balancer sent it to.
 
     Without it there is a way for each endpoint that its Service may choose, as far as they are no
     more than MOST_WAYS.  Only for what is not
     `unpredictable`.
     """
     network = DeclaredNetwork(lab, decided.family)
-    first, offered = _walk(network, decided, taken)
+    first, offered = _walk(network, decided, taken, via)
     others = []
     if not taken:
         ends = [Socket(ip=each.address, port=each.port) for each in offered[1:MOST_WAYS]]
@@ -100,10 +104,10 @@ def predict(lab: Lab, decided: Aim, taken: Socket | None = None) -> Prediction:
 
 
 def _walk(
-    network: DeclaredNetwork, decided: Aim, choice: Socket | None
+    network: DeclaredNetwork, decided: Aim, choice: Socket | None, via: str | None = None
 ) -> tuple[PredictedWay, list[Endpoint]]:
     """The way by one endpoint, and all that may be chosen where one is chosen first."""
-    walker = Walker(network, decided.protocol, decided.size or 0, choice)
+    walker = Walker(network, decided.protocol, decided.size or 0, choice, via)
     sent = Tuple(
         source=Socket(ip=_source(network, decided), port=_port(decided)),
         destination=Socket(ip=decided.destination, port=decided.port),
@@ -205,7 +209,8 @@ def _missing(lab: Lab, decided: Aim) -> str:
 
 def _astray(walker: Walker) -> str:
     """The answer came from another address than was asked."""
-    turned = {each.node for each in walker.story.translations if each.kind in OF_SERVICES}
+    translations = walker.story.translations
+    turned = {each.node for each in translations if each.kind in OF_SERVICES and each.node}
     passed = {hop.node for hop in walker.story.hops if hop.node}
     return "not-masqueraded" if turned - passed else "answer-not-expected"
 
@@ -269,7 +274,7 @@ def _listens(network: DeclaredNetwork, decided: Aim, end: Arrival) -> bool:
         return asked in network.pod_of(place).listen
     if place.kind == "host":
         return asked in host_of(network.lab, place).listen
-    if place.kind in ("switch", "gateway"):
+    if place.kind in ("switch", "gateway", "balancer"):
         return False
     on_host = (p for p in network.lab.pods if p.host_network and p.node == place.node)
     return any(asked in pod.listen for pod in on_host) or any(

@@ -19,7 +19,7 @@ from netlab.trace.model import Hop, Leg, Loss, Probe, Trace
 from netlab.trace.model_steps import AnyStep, Deliver, Drop, Socket
 from netlab.trace.prediction import predict, unpredictable
 from netlab.trace.probe import Answer
-from netlab.trace.undeclared import taken_endpoint, undeclared
+from netlab.trace.undeclared import taken_endpoint, taken_node, undeclared
 from netlab.trace.watch import Watch
 from netlab.trace.witnesses.packets import Sighting
 
@@ -120,7 +120,7 @@ def _compared(found: Trace, declared: Lab, decided: Aim) -> Trace:
     """A trace with what was to be expected of it."""
     if unpredictable(declared, decided):
         return found
-    expected = predict(declared, decided, taken_endpoint(found))
+    expected = predict(declared, decided, taken_endpoint(found), taken_node(declared, found))
     differs = undeclared(declared, decided, found, expected)
     expected = msgspec.structs.replace(expected, differs=differs)
     return msgspec.structs.replace(found, prediction=expected)

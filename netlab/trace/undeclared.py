@@ -6,6 +6,7 @@ endpoint, the loss and the translations; the hops last, and only if nothing else
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from netlab.datapath.overlay import vtep_mac
@@ -14,7 +15,7 @@ from netlab.trace.aim import Aim
 from netlab.trace.declared_network import NOWHERE, DeclaredNetwork, Way
 from netlab.trace.model import Hop, Leg, PredictedHop, Prediction, Trace, Translation
 from netlab.trace.model_steps import OF_SERVICES, Bridge, Encapsulate, Neighbour, Route, Socket
-from netlab.trace.place import Place
+from netlab.trace.place import Place, place_of_balancer
 
 # Waiting for a MAC ends with an ICMP error, or before.
 _UNRESOLVED = ("neighbour-unresolved", "host-unreachable")
@@ -89,7 +90,19 @@ def undeclared(lab: Lab, decided: Aim, trace: Trace, expected: Prediction) -> li
 
 def taken_endpoint(trace: Trace) -> Socket | None:
     """The endpoint that a trace's packet was first sent to instead of its destination."""
-    return next((each.after for each in trace.translations if each.kind in OF_SERVICES), None)
+    return next((each.after for each in _by_nodes(trace)), None)
+
+
+def taken_node(lab: Lab, trace: Trace) -> str | None:
+    """The node that a load balancer sent a trace's packet to."""
+    boxes = {place_of_balancer(lab, box).namespace for box in lab.balancers}
+    behind = itertools.dropwhile(lambda hop: hop.namespace not in boxes, trace.forward)
+    return next((hop.node for hop in behind if hop.node), None)
+
+
+def _by_nodes(trace: Trace) -> Iterator[Translation]:
+    """What service proxies translated; a load balancer is no node."""
+    return (each for each in trace.translations if each.kind in OF_SERVICES and each.node)
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -122,6 +135,8 @@ def _tables(
 def _route(network: DeclaredNetwork, place: Place, step: Route, source: str) -> Iterator[str]:
     if network.is_local(place, step.destination):
         return
+    if place.kind == "balancer" and step.via and network.node_at(step.via):
+        return  # the choice of a node, which the hops tell
     due = _due(network, place, step.destination, source)
     declared = _declared(due)
     if step.type == "reverse-path":
@@ -182,7 +197,7 @@ def _endpoint(trace: Trace, expected: Prediction) -> Iterator[str]:
     taken = taken_endpoint(trace)
     due = [Socket(ip=each.ip, port=each.port) for each in expected.endpoints]
     if taken and taken not in due:
-        node = next(each.node for each in trace.translations if each.kind in OF_SERVICES)
+        node = next(each.node for each in _by_nodes(trace))
         among = f"declared are {_listed(due)}" if due else "declared is no translation"
         yield f"node {node} sent it to {taken}; {among}"
 

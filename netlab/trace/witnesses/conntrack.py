@@ -54,7 +54,7 @@ class Connections:
 
     def arm(self, places: Sequence[Place]) -> None:
         for place in places:
-            if place.kind not in ("node", "gateway"):
+            if place.kind not in ("node", "gateway", "balancer"):
                 continue
             try:
                 with entered(place.namespace):
@@ -74,7 +74,8 @@ class Connections:
             return True
         if _tracks(canary, self._family):
             return False
-        if canary.place.name not in self._untracked:
+        # (A load balancer that passes packets on tracks none.)
+        if canary.place.kind != "balancer" and canary.place.name not in self._untracked:
             self._untracked.append(canary.place.name)
         return True
 

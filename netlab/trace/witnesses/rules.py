@@ -36,7 +36,7 @@ _MESSAGE_TRACE = SUBSYSTEM_NFTABLES << 8 | 17
 
 # enum nft_trace_attributes
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
-_NETWORK, _TRANSPORT, _IIF, _OIF, _MARK, _POLICY = 8, 9, 10, 12, 13, 16
+_NETWORK, _TRANSPORT, _IIF, _OIF, _MARK, _POLICY = 8, 9, 10, 12, 14, 16
 _TYPE_POLICY, _TYPE_RULE = 1, 3
 _UDP_HEADER = 8
 _IPIP = 4  # the protocol of IPv4 inside another packet
@@ -144,7 +144,7 @@ class Rules:
 
     def arm(self, places: Sequence[Place]) -> None:
         for place in places:
-            if place.kind not in ("node", "gateway"):
+            if place.kind not in ("node", "gateway", "balancer"):
                 continue
             try:
                 with entered(place.namespace):
