@@ -173,8 +173,10 @@ def test_reaps_orphans(lab: LabProcesses) -> None:
     init = lab.start()
     code = (
         "import os, sys; from netlab.lab import control, enter; "
-        "init = control.connect(sys.argv[1]); "
-        "enter.run(init, enter.Place(sys.argv[2], 'x'), ['sh', '-c', 'sleep 0.01 &'], os.environ)"
+        "from netlab.datapath.state import View; "
+        "init = control.connect(sys.argv[1]); name = sys.argv[2]; "
+        "view = View(name=name, namespace=name, host_name='x'); "
+        "enter.run(init, view, ['sh', '-c', 'sleep 0.01 &'], os.environ)"
     )
     lab.python(code, lab.namespace("a")).communicate(timeout=20)
     eventually(lambda: "sleep" not in [p.name for p in init.status().processes])

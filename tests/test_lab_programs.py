@@ -13,9 +13,9 @@ import pytest
 
 from lab_processes import LabProcesses, eventually, lab_processes
 from labs import small_lab
-from netlab.datapath.state import File, Process
+from netlab.datapath.state import File, Process, View
 from netlab.lab import control, lifecycle, ready
-from netlab.lab.enter import Place, run
+from netlab.lab.enter import run
 from netlab.topology.model import Lab
 
 pytestmark = pytest.mark.kernel
@@ -56,13 +56,18 @@ def server(namespace: str, text: str = "one", **options: object) -> Process:
     )
 
 
+def view(namespace: str, *files: File) -> View:
+    """What is seen there."""
+    return View(name=namespace, namespace=namespace, host_name="there", files=files)
+
+
 def said(init: control.Init, namespace: str, path: str = "/run/server/said") -> str:
     """A file as a command inside sees it."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.dup2(writer, 1)
-        os._exit(run(init, Place(namespace, "there"), ["cat", path], os.environ))
+        os._exit(run(init, view(namespace), ["cat", path], os.environ))
     os.close(writer)
     with os.fdopen(reader) as opened:
         text = opened.read()

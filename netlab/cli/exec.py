@@ -16,7 +16,7 @@ from netlab.problems import NetlabError, Problem
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from netlab.lab.enter import Place
+    from netlab.datapath.state import View
     from netlab.topology.model import Container, Lab, Pod
     from netlab.topology.references import Reference
 
@@ -121,7 +121,7 @@ exec {file}<&-
     return file
 
 
-def _run(lab: Lab, place: Place, command: Sequence[str], environment: Mapping[str, str]) -> int:
+def _run(lab: Lab, place: View, command: Sequence[str], environment: Mapping[str, str]) -> int:
     from netlab.lab import control, enter
 
     init = control.connect(lab.name)
@@ -160,25 +160,19 @@ def _container(pod: Pod, name: str | None) -> Container:
     raise NetlabError(problem)
 
 
-def _place(lab: Lab, text: str, namespace: str | None) -> tuple[Place, str, Pod | None]:
+def _place(lab: Lab, text: str, namespace: str | None) -> tuple[View, str, Pod | None]:
     """Where a reference leads, its name for people, and the pod if it is one."""
-    from netlab.datapath.outside_names import host_namespace
-    from netlab.datapath.state import namespace_name
-    from netlab.lab.enter import Place
+    from netlab.datapath.name_files import host_view, node_view, pod_view
     from netlab.topology.references import resolve
 
     reference = resolve(lab, text, namespace)
     pod = reference.pod or _pod_behind(lab, reference)
-    if pod is not None and pod.host_network:
-        return Place(namespace_name(lab.name, pod.node), pod.node), pod.key, pod
     if pod is not None:
-        return Place(namespace_name(lab.name, pod.namespace, pod.name), pod.name), pod.key, pod
+        return pod_view(lab, pod), pod.key, pod
     if reference.node is not None:
-        name = reference.node.name
-        return Place(namespace_name(lab.name, name), name), f"node/{name}", None
+        return node_view(lab, reference.node), f"node/{reference.node.name}", None
     if reference.host is not None:
-        name = reference.host.name
-        return Place(host_namespace(lab, reference.host), name), f"host/{name}", None
+        return host_view(lab, reference.host), f"host/{reference.host.name}", None
     raise NetlabError(
         Problem(
             "no-place",

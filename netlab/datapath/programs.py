@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from netlab.datapath import environment
+from netlab.datapath.name_files import pod_view_name
 from netlab.datapath.state import File, Process
 from netlab.topology.model import Container, Lab, Pod
 
@@ -27,6 +28,7 @@ def _process(lab: Lab, pod: Pod, container: Container, namespace: str) -> Proces
     return Process(
         name=name_of(pod, container),
         namespace=namespace,
+        view=pod_view_name(lab, pod) if pod.host_network else "",
         command=environment.command(container, {**services, **own}),
         files=tuple(File(path=file.path, text=file.text) for file in container.files),
         directory=container.directory or "/",

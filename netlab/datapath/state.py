@@ -319,12 +319,21 @@ class NodeState(State, frozen=True):
 class File(State, frozen=True):
     """A file that processes of one namespace see, and nobody else: below /run, or in place of one.
 
-    Below /run everything is the namespace's own; elsewhere the file must be there to be covered.
+    Below /run everything is the namespace's own; elsewhere it covers what is there.
     """
 
     path: str
     text: str
     owner: str = ""  # a user of the machine whose it is, and the directory it is in; "": root
+
+
+class View(State, frozen=True):
+    """What programs and commands in a place see of files, and how they are told it is called."""
+
+    name: str  # unique in its network namespace; a node's, and a pod's of its own, is that's name
+    namespace: str  # the network namespace
+    host_name: str
+    files: tuple[File, ...] = ()
 
 
 class Process(State, frozen=True):
@@ -339,6 +348,7 @@ class Process(State, frozen=True):
     namespace: str
     command: tuple[str, ...]
     package: str = ""  # Debian's, which has the program; "": it is the user's own
+    view: str = ""  # the name of the view it has; "": that of its network namespace
     files: tuple[File, ...] = ()
     directories: tuple[tuple[str, str], ...] = ()  # to be made below /run, with the owner of each
     directory: str = "/"

@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -27,7 +27,7 @@ from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
     from netlab.datapath.state import Process as Program
-    from netlab.datapath.state import Server
+    from netlab.datapath.state import Server, View
 
 _ANSWER_S = 120.0
 _HELLO_S = 5.0
@@ -124,12 +124,16 @@ class Init:
             return next(int(line.split()[1]) for line in fdinfo if line.startswith("Pid:"))
 
     def serve(
-        self, servers: Sequence[Server], programs: Sequence[Program] = ()
+        self,
+        servers: Sequence[Server],
+        programs: Sequence[Program] = (),
+        view_of: Callable[[str], View | None] = lambda name: None,
     ) -> tuple[Unserved, ...]:
         """Have the workload answer for exactly these servers, and return when all sockets listen.
 
         Exactly these programs run from then on; whether they are ready, :mod:`netlab.lab.ready`
-        tells.  What the workload cannot open is returned.  Init keeps the namespaces of what is
+        tells.  `view_of` gives views by their names, for the programs and for what is entered
+        already.  What the workload cannot open is returned.  Init keeps the namespaces of what is
         served alive: one whose pod is deleted goes away when the next call leaves it out.
         """
         unserved: list[Unserved] = []
@@ -144,13 +148,18 @@ class Init:
             files[inode] = server.namespace
             wire.append({**msgspec.to_builtins(server), "inode": inode})
         running = []
+        views: dict[str, tuple[int, View]] = {}
         for program in programs:
             inode = os.stat(namespaces.path(program.namespace)).st_ino
             files[inode] = program.namespace
             filled = {"reload": program.reload, **msgspec.to_builtins(program)}
             running.append({**filled, "inode": inode})
+            name = program.view or program.namespace
+            if name not in views and (view := view_of(name)):
+                views[name] = inode, view
         with self._connection() as connection:
-            request = {"do": "serve", "servers": wire, "processes": running}
+            seen = msgspec.to_builtins(list(views.values()))
+            request = {"do": "serve", "servers": wire, "processes": running, "views": seen}
             answer = self._ask(connection, request).body
             if missing := answer.get("missing"):
                 self._hold(connection, [files[inode] for inode in missing])
@@ -164,6 +173,8 @@ class Init:
                 ),
                 Exit.MACHINE,
             )
+        for inode, name in answer["views"]:
+            self._show_anew(inode, view_of(name), name)
         return (*unserved, *(Unserved(*entry) for entry in answer["unserved"]))
 
     def declare(self, data: bytes) -> None:
@@ -224,15 +235,34 @@ class Init:
         found = processes_of(self.pid)
         return Status(self.pid, answer["restarts"], answer["sockets"], found, programs)
 
-    def mounts(self, namespace: str) -> int | None:
-        """A descriptor of the mount namespace that programs of a network namespace live in.
+    def show(self, view: View) -> int:
+        """A descriptor of the mount namespace in which that is seen, the caller's to close.
 
-        None if there are none; it is the caller's to close.
+        NetlabError(files-not-shown) if it cannot be.
         """
-        inode = os.stat(namespaces.path(namespace)).st_ino
+        inode = os.stat(namespaces.path(view.namespace)).st_ino
         with self._connection() as connection:
-            answer = self._ask(connection, {"do": "mounts", "inode": inode})
-        return answer.descriptors[0] if answer.descriptors else None
+            request = {"do": "show", "inode": inode, "view": msgspec.to_builtins(view)}
+            answer = self._ask(connection, request)
+        if refused := answer.body.get("refused"):
+            raise NetlabError(
+                Problem(
+                    "files-not-shown",
+                    f"{view.name}: {refused}",
+                    hint=f"see {log_path(self.lab)}",
+                ),
+                Exit.MACHINE,
+            )
+        return answer.descriptors[0]
+
+    def _show_anew(self, inode: int, view: View | None, name: str) -> None:
+        """What is in a view sees what changed; one whose place is no more is let go."""
+        with contextlib.suppress(FileNotFoundError):
+            if view and os.stat(namespaces.path(view.namespace)).st_ino == inode:
+                os.close(self.show(view))
+                return
+        with self._connection() as connection:
+            self._ask(connection, {"do": "forget", "inode": inode, "view": name})
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until init and everything in the lab has ended; False if it has not in `timeout`."""

@@ -1,9 +1,9 @@
 """Run a command inside a lab, as if its terminal, signals and exit code were the caller's own.
 
 The command runs in three namespaces of the lab: the network namespace of a pod or a node, the PID
-namespace of init, so that it ends with the lab, and the mount namespace of the programs that run
-there, or else init's, so that it sees the lab's files.  Its host
-name and its /sys are its own: /sys shows the links of the network namespace that mounted it.
+namespace of init, so that it ends with the lab, and a mount namespace, in which it sees the files
+of the place (:mod:`netlab.lab.views`), as programs that run there do.  Its host name and its /sys
+are its own: /sys shows the links of the network namespace that mounted it.
 
 Three processes: the caller, which waits outside; a supervisor, first to be inside, which tells the
 caller how the command ended; the command.  The end of one ends those after it.
@@ -20,7 +20,7 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from netlab.kernel.namespaces import open_named, path, require_privilege
 from netlab.kernel.syscalls import (
@@ -39,29 +39,24 @@ from netlab.kernel.syscalls import (
 from netlab.lab.control import Init, LabNotRunning
 from netlab.problems import Exit, NetlabError, Problem
 
+if TYPE_CHECKING:
+    from netlab.datapath.state import View
+
 NOT_EXECUTABLE = 126  # as POSIX shells have it (XCU 2.8.2)
 NOT_FOUND = 127
 
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)  # sent to all three processes
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP)  # sent to one
 _STATUS = struct.Struct("=i")  # as waitpid(2) gives it
-_HOST_NAME_MAX = 63  # what Kubernetes leaves of a pod's name
-
-
-class Place(NamedTuple):
-    """Where a command runs: a network namespace by name, and the host name to have there."""
-
-    namespace: str
-    host_name: str
 
 
 class _Entry(NamedTuple):
     """Everything that the processes inside need, opened outside."""
 
-    place: Place
+    view: View
     network: int
     init: int
-    mounts: int  # the namespace's own, if programs live there, else init's
+    mounts: int
     directory: str
     status: int  # where the supervisor writes how the command ended
     signals: _Signals
@@ -74,28 +69,26 @@ class _Signals(NamedTuple):
     blocked: set[int | signal.Signals]
 
 
-def run(init: Init, place: Place, command: Sequence[str], environment: Mapping[str, str]) -> int:
+def run(init: Init, view: View, command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command and wait for it; returns its exit code, 128+n if signal n ended it.
 
     126 if it cannot be executed, 127 if there is no such command; both are told on stderr, as is
     the end of the lab.  To be called in the main thread, for it handles signals meanwhile.
-    NetlabError if the lab or the namespace is not there.
+    NetlabError if the lab or the namespace is not there, or the view's files cannot be shown.
     """
     require_privilege()
     sys.stdout.flush()
     sys.stderr.flush()
     with contextlib.ExitStack() as stack:
-        network = _open_network(place)
+        network = _open_network(view)
         stack.callback(os.close, network)
         reader, writer = os.pipe()
         stack.callback(os.close, reader)
         stack.enter_context(_terminal_kept())
         signals = stack.enter_context(_signals_left_to_the_command())
-        mounts = init.mounts(place.namespace)
-        if mounts is not None:
-            stack.callback(os.close, mounts)
-        inside = init.pidfd if mounts is None else mounts
-        entry = _Entry(place, network, init.pidfd, inside, _directory(), writer, signals)
+        mounts = init.show(view)
+        stack.callback(os.close, mounts)
+        entry = _Entry(view, network, init.pidfd, mounts, _directory(), writer, signals)
         try:
             supervisor = _fork_inside(init, entry, command, environment)
         finally:
@@ -149,7 +142,7 @@ def _supervise(entry: _Entry, command: Sequence[str], environment: Mapping[str, 
         _forward_signals(child)
         _, status = os.waitpid(child, 0)
     except OSError as error:
-        _tell(Problem("not-entered", f"{entry.place.namespace} cannot be entered: {error}"))
+        _tell(Problem("not-entered", f"{entry.view.namespace} cannot be entered: {error}"))
     finally:
         with contextlib.suppress(OSError):
             os.write(entry.status, _STATUS.pack(status))
@@ -162,7 +155,7 @@ def _move_in(entry: _Entry) -> None:
     setns(entry.network, CLONE_NEWNET)
     unshare(CLONE_NEWNS | CLONE_NEWUTS)
     mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    socket.sethostname(entry.place.host_name[:_HOST_NAME_MAX])
+    socket.sethostname(entry.view.host_name)
     with contextlib.suppress(OSError):
         os.chdir(entry.directory)
 
@@ -192,13 +185,13 @@ def _execute(
         os._exit(code)
 
 
-def _open_network(place: Place) -> int:
+def _open_network(view: View) -> int:
     try:
-        return open_named(place.namespace)
+        return open_named(view.namespace)
     except FileNotFoundError:
         problem = Problem(
             "namespace-gone",
-            f"{path(place.namespace)} does not exist",
+            f"{path(view.namespace)} does not exist",
             hint="`netlab up` with the lab's topology makes it again",
         )
         raise NetlabError(problem, Exit.MACHINE) from None

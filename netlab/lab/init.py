@@ -37,9 +37,11 @@ from netlab.kernel.syscalls import (
     unshare,
 )
 from netlab.lab import messages
+from netlab.lab.children import Children
 from netlab.lab.draining import Draining
 from netlab.lab.processes import Processes
 from netlab.lab.rule_logs import RuleLogs
+from netlab.lab.views import Views
 
 BACKLOG = 128
 LISTENER = 3  # descriptor under which the control socket is inherited
@@ -111,7 +113,9 @@ class _Init:
         self._poll = select.poll()
         self._rule_logs = RuleLogs(self._poll)
         self._draining = Draining(_log)
-        self._processes = Processes(self._namespaces, lambda: _HANDLED, _log)
+        children = Children(lambda: _HANDLED, _log)
+        self._views = Views(children)
+        self._processes = Processes(self._namespaces, self._views, children, _log)
         self._wake, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
         signal.set_wakeup_fd(self._wake_writer.fileno())
@@ -206,9 +210,11 @@ class _Init:
         elif do == "status":
             answer = {"restarts": max(0, self._starts - 1), "sockets": self._sockets}
             messages.send(client, {**answer, "programs": self._processes.status()})
-        elif do == "mounts":
-            found = self._processes.mounts(request.body["inode"])
-            messages.send(client, {}, b"", () if found is None else (found,))
+        elif do == "show":
+            self._show(client, request.body["inode"], request.body["view"])
+        elif do == "forget":
+            self._views.forget((request.body["inode"], request.body["view"]))
+            messages.send(client, {})
         elif do == "shutdown":
             with contextlib.suppress(OSError):
                 messages.send(client, {})
@@ -251,25 +257,45 @@ class _Init:
             else:
                 self._namespaces[inode] = descriptor
 
+    def _show(self, client: socket.socket, inode: int, view: dict[str, Any]) -> None:
+        """Give a client the mount namespace of a view, or say why it cannot be made."""
+        try:
+            found = self._views.show((inode, view["name"]), view)
+        except OSError as error:
+            messages.send(client, {"refused": str(error)})
+        else:
+            messages.send(client, {}, b"", (found,))
+
     def _serve(
-        self, do: str, servers: list[dict[str, Any]], processes: list[dict[str, Any]]
+        self,
+        do: str,
+        servers: list[dict[str, Any]],
+        processes: list[dict[str, Any]],
+        views: list[tuple[int, dict[str, Any]]],
     ) -> dict[str, Any]:
         """Have exactly these programs run, and the workload answer for exactly these servers.
 
-        Asks first for namespaces not held yet.
+        Asks first for namespaces not held yet.  `views` are those of the programs; the answer names
+        the others that there are.
         """
         wanted = {each["inode"] for each in (*servers, *processes)}
         if missing := wanted - self._namespaces.keys():
             return {"missing": sorted(missing)}
         self._servers = servers
+        for inode, view in views:
+            try:
+                self._views.show((inode, view["name"]), view)
+            except OSError as error:  # whoever enters is told
+                _log(f"{view['name']}: {error}")
         self._processes.declare(processes)
+        others = [key for key in self._views.keys if key not in self._processes.views]
         for inode in self._namespaces.keys() - wanted:
             os.close(self._namespaces.pop(inode))
         for _ in range(2):  # (if it just died, or dies of this, a new one has a try)
             if self._workload is None:
                 self._start_workload()
             if self._workload and (answer := self._tell_workload(self._workload)):
-                return answer
+                return {**answer, "views": others}
         return {"error": "the workload does not stay alive"}
 
     def _tell_workload(self, workload: _Workload) -> dict[str, Any] | None:
@@ -322,7 +348,7 @@ class _Init:
                 self._namespaces.values(),
                 self._rule_logs.descriptors,
                 self._draining.descriptors,
-                self._processes.descriptors,
+                self._views.descriptors,
             )
             messages.close((self._pidfd, *itertools.chain(*descriptors)))
             from netlab.lab import workload

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from netlab.datapath import faults
+from netlab.datapath import faults, name_files
 from netlab.datapath.build import build
 from netlab.datapath.plan import caused, plan
 from netlab.datapath.state import Change, Found, LabState
@@ -184,7 +184,7 @@ def _converge(
         converge.forget_learned(ns.name for ns in state.namespaces() if ns.name in found)
     init.declare(data)
     record.settle(lab.name)
-    return init.serve(state.servers, state.processes)
+    return init.serve(state.servers, state.processes, name_files.views(lab))
 
 
 def _declared(name: str) -> Lab:

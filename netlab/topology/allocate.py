@@ -17,6 +17,7 @@ from netlab.topology import (
     endpoints,
     lab_document,
     model,
+    naming,
     network_policies,
     networks,
     outside,
@@ -76,7 +77,10 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
     found.raise_errors()
     nodes = tuple(_node(draft, decided.families) for draft in decided.nodes)
     containers = Containers(objects, found, {node.name: node.addresses for node in nodes})
-    pods = tuple(_pod(draft, decided.families, containers.of(draft)) for draft in drafts)
+    pods = tuple(
+        _pod(draft, decided.families, containers.of(draft), naming.of_pod(draft, found))
+        for draft in drafts
+    )
     containers.tell()
     found.raise_errors()
     pod_cidr, *other_pod_cidrs = map(str, decided.pod_cidrs)
@@ -119,6 +123,7 @@ def _pod(
     draft: DraftPod,
     families: tuple[model.Family, ...],
     containers: tuple[model.Container, ...],
+    named: model.Naming,
 ) -> model.Pod:
     assert draft.node is not None
     address, *other_addresses = (str(draft.addresses[each]) for each in families)
@@ -136,6 +141,7 @@ def _pod(
         host_network=draft.host_network,
         ready=draft.ready,
         owner=draft.owner,
+        naming=named,
     )
 
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from netlab.topology.model import (
+    DnsPolicy,
     Family,
     Protocol,
     ServiceType,
@@ -173,6 +174,22 @@ class Volume(Part, frozen=True):
     configMap: ConfigMapVolume | None = None
 
 
+class HostAlias(Part, frozen=True, omit_defaults=True):
+    ip: str
+    hostnames: list[str] | None = None
+
+
+class DnsOption(Part, frozen=True):
+    name: str
+    value: str | None = None
+
+
+class DnsConfig(Part, frozen=True):
+    nameservers: list[str] | None = None
+    searches: list[str] | None = None
+    options: list[DnsOption] | None = None
+
+
 class PodSpec(Part, frozen=True, omit_defaults=True):
     nodeName: str | None = None
     nodeSelector: Labels | None = None
@@ -180,6 +197,12 @@ class PodSpec(Part, frozen=True, omit_defaults=True):
     enableServiceLinks: bool | None = None
     containers: list[Container] | None = None
     volumes: list[Volume] | None = None
+    hostname: Label | None = None
+    subdomain: Label | None = None
+    setHostnameAsFQDN: bool | None = None
+    hostAliases: list[HostAlias] | None = None
+    dnsPolicy: DnsPolicy | None = None
+    dnsConfig: DnsConfig | None = None
 
 
 class Condition(Part, frozen=True):

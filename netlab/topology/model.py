@@ -22,6 +22,7 @@ ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
 TrafficPolicy = Literal["Cluster", "Local"]
 TrafficDistribution = Literal["PreferClose", "PreferSameZone", "PreferSameNode"]
 ProxyMode = Literal["iptables", "nftables", "nftables-flat", "ipvs", "userspace", "none"]
+DnsPolicy = Literal["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"]
 IPTablesBackend = Literal["nft", "legacy"]
 Masquerade = Literal["outside", "all", "none"]
 BalancerMode = Literal["nat", "passthrough"]
@@ -213,6 +214,30 @@ class Container(Frozen, frozen=True):
     runs: bool = False  # decided: its program is on this machine
 
 
+class HostAlias(Frozen, frozen=True):
+    """A line of a pod's /etc/hosts."""
+
+    ip: str
+    names: tuple[str, ...]
+
+
+class Naming(Frozen, frozen=True):
+    """What a pod is called, and how it finds names: fields of its spec."""
+
+    host_name: str = ""  # as its spec has it
+    subdomain: str = ""
+    as_fqdn: bool = False  # whether its host name is all of it
+    aliases: tuple[HostAlias, ...] = ()
+    dns_policy: DnsPolicy = "ClusterFirst"
+    # dnsConfig: what comes beside that of the policy
+    name_servers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[tuple[str, str | None], ...] = ()
+
+
+USUAL_NAMING = Naming()
+
+
 class Pod(Frozen, frozen=True):
     """A pod: a network namespace on a node, and what answers in it."""
 
@@ -229,6 +254,7 @@ class Pod(Frozen, frozen=True):
     host_network: bool = False
     ready: bool = True
     owner: str = ""  # "Deployment/myblog", or "" for a pod that stands in the file itself
+    naming: Naming = USUAL_NAMING
 
     @property
     def addresses(self) -> tuple[str, ...]:
