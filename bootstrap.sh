@@ -37,7 +37,9 @@ test   program ipvsadm           ipvsadm                    ipvsadm            i
 test   program make              make                       make               make          make          make
 test   program tshark            tshark                     wireshark-cli      wireshark-cli tshark        wireshark
 test   program bird              bird2                      bird               bird          bird          bird
+test   program haproxy           haproxy                    haproxy            haproxy       haproxy       haproxy
 test   program nginx             nginx-light                nginx              nginx         nginx         nginx
+test   file    /usr/lib/nginx/modules/ngx_stream_module.so libnginx-mod-stream nginx-mod-stream nginx-mod-stream nginx-mod-stream nginx
 test   program qemu-system-x86_64 qemu-system-x86         qemu-system-x86-core qemu-system-x86 qemu-system-x86_64 qemu-x86
 test   program busybox           busybox-static             busybox            busybox       busybox-static busybox-static
 test   program depmod            kmod                       kmod               kmod          kmod          kmod
@@ -52,6 +54,7 @@ TABLE
 there() { # KIND NAME
     case $1 in
     program) command -v "$2" >/dev/null ;;
+    file) [ -e "$2" ] ;;
     # The dynamic loader knows where libraries are; only a program can ask it.
     library)
         for file in $(echo "$2" | tr , ' '); do # names of one library, by distribution

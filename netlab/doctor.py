@@ -110,12 +110,12 @@ _FEATURES = {
 def preflight(lab: Lab | None = None) -> None:
     """Look at what `up` cannot do without and what costs next to nothing to look at.
 
-    Of a lab also what its overlay needs.  Raises NetlabError (exit 3) with everything that is
+    Of a lab also what its overlay and its service proxy need.  Raises NetlabError (exit 3) with everything that is
     missing.
     """
     problems = [*_privilege_problems(), *_program_problems()]
     if lab is not None:
-        problems += overlay_problems(lab)
+        problems += [*overlay_problems(lab), *mode_problems(lab)]
     if not os.path.exists(_BR_NETFILTER):
         problems.append(
             Problem(
@@ -127,6 +127,22 @@ def preflight(lab: Lab | None = None) -> None:
         )
     if problems:
         raise NetlabError(problems, Exit.MACHINE)
+
+
+def mode_problems(lab: Lab) -> Iterator[Problem]:
+    """What the service proxy of a lab needs and this machine lacks."""
+    from netlab.datapath.services.modes import mode_of
+
+    for program, package in mode_of(lab).programs:
+        there = os.path.exists(program) if program.startswith("/") else _which(program)
+        if not there:
+            yield Problem(
+                "missing-program",
+                f"service proxy mode {lab.service_proxy.mode} of lab {lab.name} needs {program}, "
+                "which is not installed",
+                hint=f"apt-get install {package} (on Debian; `./bootstrap.sh test` does so without "
+                "starting its daemon)",
+            )
 
 
 def overlay_problems(lab: Lab) -> Iterator[Problem]:

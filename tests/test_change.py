@@ -742,4 +742,4 @@ def test_a_mode_that_there_is_not(mode: str, code: str, words: str) -> None:
     assert codes(caught) == [code]
     (problem,) = caught.value.problems
     assert words in str(problem)
-    assert "it builds iptables, nftables, nftables-flat, ipvs, none" in str(problem)
+    assert "it builds iptables, nftables, nftables-flat, ipvs, userspace, none" in str(problem)

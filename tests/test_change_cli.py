@@ -139,7 +139,7 @@ def test_the_proxy_is_shown_and_switched(lab: str) -> None:
     for mode in ("userspace", "nft"):
         refused = netlab("proxy", "--mode", mode)
         assert (refused.returncode, refused.stdout) == (2, "")
-        assert "it builds iptables, nftables, nftables-flat, ipvs, none" in refused.stderr
+        assert "it builds iptables, nftables, nftables-flat, ipvs, userspace, none" in refused.stderr
     assert netlab("up", "two-node-vxlan", "--proxy", "userspace").returncode == 2
     assert fine("proxy", "-o", "name") == "iptables\n"
     planned = netlab("proxy", "--mode", "nftables", "--dry-run").stdout

@@ -167,7 +167,7 @@ def _node(
         ),
         pods=pod_net.pods,
         rules=mode.render(lab, node) if rules else None,
-        processes=(*part.processes, *running),
+        processes=(*part.processes, *mode.processes(lab, node), *running),
     )
 
 

@@ -36,6 +36,7 @@ from netlab.datapath.state import (
     Update,
     namespace_name,
 )
+from netlab.doctor import mode_problems
 from netlab.kernel import ipvs, namespaces, nft, xtables
 from netlab.lab import control
 from netlab.problems import Exit, NetlabError, Problem
@@ -54,6 +55,8 @@ def require(lab: Lab) -> None:
     """Raise NetlabError (exit 3) if this machine lacks what the lab's mode is made of."""
     if lab.service_proxy.mode == "ipvs":
         ipvs.require()
+    if problems := list(mode_problems(lab)):
+        raise NetlabError(problems, Exit.MACHINE)
 
 
 def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:

@@ -34,7 +34,7 @@ from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints
 from netlab.topology.pods import DraftPod
 
-PROXY_MODES = ("iptables", "nftables", "nftables-flat", "ipvs", "none")
+PROXY_MODES = ("iptables", "nftables", "nftables-flat", "ipvs", "userspace", "none")
 NODE_PORT_ADDRESSES = ("primary", "localhost", "all")  # words for networks
 _NODE_PORT_ADDRESSES_HINT = "a network such as 172.21.32.0/24, or primary, localhost or all"
 # Gates of kube-proxy v1.37: those that rules depend on, and those that are locked to true.

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from netlab.datapath.services import iptables, iptables_save, ipvs, nftables, nftables_flat
+from netlab.datapath.services import (
+    iptables,
+    iptables_save,
+    ipvs,
+    nftables,
+    nftables_flat,
+    userspace,
+    userspace_programs,
+)
 from netlab.datapath.services.iptables_proxier import IPTablesProxier
 from netlab.datapath.services.ipvs_proxier import IPVSProxier
 from netlab.datapath.services.proxier import Proxier
@@ -19,6 +27,7 @@ from netlab.datapath.state import (
     Balancing,
     Change,
     Leftovers,
+    Process,
     Rules,
     Ruleset,
     Server,
@@ -44,6 +53,8 @@ class Mode:
     servers: Callable[[Lab, Node], Sequence[Server]]  # what the proxy itself answers
     proxier: Callable[[Lab, Node], Proxier] | None = None
     reading: str = ""  # the class that explains its rules, "module:Class"; loaded when asked for
+    processes: Callable[[Lab, Node], tuple[Process, ...]] = lambda lab, node: ()
+    programs: tuple[tuple[str, str], ...] = ()  # to be installed: program or file, Debian package
 
 
 MODES: Mapping[ProxyMode, Mode] = {
@@ -74,6 +85,14 @@ MODES: Mapping[ProxyMode, Mode] = {
         ipvs.servers,
         IPVSProxier,
         reading="ipvs_reading:IpvsReading",
+    ),
+    "userspace": Mode(
+        userspace.render,
+        userspace.sysctls,
+        userspace.servers,
+        reading="userspace_reading:UserspaceReading",
+        processes=userspace_programs.processes,
+        programs=userspace_programs.PROGRAMS,
     ),
     "none": Mode(lambda lab, node: None, lambda lab, node: (), lambda lab, node: ()),
 }
