@@ -110,8 +110,8 @@ _FEATURES = {
 def preflight(lab: Lab | None = None) -> None:
     """Look at what `up` cannot do without and what costs next to nothing to look at.
 
-    Of a lab also what its overlay and its service proxy need.  Raises NetlabError (exit 3) with everything that is
-    missing.
+    Of a lab also what its overlay and its service proxy need.  Raises NetlabError (exit 3) with
+    everything that is missing.
     """
     problems = [*_privilege_problems(), *_program_problems()]
     if lab is not None:

@@ -731,7 +731,6 @@ def test_the_proxy_is_switched_and_stays_so(file: bool) -> None:
 @pytest.mark.parametrize(
     ("mode", "code", "words"),
     [
-        ("userspace", "unsupported", "not built"),
         ("nftable", "unknown-mode", 'did you mean "nftables"'),
         ("", "unknown-mode", "no mode"),
     ],

@@ -136,11 +136,13 @@ def test_the_proxy_is_shown_and_switched(lab: str) -> None:
     assert settings["mode"] == "iptables"
     assert settings["nodePortAddresses"] == "all (the default of this mode)"
     assert settings["iptables.localhostNodePorts"] == "true"
-    for mode in ("userspace", "nft"):
+    for mode in ("user-space", "nft"):
         refused = netlab("proxy", "--mode", mode)
         assert (refused.returncode, refused.stdout) == (2, "")
-        assert "it builds iptables, nftables, nftables-flat, ipvs, userspace, none" in refused.stderr
-    assert netlab("up", "two-node-vxlan", "--proxy", "userspace").returncode == 2
+        assert (
+            "it builds iptables, nftables, nftables-flat, ipvs, userspace, none" in refused.stderr
+        )
+    assert netlab("up", "two-node-vxlan", "--proxy", "user-space").returncode == 2
     assert fine("proxy", "-o", "name") == "iptables\n"
     planned = netlab("proxy", "--mode", "nftables", "--dry-run").stdout
     assert planned.startswith("lab/two-node-vxlan switched to nftables (dry run)\n~ ")

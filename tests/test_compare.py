@@ -55,7 +55,6 @@ def test_modes_are_named_with_backends() -> None:
     ("text", "code", "hint"),
     [
         ("iptable", "unknown-mode", 'did you mean "iptables"'),
-        ("userspace", "unsupported", "it builds iptables"),
         ("iptables:legcy", "bad-mode", 'did you mean "legacy"'),
         ("nftables:nft", "bad-mode", "iptables:nft"),
         (" , ", "no-mode", "iptables"),

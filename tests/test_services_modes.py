@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from labs import fresh_name, small_lab
 from netlab.datapath.describe import shell, summary
 from netlab.datapath.services import iptables_save, nftables_list
-from netlab.datapath.services.modes import MODES, mode_of
+from netlab.datapath.services.modes import MODES
 from netlab.datapath.state import Ruleset
 from netlab.kernel import nft, xtables
 from netlab.kernel.namespaces import entered
@@ -297,8 +297,3 @@ def test_timeouts_of_connection_tracking_are_the_nodes(up: Up) -> None:
         path = f"/proc/sys/net/netfilter/nf_conntrack_{name}"
         with entered(f"{lab.name}:n1"), open(path) as setting:
             assert setting.read().strip() == value
-
-
-def test_a_mode_that_is_not_built_is_said_to_be() -> None:
-    with pytest.raises(NetlabError, match=r'mode "userspace" is not built'):
-        mode_of(in_mode("userspace"))

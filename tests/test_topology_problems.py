@@ -158,12 +158,6 @@ MISTAKES = {
         ("unsupported", 4, 24),
         ['"geneve"', "it builds vxlan, vxlan-multicast, host-gw"],
     ),
-    "mode of later": (
-        "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
-        "spec: {serviceProxy: {mode: userspace}}\n",
-        ("unsupported", 4, 29),
-        ['"userspace"', "iptables, nftables, nftables-flat, ipvs, none"],
-    ),
     "unknown scheduler": (
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\n"
         "spec: {serviceProxy: {mode: ipvs, ipvs: {scheduler: rrr}}}\n",

@@ -104,6 +104,7 @@ class Processes:
         """Note that a child of init's has ended; False if it is none of these."""
         for running in self._running.values():
             if running.pid == pid:
+                _end_group(pid)
                 running.has_ended(code)
                 name, where = running.declared["name"], running.declared["namespace"]
                 self._log(f"{name} of {where} ended with {code}")
@@ -173,6 +174,7 @@ class Processes:
                 if poll.poll(_GRACE_S * 1000):
                     break
             os.waitpid(running.pid, 0)
+            _end_group(running.pid)
         finally:
             os.close(ending)
         running.pid = 0
@@ -180,6 +182,12 @@ class Processes:
 
 def _view(declared: Mapping[str, Any]) -> Key:
     return declared["inode"], declared.get("view") or declared["namespace"]
+
+
+def _end_group(leader: int) -> None:
+    """End what a program that has ended leaves running: workers that have its ports."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 _NOT_OF_THE_PROGRAM = ("files", "at_start", "routes", "listens", "names")

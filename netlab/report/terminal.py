@@ -48,6 +48,17 @@ DECIDING = ("accept", "drop", "queue", "stolen")
 def print_trace(trace: Trace, console: Console) -> None:
     """Print a trace."""
     console.print(_headline(trace, console.width))
+    _print_legs(trace, console)
+    for second in trace.connections or ():
+        console.print()
+        console.print(_opened(trace, second))
+        _print_legs(second, console)
+    console.print()
+    for line in _ending(trace):
+        console.print(line)
+
+
+def _print_legs(trace: Trace, console: Console) -> None:
     probe = trace.probe
     if trace.forward:
         console.print()
@@ -55,9 +66,15 @@ def print_trace(trace: Trace, console: Console) -> None:
     if trace.reply:
         console.print()
         console.print(leg("back", str(trace.reply[0].packet.flow), trace.reply))
-    console.print()
-    for line in _ending(trace):
-        console.print(line)
+
+
+def _opened(trace: Trace, second: Trace) -> Text:
+    """Who opened a connection for another."""
+    from rich.text import Text
+
+    by = [step.rule for step in trace.translations if step.kind == "proxy" and step.rule]
+    who = by[0] if by else f"a proxy of {second.probe.from_}"
+    return Text(f"{who} opened a connection of its own to {second.probe.destination}:", "bold")
 
 
 def headline(trace: Trace) -> str:
@@ -82,7 +99,8 @@ def summary(trace: Trace) -> str:
     elif trace.seen_source == trace.probe.source:
         seen = f"its true source, {trace.seen_source}"
     else:
-        how = [step.kind for step in trace.translations if step.kind in ("snat", "masquerade")]
+        changes = ("snat", "masquerade", "proxy")
+        how = [step.kind for step in trace.translations if step.kind in changes]
         by = f" ({how[-1]})" if how else ""
         seen = f"{trace.seen_source} as its source{by}, not {trace.probe.source}"
     answer = " and answered" if trace.disposition == "delivered" else ""

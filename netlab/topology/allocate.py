@@ -251,10 +251,6 @@ def _check_service_proxy(
     lab: Stated[lab_document.Lab], spec: lab_document.ServiceProxySpec, found: Complaints
 ) -> None:
     title, origin, path = _title(lab), lab.origin, ("spec", "serviceProxy")
-    if spec.mode is not None and spec.mode not in PROXY_MODES:
-        message = f'{title}: serviceProxy mode "{spec.mode}" is not built by this version'
-        hint = f"it builds {', '.join(PROXY_MODES)}"
-        found.error("unsupported", message, origin, *path, "mode", hint=hint)
     if spec.clusterCIDR:
         where = (*path, "clusterCIDR")
         for part in split(spec.clusterCIDR, title, found, origin, where).values():

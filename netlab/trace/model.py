@@ -214,7 +214,7 @@ class Trace(Data, frozen=True, kw_only=True):
     drop: Loss | None
     forward: list[Hop]
     reply: list[Hop]
-    connections: None = None
+    connections: list[Trace] | None = None  # those that proxies on its way opened for it
     witnesses: Witnesses
     prediction: Prediction | None = None
     elapsed_us: int  # from sending until the answer, or until giving up

@@ -22,6 +22,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -80,15 +81,23 @@ class Answer(msgspec.Struct, frozen=True):
     application: Application | None = None
 
 
-def send(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
+def send(
+    aim: Aim,
+    mark: Mark,
+    timeout_s: float,
+    news: News,
+    meanwhile: Callable[[socket.socket], object] | None = None,
+) -> Answer:
     """Send the probe and wait for the answer, an error, or the end of `timeout_s`.
 
     Where a witness tells that the probe was dropped, there is little left to wait for.
+    `meanwhile` is called with a TCP connection that was answered, before it is closed.
     """
-    probe = _tcp if aim.protocol == "tcp" else _datagram
     begin = time.monotonic()
     try:
-        return probe(aim, mark, timeout_s, news)
+        if aim.protocol == "tcp":
+            return _tcp(aim, mark, timeout_s, news, meanwhile)
+        return _datagram(aim, mark, timeout_s, news)
     except OSError as error:
         if error.errno == errno.EPERM and aim.protocol == "tcp":
             raise NetlabError(
@@ -105,7 +114,13 @@ def send(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
         return _answer(source, begin, error.errno, unsent=True)
 
 
-def _tcp(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
+def _tcp(
+    aim: Aim,
+    mark: Mark,
+    timeout_s: float,
+    news: News,
+    meanwhile: Callable[[socket.socket], object] | None,
+) -> Answer:
     with entered(aim.source.namespace):
         connection = socket.socket(
             aim.family.address_family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
@@ -140,10 +155,14 @@ def _tcp(aim: Aim, mark: Mark, timeout_s: float, news: News) -> Answer:
                 socket.SOL_SOCKET, socket.SO_ERROR
             )
         answer = _answer(source, begin, code)
-        if code or not isinstance(aim.application, Http):
+        if code:
             return answer
-        said = application.get(connection, aim.application, aim, timeout_s)
-        return msgspec.structs.replace(answer, application=said)
+        if isinstance(aim.application, Http):
+            said = application.get(connection, aim.application, aim, timeout_s)
+            answer = msgspec.structs.replace(answer, application=said)
+        if meanwhile:
+            meanwhile(connection)
+        return answer
 
 
 def _form(aim: Aim, used: socket.socket) -> None:

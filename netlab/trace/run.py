@@ -17,8 +17,10 @@ from netlab.trace.correlate import Observed, Story, correlate, hops
 from netlab.trace.explain import Explained, explain
 from netlab.trace.model import Hop, Leg, Loss, Probe, Trace
 from netlab.trace.model_steps import AnyStep, Deliver, Drop, Socket
+from netlab.trace.path import Tables
 from netlab.trace.prediction import predict, unpredictable
 from netlab.trace.probe import Answer
+from netlab.trace.proxies import proxies
 from netlab.trace.undeclared import taken_endpoint, taken_node, undeclared
 from netlab.trace.watch import Watch
 from netlab.trace.witnesses.packets import Sighting
@@ -57,6 +59,10 @@ def traced(
     """A trace, and what the witnesses saw."""
     decided = aim(lab, request)
     require_namespaces(lab, decided)
+    if behind := proxies(lab, decided):
+        from netlab.trace.second_connection import through
+
+        return through(lab, request, decided, behind, recorded, declared or lab)
     with Watch(lab, decided, mark := probe.new_mark(decided)) as watch:
         answer = probe.send(decided, mark, request.timeout_s, watch)
         followed = follow(lab, decided, answer, watch)
@@ -77,9 +83,15 @@ class Followed(msgspec.Struct, frozen=True):
 
 def follow(lab: Lab, decided: Aim, answer: Answer, watch: Watch, is_last: bool = True) -> Followed:
     """Put together what was seen of a probe that has had its answer or its time."""
-    observed = watch.observed(answer, is_last)
+    return understand(lab, decided, answer, watch.observed(answer, is_last), watch.decisions)
+
+
+def understand(
+    lab: Lab, decided: Aim, answer: Answer, observed: Observed, tables: Tables
+) -> Followed:
+    """Put together what witnesses saw of one connection."""
     story = correlate(observed)
-    case = Case(lab, decided, answer, story, watch.decisions, observed.moments)
+    case = Case(lab, decided, answer, story, tables, observed.moments)
     return Followed(decided, answer, observed, story, explain(case))
 
 

@@ -103,14 +103,14 @@ def trace_next(
         tap = Tap(Filter(pcap(family, datagrams_but), WHOLE).program, _BUFFER)
     try:
         before = Sent(wait.lost)
-        with _WideWatch(lab, anything, family, datagrams_but) as watch:
+        with WideWatch(lab, anything, family, datagrams_but) as watch:
             tap.forget()
             armed(source)
             frame, ip = _await(tap, chosen, before, wait, watch)
-            mark = _mark(ip)
-            sent = watch.sent_as(_flow(ip))
+            mark = mark_of(ip)
+            sent = watch.sent_as(flow_of(ip), source)
             watch.adopt(decided := _decided(lab, wait, sent, mark.protocol, watch), mark)
-            answer = _answer(tap, watch, mark, frame, ip, sent.source, lab.overlay.port)
+            answer = answer_of(tap, watch, mark, frame, ip, sent.source, lab.overlay.port)
             followed = follow(lab, decided, answer, watch)
     finally:
         tap.close()
@@ -119,12 +119,21 @@ def trace_next(
     return tell(declared or lab, followed, watch)
 
 
-class _WideWatch(Watch):
+class WideWatch(Watch):
     """Witnesses of every packet that might be the one; after `adopt` of the one."""
 
-    def __init__(self, lab: Lab, aim: Aim, family: Family, datagrams_but: int | None) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        aim: Aim,
+        family: Family,
+        datagrams_but: int | None = None,
+        sources: Sequence[Place] = (),
+    ) -> None:
+        """`sources`: who else may be the sender, beside the source of the aim."""
         nodes = [place_of_node(lab, node) for node in lab.nodes]
-        known = dict.fromkeys(end for place in (aim.source, *nodes) for end in place.addresses)
+        senders = (aim.source, *sources, *nodes)
+        known = dict.fromkeys(end for place in senders for end in place.addresses)
         ends = tuple(end for end in known if family_of(end) is family)
         nothing = Openings("tcp", b"", family, ends=ends, datagrams_but=datagrams_but)
         datagrams = datagrams_but is not None
@@ -157,7 +166,7 @@ class _WideWatch(Watch):
             self.decisions,
         ]
 
-    def __enter__(self) -> _WideWatch:
+    def __enter__(self) -> WideWatch:
         # There is time: nothing need be done beside the arming, and who was slow may try again.
         dissect.load()
         super().__enter__()
@@ -172,6 +181,7 @@ class _WideWatch(Watch):
 
     @property
     def aim(self) -> Aim:
+        """What is watched for."""
         return self._aim
 
     def age(self) -> None:
@@ -185,10 +195,10 @@ class _WideWatch(Watch):
         ):
             witness.age()
 
-    def sent_as(self, flow: Tuple) -> Tuple:
-        """What a socket sent that left the source so: a node translates its own before that."""
+    def sent_as(self, flow: Tuple, source: Place) -> Tuple:
+        """What a socket sent that left its source so: a node translates its own before that."""
         for entry in self._connections.events():
-            if entry.place == self._aim.source and entry.reply.reversed == flow:
+            if entry.place == source and entry.reply.reversed == flow:
                 return entry.original
         return flow
 
@@ -221,7 +231,7 @@ def _explained(run: Run, sightings: Sequence[Sighting]) -> bool:
 
 
 def _await(
-    tap: Tap, chosen: Filter, before: Sent, wait: Wait, watch: _WideWatch
+    tap: Tap, chosen: Filter, before: Sent, wait: Wait, watch: WideWatch
 ) -> tuple[Frame, Network]:
     """The packet, once it leaves the source.
 
@@ -242,7 +252,7 @@ def _await(
                 before.answered(ip)
             if frame.direction != "out" or not chosen.matches(frame.data):
                 continue
-            ours = ip and ip.source in addresses and _is_whole(ip)
+            ours = ip and ip.source in addresses and is_whole(ip)
             if ip and ours and before.is_chosen(frame, ip):
                 return frame, ip
         if time.monotonic() >= forget:
@@ -285,7 +295,8 @@ def _family(lab: Lab, wait: Wait) -> Family:
     return family
 
 
-def _mark(ip: Network) -> Mark:
+def mark_of(ip: Network) -> Mark:
+    """What a packet of somebody else's will be known by."""
     if ip.protocol == TCP:
         return Mark("tcp", ip.body[4:8], ip.family)
     payload = ip.body[8:]
@@ -297,7 +308,7 @@ def _mark(ip: Network) -> Mark:
     return Mark("udp", payload[:COOKIE_BYTES], ip.family)
 
 
-def _is_whole(ip: Network) -> bool:
+def is_whole(ip: Network) -> bool:
     """Whether a packet has what it is to be known by."""
     return ip.has_transport and len(ip.body) >= (20 if ip.protocol == TCP else 8 + COOKIE_BYTES)
 
@@ -311,7 +322,8 @@ def _anything(lab: Lab, source: Place, family: Family) -> Aim:
     return Aim(source, None, family.unspecified, None, "tcp", watched, len(unwatched))
 
 
-def _flow(ip: Network) -> Tuple:
+def flow_of(ip: Network) -> Tuple:
+    """The ends of a packet."""
     source, destination = ip.ports or (None, None)
     return Tuple(
         source=Socket(ip=ip.source, port=source),
@@ -319,7 +331,7 @@ def _flow(ip: Network) -> Tuple:
     )
 
 
-def _decided(lab: Lab, wait: Wait, sent: Tuple, protocol: ProbeProtocol, watch: _WideWatch) -> Aim:
+def _decided(lab: Lab, wait: Wait, sent: Tuple, protocol: ProbeProtocol, watch: WideWatch) -> Aim:
     """What a probe of ours to the same destination would be, with what is watched."""
     end = sent.destination
     decided = aim(lab, Request(wait.source, str(end), wait.namespace, protocol))
@@ -328,9 +340,9 @@ def _decided(lab: Lab, wait: Wait, sent: Tuple, protocol: ProbeProtocol, watch: 
     return replace(decided, places=watch.aim.places, unwatched=watch.aim.unwatched, to=to)
 
 
-def _answer(
+def answer_of(
     tap: Tap,
-    watch: _WideWatch,
+    watch: WideWatch,
     mark: Mark,
     frame: Frame,
     ip: Network,

@@ -34,7 +34,6 @@ from netlab.datapath.state import (
     Sysctl,
     Tables,
 )
-from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Lab, Node, ProxyMode
 
 # Made for kubelet, not for the proxy: kube-proxy in nftables mode leaves it where it is.
@@ -90,7 +89,6 @@ MODES: Mapping[ProxyMode, Mode] = {
         userspace.render,
         userspace.sysctls,
         userspace.servers,
-        reading="userspace_reading:UserspaceReading",
         processes=userspace_programs.processes,
         programs=userspace_programs.PROGRAMS,
     ),
@@ -99,18 +97,8 @@ MODES: Mapping[ProxyMode, Mode] = {
 
 
 def mode_of(lab: Lab) -> Mode:
-    """The mode of a lab's nodes; NetlabError if it is not built."""
-    mode = MODES.get(lab.service_proxy.mode)
-    if mode is None:
-        raise NetlabError(
-            Problem(
-                "unsupported",
-                f'Lab {lab.name}: serviceProxy mode "{lab.service_proxy.mode}" is not built by '
-                "this version",
-                hint=f"it builds {', '.join(MODES)}",
-            )
-        )
-    return mode
+    """The mode of a lab's nodes."""
+    return MODES[lab.service_proxy.mode]
 
 
 def replaced(namespace: str, wanted: Ruleset, saved: tuple[str, str]) -> list[Change]:

@@ -123,7 +123,7 @@ def _of_streams(entries: Iterable[tuple[int, Proxied]]) -> Iterator[str]:
 
 
 def _of_datagrams(entries: Iterable[tuple[int, Proxied]]) -> Iterator[str]:
-    """nginx's configuration."""
+    """Nginx's configuration."""
     yield _NGINX_CONFIG.format(module=MODULE)
     for family, each in entries:
         name = _name(each, family)

@@ -35,6 +35,7 @@ _GROUP_NFTRACE = 9
 _MESSAGE_TRACE = SUBSYSTEM_NFTABLES << 8 | 17
 
 # enum nft_trace_attributes
+_TABLES = "netlab_trace_"  # what the names of ours begin with
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
 _NETWORK, _TRANSPORT, _IIF, _OIF, _MARK, _POLICY = 8, 9, 10, 12, 14, 16
 _TYPE_POLICY, _TYPE_RULE = 1, 3
@@ -130,7 +131,7 @@ class Rules:
         self._vxlan_port = vxlan_port
         self._in_ip = in_ip
         self._canary = canary
-        self._table = f"netlab_trace_{os.urandom(4).hex()}"
+        self._table = f"{_TABLES}{os.urandom(4).hex()}"
         self._listeners: dict[Place, Listener] = {}
         self._owners: dict[Place, Any] = {}
         self._runs: dict[Place, list[Run]] = {}
@@ -212,7 +213,11 @@ class Rules:
     def events(self) -> list[Run]:
         """What the probe met, run by run, in the order of each namespace."""
         return [
-            run for place in self._runs for run in self._of_probe(place) if run.table != self._table
+            run
+            for place in self._runs
+            for run in self._of_probe(place)
+            # (nor are those of another trace, which goes on meanwhile)
+            if not run.table.startswith(_TABLES)
         ]
 
     def _of_probe(self, place: Place) -> list[Run]:

@@ -1,0 +1,75 @@
+"""Who may take a probe's connection and open one of its own: proxies on nodes and in pods.
+
+What a trace does with them is :mod:`netlab.trace.second_connection`.  A kind of proxy is a function
+in `_KINDS`, which says for a probe that is aimed at something where it may be met by such a one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from netlab.topology.model import Lab
+from netlab.trace.aim import MOST_NODES, Aim
+from netlab.trace.family import family_of
+from netlab.trace.place import Place, place_of_node
+
+
+class Proxy(msgspec.Struct, frozen=True):
+    """A proxy that a probe may meet, and whom it opens connections to.
+
+    `needs_request`: a connection alone does not make it open another one.
+    """
+
+    place: Place
+    name: str  # of the program: "HAProxy"
+    serves: str  # what it stands for: "svc/demo/myblog"
+    backends: tuple[tuple[str, int], ...]
+    needs_request: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.place}"
+
+
+def proxies(lab: Lab, aim: Aim) -> tuple[Proxy, ...]:
+    """Those that may take a probe's connection, each in a place of its own; none: nobody does."""
+    return tuple(proxy for kind in _KINDS for proxy in kind(lab, aim))
+
+
+_Kind = Callable[[Lab, Aim], Iterator[Proxy]]
+_PROGRAMS = {"tcp": "HAProxy", "udp": "nginx"}
+
+
+def _of_userspace(lab: Lab, aim: Aim) -> Iterator[Proxy]:
+    """In userspace mode the node that a packet for a Service comes to first has a proxy for it."""
+    if lab.service_proxy.mode != "userspace" or aim.protocol not in _PROGRAMS or not aim.service:
+        return
+    service = next(each for each in lab.services if each.key == aim.service)
+    protocol = aim.protocol.upper()
+    by_node_port = any(aim.destination in node.addresses for node in lab.nodes)
+    ports = [
+        port
+        for port in service.ports
+        if port.protocol == protocol and aim.port == (port.node_port if by_node_port else port.port)
+    ]
+    backends = [
+        (end.address, end.port)
+        for port in ports
+        for end in lab.endpoints_of(service, port)
+        if end.ready and family_of(end.address) is aim.family
+    ]
+    if not ports:
+        return
+    first = [node for node in lab.nodes if node.name == aim.source.node]
+    asked = [node for node in lab.nodes if aim.destination in node.addresses]
+    for node in asked or first or lab.nodes[:MOST_NODES]:
+        yield Proxy(
+            place=place_of_node(lab, node),
+            name=_PROGRAMS[aim.protocol],
+            serves=f"svc/{service.key}",
+            backends=tuple(dict.fromkeys(backends)),
+        )
+
+
+_KINDS: tuple[_Kind, ...] = (_of_userspace,)
