@@ -10,6 +10,7 @@ It runs in init's bare interpreter: only the standard library can be imported he
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
