@@ -854,14 +854,11 @@ def test_kinds_without_a_part_are_counted_in_one_line(tmp_path: Path) -> None:
 def test_what_is_not_built_is_said(tmp_path: Path) -> None:
     found = warnings(
         tmp_path,
-        "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: a}\n---\n"
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n"
-        "spec: {containers: [{ports: [{containerPort: 80, hostPort: 80}]}]}\n",
+        "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: a}\n",
     )
     assert {problem.code for problem in found} == {"not-built"}
     text = "\n".join(map(str, found))
     assert "Ingress is not served" in text
-    assert "hostPort" in text
 
 
 def test_a_thousand_warnings_are_cut_short(tmp_path: Path) -> None:
@@ -875,17 +872,62 @@ def test_a_thousand_warnings_are_cut_short(tmp_path: Path) -> None:
     assert found[-1].message == "95 more of this kind"
 
 
-def test_two_pods_on_one_port_of_a_node(tmp_path: Path) -> None:
-    pods = "---\n".join(
-        f"apiVersion: v1\nkind: Pod\nmetadata: {{name: p{i}}}\n"
-        "spec: {hostNetwork: true, containers: [{ports: [{containerPort: 80}]}]}\n"
+def _on_their_node(ports: str, of_cluster: bool = False, more: str = "") -> str:
+    uid = ", uid: 7d5c" if of_cluster else ""
+    return "---\n".join(
+        f"apiVersion: v1\nkind: Pod\nmetadata: {{name: p{i}{uid}}}\n"
+        f"spec: {{{more}containers: [{{ports: [{ports}]}}]}}\n"
         for i in range(2)
     )
+
+
+def test_two_pods_of_a_cluster_on_one_port_of_a_node(tmp_path: Path) -> None:
     file = tmp_path / "t.yaml"
-    file.write_text(pods)
+    file.write_text(_on_their_node("{containerPort: 80}", True, "hostNetwork: true, "))
     loaded = load(file)
-    assert [problem.code for problem in loaded.warnings] == ["port-taken"]
+    assert "port-taken" in [problem.code for problem in loaded.warnings]
     assert [pod.listen for pod in loaded.lab.pods] == [(("TCP", 80),), ()]
+
+
+@pytest.mark.parametrize(
+    ("ports", "more"),
+    [
+        ("{containerPort: 80}", "hostNetwork: true, "),
+        ("{containerPort: 8, hostPort: 80}", ""),
+        ("{containerPort: 8, hostPort: 80}", "nodeName: node1, "),
+    ],
+)
+def test_two_pods_on_one_port_of_a_node(tmp_path: Path, ports: str, more: str) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(_on_their_node(ports, more=more))
+    with pytest.raises(NetlabError) as caught:
+        load(file)
+    (problem,) = caught.value.problems
+    assert problem.code == "port-taken"
+    assert "Pod default/p1: TCP 80 on node node1 is already Pod default/p0's" in problem.message
+    assert problem.place is not None
+
+
+def test_pods_with_a_port_of_their_nodes_go_to_different_nodes(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    nodes = "".join(
+        f"apiVersion: v1\nkind: Node\nmetadata: {{name: n{i}}}\n---\n" for i in range(2)
+    )
+    filler = "apiVersion: v1\nkind: Pod\nmetadata: {name: f}\nspec: {nodeName: n1}\n---\n"
+    ports = "{containerPort: 8, hostPort: 80}"
+    file.write_text(nodes + filler * 1 + _on_their_node(ports))
+    assert {pod.name: pod.node for pod in load(file).lab.pods} == {
+        "f": "n1",
+        "p0": "n0",
+        "p1": "n1",
+    }
+
+
+def test_two_addresses_of_a_node_have_a_port_each(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    texts = _on_their_node("{containerPort: 8, hostPort: 80, hostIP: 172.21.32.X}").split("X")
+    file.write_text("2".join(texts[:2]) + "3" + texts[2])
+    assert [pod.ports[0].host_ip for pod in load(file).lab.pods] == ["172.21.32.2", "172.21.32.3"]
 
 
 def test_a_word_that_is_no_topology() -> None:

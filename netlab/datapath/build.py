@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from netlab.datapath import faults, outside, own_tables, podnet, programs
+from netlab.datapath import faults, host_ports, outside, own_chains, own_tables, podnet, programs
 from netlab.datapath.overlay import PodsByNode, pod_mtu
 from netlab.datapath.overlays import type_of
 from netlab.datapath.services.modes import mode_of
@@ -162,8 +162,10 @@ def _node(
                 *mode.sysctls(lab, node),
                 *part.sysctls,
                 *pod_net.sysctls,
+                *host_ports.sysctls(lab, node),
             ),
             tables=own_tables.of_node(lab, node),
+            chains=own_chains.of_node(lab, node),
         ),
         pods=pod_net.pods,
         rules=mode.render(lab, node) if rules else None,

@@ -12,6 +12,7 @@ from netlab.datapath.state import (
     Address,
     Balancing,
     BalancingUpdate,
+    Chains,
     Change,
     FdbEntry,
     Item,
@@ -71,6 +72,8 @@ def describe(item: Item) -> str:
             )
         case BalancingUpdate():
             return _balancing_update(item)
+        case Chains(ipv4=ipv4, ipv6=ipv6):
+            return f"{(ipv4 + ipv6).count(chr(10) + ':')} chains beside the service proxy's"
         case Update(ipv4=ipv4, ipv6=ipv6, tables=tables):
             return f"rules of what changed ({(ipv4 + ipv6 + tables).count(chr(10))} lines)"
         case Leftovers():
@@ -202,6 +205,8 @@ def _commands(change: Change, ends: dict[Peer, Link]) -> Iterator[str]:
                 yield from _rules_commands(inside, change.item.rules)
             else:
                 yield from _restores(inside, change.item)
+        case Chains():
+            yield from _restores(inside, change.item)
         case Update(tables=tables):
             yield from _restores(inside, change.item)
             if tables:
@@ -260,7 +265,9 @@ def _rules_commands(inside: str, rules: Ruleset) -> Iterator[str]:
 
 
 def _restores(
-    inside: str, rules: Ruleset | Update | BalancingUpdate | Leftovers, option: str = " --noflush"
+    inside: str,
+    rules: Ruleset | Chains | Update | BalancingUpdate | Leftovers,
+    option: str = " --noflush",
 ) -> Iterator[str]:
     backend = f"-{rules.backend}" if rules.backend else ""
     for family, text in (("iptables", rules.ipv4), ("ip6tables", rules.ipv6)):

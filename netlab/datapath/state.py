@@ -159,6 +159,7 @@ class Namespace(State, frozen=True):
     policies: tuple[Policy, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     tables: tuple[Table, ...] = ()  # beside the service proxy's rules
+    chains: Chains | None = None  # the same
     connections: tuple[Connection, ...] = ()
 
 
@@ -168,6 +169,17 @@ class Ruleset(State, frozen=True):
     ipv4: str
     ipv6: str
     nfacct: tuple[str, ...] = ()  # accounting objects that must exist before
+    backend: Backend | None = None  # None: the one that the machine uses
+
+
+class Chains(State, frozen=True):
+    """Chains of iptables in tables that others share, and what leads to them from the hooks.
+
+    For each family input for `iptables-restore --noflush` where there are none yet.
+    """
+
+    ipv4: str = ""
+    ipv6: str = ""
     backend: Backend | None = None  # None: the one that the machine uses
 
 
@@ -429,6 +441,7 @@ Item = (
     | FdbEntry
     | Sysctl
     | Rules
+    | Chains
     | Update
     | BalancingUpdate
     | Leftovers

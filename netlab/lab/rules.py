@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from netlab.datapath import own_tables
+from netlab.datapath import own_chains, own_tables
 from netlab.datapath.services import iptables_save, ipvs_listing, nftables_list
 from netlab.datapath.services.iptables import without_counting
 from netlab.datapath.services.ipvs import DEVICE
@@ -24,6 +24,7 @@ from netlab.datapath.state import (
     Backend,
     Balancing,
     BalancingUpdate,
+    Chains,
     Change,
     Found,
     LabState,
@@ -43,7 +44,7 @@ from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab, Node
 
 R = TypeVar("R", bound=Rules | Update | BalancingUpdate)
-_OF_RULES = Ruleset | Tables | Balancing | Update | BalancingUpdate | Leftovers
+_OF_RULES = Ruleset | Tables | Balancing | Chains | Update | BalancingUpdate | Leftovers
 
 
 def concerns(change: Change) -> bool:
@@ -70,7 +71,7 @@ def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
     def compare(node: NodeState) -> None:
         try:
             if node.rules is not None or not foreign:
-                made[node.name] = list(_differences(state.lab, node.namespace.name, node.rules))
+                made[node.name] = list(_all_differences(state.lab, node))
         except NetlabError as error:
             problems.extend(error.problems)
 
@@ -85,6 +86,9 @@ def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
         if node.rules is not None and node.namespace.name not in found:
             item = _possible(node.rules)
             made[node.name] = [Change(verb="add", namespace=node.namespace.name, item=item)]
+        if (chains := node.namespace.chains) and node.namespace.name not in found:
+            added = Change(verb="add", namespace=node.namespace.name, item=chains)
+            made.setdefault(node.name, []).append(added)
     changes = [change for node in state.nodes for change in made.get(node.name, ())]
     for namespace in (state.switch, *state.outside, *(node.namespace for node in state.nodes)):
         changes += _of_own_tables(state.lab, namespace, there=namespace.name in found)
@@ -123,6 +127,7 @@ def _is_marked(namespace: str, name: str) -> bool:
 
 def _own_updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> Iterable[Change]:
     """The same, where before was what should be."""
+    yield from _chain_updates(before, after, found)
     was, will = own_tables.by_namespace(before), own_tables.by_namespace(after)
     for namespace in was | will:
         old = {f"{table.family} {table.name}": table for table in was.get(namespace, ())}
@@ -136,6 +141,17 @@ def _own_updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> Iterabl
         if changed:
             verb: Literal["add", "set"] = "set" if old else "add"
             yield Change(verb=verb, namespace=namespace, item=Tables(tables=changed))
+
+
+def _chain_updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> Iterable[Change]:
+    was, will = own_chains.by_namespace(before), own_chains.by_namespace(after)
+    for name in was | will:
+        old = was.get(name, Chains()) if name in found else Chains()
+        new = will.get(name, Chains())
+        ipv4, ipv6 = own_chains.edits(old.ipv4, new.ipv4), own_chains.edits(old.ipv6, new.ipv6)
+        if ipv4 or ipv6:
+            item = Update(ipv4=ipv4, ipv6=ipv6, backend=after.iptables_backend)
+            yield Change(verb="set", namespace=name, item=item)
 
 
 def updates(before: Lab, after: Lab, found: Mapping[str, Found]) -> list[Change]:
@@ -194,22 +210,57 @@ def _had_rules(lab: str) -> bool:
     return not declared or msgspec.json.decode(declared, type=Lab).service_proxy.mode != "none"
 
 
-def _differences(lab: str, namespace: str, wanted: Rules | None) -> Iterable[Change]:
-    """Changes for one node; what replaces rules comes before what removes others."""
-    wanted = _possible(wanted) if wanted else None
-    ruleset: Rules | None = wanted
+def _all_differences(lab: str, node: NodeState) -> Iterable[Change]:
+    """Changes for one node, of the proxy's rules and of the chains beside them."""
+    chains = node.namespace.chains
+    chosen = _backend(chains or node.rules)
+    saved = _saved(node.namespace.name, chosen)
+    yield from _differences(lab, node.namespace.name, node.rules, saved)
+    for backend, printed in saved.items():
+        wanted = chains if chains and backend == chosen else Chains()
+        ipv4 = own_chains.edits(printed[0], wanted.ipv4)
+        ipv6 = own_chains.edits(printed[1], wanted.ipv6)
+        if ipv4 or ipv6:
+            verb: Literal["set", "delete"] = "delete" if wanted == Chains() else "set"
+            item = Update(ipv4=ipv4, ipv6=ipv6, backend=backend)
+            yield Change(verb=verb, namespace=node.namespace.name, item=item)
+
+
+def _backend(wanted: Rules | Chains | None) -> Backend | None:
+    """The backend of iptables that rules are for, if for one."""
     if isinstance(wanted, Balancing):
-        ipvs.refuse_foreign(namespace, wanted.device, lab)
-        ruleset = wanted.rules
-    chosen: Backend | None = None
-    saved: dict[Backend, tuple[str, str]] = {}
+        wanted = wanted.rules
     with contextlib.suppress(NetlabError):  # the load will say what is missing
-        if isinstance(ruleset, Ruleset):
-            chosen = ruleset.backend or xtables.host_backend()
+        if isinstance(wanted, Ruleset | Chains):
+            return wanted.backend or xtables.host_backend()
+    return None
+
+
+def _saved(namespace: str, chosen: Backend | None) -> dict[Backend, tuple[str, str]]:
+    """What the backends print that are in use, or chosen."""
+    saved: dict[Backend, tuple[str, str]] = {}
     for backend in xtables.BACKENDS:
         with contextlib.suppress(NetlabError):  # not to be read: load them again
             if backend == chosen or xtables.in_use(namespace, backend):
                 saved[backend] = xtables.save(namespace, backend=backend)
+    return saved
+
+
+def _differences(
+    lab: str,
+    namespace: str,
+    wanted: Rules | None,
+    printed: Mapping[Backend, tuple[str, str]] | None = None,
+) -> Iterable[Change]:
+    """Changes for one node; what replaces rules comes before what removes others.
+
+    `printed` is what it prints, if that was asked for already.
+    """
+    wanted = _possible(wanted) if wanted else None
+    if isinstance(wanted, Balancing):
+        ipvs.refuse_foreign(namespace, wanted.device, lab)
+    chosen = _backend(wanted)
+    saved = _saved(namespace, chosen) if printed is None else dict(printed)
     there = saved.pop(chosen, ("", "")) if chosen else ("", "")
     if wanted and not _is_there(lab, namespace, wanted, there):
         item: Rules = wanted
@@ -363,6 +414,9 @@ def make(lab: str, change: Change) -> list[ipvs.Draining]:
     match change.item:
         case Ruleset() | Tables() | Balancing():
             return _load(lab, namespace, change.item)
+        case Chains(ipv4=ipv4, ipv6=ipv6, backend=backend):
+            ruleset = Ruleset(ipv4=ipv4, ipv6=ipv6, backend=backend)
+            xtables.restore(namespace, ruleset, flush=False)
         case Update(ipv4=ipv4, ipv6=ipv6, tables=tables, forget=forget, backend=backend):
             ruleset = Ruleset(ipv4=ipv4, ipv6=ipv6, backend=backend)
             xtables.restore(namespace, ruleset, flush=False)

@@ -494,6 +494,15 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
             for entry in self.endpoints
         }
 
+    @cached_property
+    def with_host_ports(self) -> dict[str, tuple[Pod, ...]]:
+        """By node the pods, not of its own network, that have ports on it."""
+        found: dict[str, tuple[Pod, ...]] = {}
+        for pod in self.pods:
+            if not pod.host_network and any(port.host_port for port in pod.ports):
+                found[pod.node] = (*found.get(pod.node, ()), pod)
+        return found
+
     def node(self, name: str) -> Node:
         """The node of that name; KeyError if there is none."""
         return self._node_by_name[name]

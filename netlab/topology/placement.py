@@ -18,6 +18,7 @@ from ipaddress import ip_address
 
 from netlab.problems import suggest
 from netlab.topology import kubernetes as k8s
+from netlab.topology import node_ports
 from netlab.topology.addresses import Address, address_at, family, hosts, width
 from netlab.topology.model import Family
 from netlab.topology.networks import BRIDGE_PORTS, Networks
@@ -35,12 +36,7 @@ def decide(objects: Objects, networks: Networks, found: Complaints) -> list[Draf
     for each in networks.families:
         _warn_of_outsiders(each, pods, objects.of_cluster, found)
         _allocate_addresses(each, pods, networks.nodes, leaving, found)
-    host_ports = sum(
-        1 for pod in pods if not pod.host_network and any(port.hostPort for port in pod.ports)
-    )
-    if host_ports:
-        message = f"hostPort ({host_ports} pods) is not opened on nodes by this version"
-        found.warning("not-built", message)
+    node_ports.check(pods, objects.of_cluster, found)
     return pods
 
 
@@ -57,6 +53,7 @@ class _Placement:
             node.name: min(BRIDGE_PORTS, *(_room(node, each) for each in networks.families))
             for node in self._nodes
         }
+        self._ports: dict[str, list[node_ports.NodePort]] = {}  # that are taken
         self._nowhere: list[DraftPod] = []
         self._unknown: dict[str, list[tuple[str, Origin, Path]]] = {}
 
@@ -142,6 +139,8 @@ class _Placement:
     def _settle(self, pod: DraftPod, node: DraftNode) -> None:
         pod.node = node
         self._pods[node.name] += 1
+        if ports := [port for port, _ in node_ports.wanted(pod)]:
+            self._ports.setdefault(node.name, []).extend(ports)
         if not pod.host_network:
             self._links[node.name] += 1
 
@@ -153,12 +152,21 @@ class _Placement:
             if _selects(pod.spec.nodeSelector or {}, node.labels)
             and (pod.host_network or self._links[node.name] < self._room[node.name])
         ]
+        # Where every node has one of its ports taken, it is complained of on the first of them.
+        ports = [port for port, _ in node_ports.wanted(pod)]
+        free = [node for node in candidates if ports and self._has(node, ports)]
+        candidates = free or candidates
         if not candidates:
             self._nowhere.append(pod)
             return
         node = min(candidates, key=lambda node: (spread[node.name], self._pods[node.name]))
         spread[node.name] += 1
         self._settle(pod, node)
+
+    def _has(self, node: DraftNode, ports: list[node_ports.NodePort]) -> bool:
+        """Whether a node has these ports left."""
+        taken = self._ports.get(node.name, ())
+        return not any(port.excludes(other) for port in ports for other in taken)
 
     def _one_on_each(
         self, controller: Stated[k8s.Controller], have: list[DraftPod], taken: set[str]

@@ -136,7 +136,7 @@ def aim(lab: Lab, request: Request) -> Aim:
     check_form(request, protocol, family, said, spoofed)
     if request.source_port and protocol == "icmp":
         raise _error("icmp-port", "an ICMP probe has no source port", "take TCP or UDP")
-    receivers = _receivers(lab, target, service, service_port, family)
+    receivers = _receivers(lab, request, sender, target, service, service_port, family)
     pods = [place for place in receivers if place.kind == "pod"]
     unwatched = set(pods[MOST_PODS:])
     ends = _answer_ends(lab, address) if address and spoofed else []
@@ -296,6 +296,8 @@ def _addresses(target: Reference, outside: bool) -> tuple[str, ...]:
 
 def _receivers(
     lab: Lab,
+    request: Request,
+    sender: Place,
     target: Reference,
     service: Service | None,
     port: ServicePort | None,
@@ -315,6 +317,15 @@ def _receivers(
         found += _places_of_endpoints(
             lab, (end for end in endpoints if family_of(end.address) is family)
         )
+    node = target.node.name if target.node and not target.pod else None
+    if target.address and ip_address(target.address).is_loopback:
+        node = sender.node if sender.kind == "node" else None
+    number = request.port or target.port_number
+    found += [
+        place_of_pod(lab, pod)
+        for pod in lab.with_host_ports.get(node or "", ())
+        if any(each.host_port == number for each in pod.ports)
+    ]
     if not found and target.address and not target.service:
         found += _nodes_for(lab, target.address)
     return list(dict.fromkeys(found))

@@ -7,11 +7,12 @@ that it saw begin, which is what brings an answer back.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from netlab.topology.model import Endpoint, Node
+from netlab.trace import predicted_host_ports
 from netlab.trace.declared_network import LOOPBACK, UPLINK, DeclaredNetwork
 from netlab.trace.declared_outside import OUTSIDE, masquerades
 from netlab.trace.model_steps import Socket, Tuple
@@ -36,6 +37,7 @@ class Connection(msgspec.Struct):
 
     original: Tuple
     reply: Tuple
+    kind: Literal["dnat", "ipvs"] = "dnat"  # of what turned its destination
 
 
 class Passing(NamedTuple):
@@ -86,6 +88,12 @@ class PredictedHooks:
         if refusal:
             return passing, flow, Stop(node, *refusal)
         found = proxy.translate(packet)
+        connection.kind = proxy.kind
+        if found is None:
+            found = predicted_host_ports.translate(
+                self._network, self._network.node_of(node), packet
+            )
+            connection.kind = "dnat" if found else proxy.kind
         if found is None:
             return passing, flow, None
         turned, masquerade = self._chosen(node, flow, found, connection)
@@ -102,7 +110,7 @@ class PredictedHooks:
             found.endpoints[0],
         )
         to = Socket(ip=chosen.address, port=chosen.port)
-        self._story.translated(self._proxy(node).kind, node, flow.destination, to)
+        self._story.translated(connection.kind, node, flow.destination, to)
         turned = msgspec.structs.replace(flow, destination=to)
         connection.reply = turned.reversed
         return turned, found.masquerades(flow.source.ip, chosen)
@@ -133,8 +141,7 @@ class PredictedHooks:
             return flow
         if passing.is_reply:
             if flow.source != connection.original.destination:
-                kind = self._proxy(node).kind
-                self._story.undone(kind, flow.source, connection.original.destination)
+                self._story.undone(connection.kind, flow.source, connection.original.destination)
             return msgspec.structs.replace(flow, source=connection.original.destination)
         if not passing.masquerade and not self._leaves_cluster(flow, passing):
             return flow
