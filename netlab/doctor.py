@@ -159,6 +159,18 @@ def overlay_problems(lab: Lab) -> Iterator[Problem]:
                 hint=f"apt-get install {package} (on Debian; `./bootstrap.sh test` does so without "
                 "starting its daemon)",
             )
+    if any(pod.ingress_controller for pod in lab.pods):
+        from netlab.topology.ingresses import PROGRAMS
+
+        for program, package in PROGRAMS:
+            if _which(program) is None:
+                yield Problem(
+                    "missing-program",
+                    f"the Ingress controller of lab {lab.name} needs {program}, which is not "
+                    "installed",
+                    hint=f"apt-get install {package} (on Debian; `./bootstrap.sh test` does so "
+                    "without starting its daemon)",
+                )
     if overlay.feature in _TRIED_FOR_OVERLAYS and os.geteuid() == 0:
         from netlab.kernel import features
 

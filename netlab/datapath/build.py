@@ -106,7 +106,7 @@ def _programs(lab: Lab) -> dict[str, tuple[Process, ...]]:
     """What the containers of each node's pods run."""
     found: dict[str, tuple[Process, ...]] = {}
     for pod in lab.pods:
-        if any(container.runs for container in pod.containers):
+        if pod.ingress_controller or any(container.runs for container in pod.containers):
             own = programs.of_pod(lab, pod, pod_namespace_name(lab, pod))
             found[pod.node] = (*found.get(pod.node, ()), *own)
     return found

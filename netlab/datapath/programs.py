@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from netlab.datapath import environment
+from netlab.datapath import environment, ingress
 from netlab.datapath.name_files import pod_view_name
 from netlab.datapath.state import File, Process
 from netlab.topology.model import Container, Lab, Pod
@@ -12,6 +12,8 @@ from netlab.topology.model import Container, Lab, Pod
 
 def of_pod(lab: Lab, pod: Pod, namespace: str) -> Iterator[Process]:
     """The programs of a pod's containers, in the namespace that the pod lives in."""
+    if pod.ingress_controller:
+        yield ingress.process(lab, pod, namespace)
     for container in pod.containers:
         if container.runs:
             yield _process(lab, pod, container, namespace)

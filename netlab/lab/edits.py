@@ -31,6 +31,8 @@ KINDS = {
     **dict.fromkeys(("servicecidr", "servicecidrs"), "ServiceCIDR"),
     **dict.fromkeys(("namespace", "namespaces", "ns"), "Namespace"),
     **dict.fromkeys(("networkpolicy", "networkpolicies", "netpol"), "NetworkPolicy"),
+    **dict.fromkeys(("ingress", "ingresses", "ing"), "Ingress"),
+    **dict.fromkeys(("ingressclass", "ingressclasses"), "IngressClass"),
     **dict.fromkeys(("host", "hosts"), "Host"),
     **dict.fromkeys(("gateway", "gateways"), "Gateway"),
     **dict.fromkeys(("loadbalancer", "loadbalancers", "lb"), "LoadBalancer"),

@@ -5,9 +5,9 @@ healthCheckNodePort, which kube-proxy answers with 200 where it has endpoints, o
 port takes connections.  So many failures in a row take a node out, so many successes bring it back.
 Then the slots of a map are spread anew over the nodes that are left, in one transaction.
 
-The first round decides by itself.  When it is over, a Unix socket gets a name that tells for which
-configuration that holds.  A table that somebody replaced meanwhile is noticed by the kernel's own
-notice and filled again.
+At first one success is enough, and rounds follow each other quickly.  When every node is known, a
+Unix socket gets a name that tells for which configuration that holds.  A table that somebody
+replaced meanwhile is noticed by the kernel's own notice and filled again.
 
 It runs in a bare interpreter: only the standard library can be imported here.
 """
@@ -34,6 +34,8 @@ _NFNLGRP_NFTABLES = 7
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _NEW_TABLE = 10 << 8  # NFT_MSG_NEWTABLE of NFNL_SUBSYS_NFTABLES
 _REQUEST = b"GET /healthz HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
+
+_FIRST_S = 0.05  # between rounds as long as nothing is known of some node
 
 Check = tuple[str, str, int]
 """Kind (`http`, `tcp` or `none`), address and port."""
@@ -108,7 +110,8 @@ class _HealthChecks:
             now = time.monotonic()
             if now >= next_round and not self._asks:
                 self._begin_round()
-                next_round = now + self._config["period_s"]
+                period_s: float = self._config["period_s"]
+                next_round = now + (period_s if self._named else min(period_s, _FIRST_S))
             deadlines = [ask.deadline for ask in self._asks.values()]
             until = min(deadlines, default=next_round)
             ready = self._poll.poll(max(0.0, until - time.monotonic()) * 1000)
@@ -189,7 +192,7 @@ class _HealthChecks:
             return False
         count = self._in_a_row[check] = self._in_a_row.get(check, 0) + 1
         threshold = self._config["healthy" if result else "unhealthy"]
-        if held is not None and count < threshold:
+        if count < threshold and not (held is None and result):
             return False
         self._is_healthy[check] = result
         self._in_a_row.pop(check, None)
@@ -198,7 +201,7 @@ class _HealthChecks:
     def _end_round(self, changed: set[Check]) -> None:
         """Fill the maps that something changed for, all of them behind the first round."""
         if self._named is None:
-            if self._asks:
+            if self._asks or self._checks() - self._is_healthy.keys():
                 return
             self._fill(self._config["maps"])
             self._named = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -15,6 +15,7 @@ from netlab.problems import suggest
 from netlab.topology import (
     balancers,
     endpoints,
+    ingresses,
     lab_document,
     model,
     naming,
@@ -82,6 +83,7 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         for draft in drafts
     )
     containers.tell()
+    served, pods = ingresses.decide(objects, made, pods, found)
     found.raise_errors()
     pod_cidr, *other_pod_cidrs = map(str, decided.pod_cidrs)
     return model.Lab(
@@ -101,6 +103,7 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         hosts=tuple(hosts),
         balancers=tuple(boxes),
         policies=tuple(policies),
+        ingresses=tuple(served),
         expected=expected,
         declared=tuple(each.value for each in objects.declared),
     )

@@ -464,6 +464,65 @@ class NetworkPolicy(Object, frozen=True, tag="NetworkPolicy"):
     spec: NetworkPolicySpec | None = None
 
 
+class IngressMetadata(Metadata, frozen=True, kw_only=True):
+    annotations: Labels | None = None
+
+
+class ServiceBackendPort(Part, frozen=True):
+    name: str | None = None
+    number: Port | None = None
+
+
+class IngressServiceBackend(Part, frozen=True):
+    name: str
+    port: ServiceBackendPort | None = None
+
+
+class IngressBackend(Part, frozen=True):
+    service: IngressServiceBackend | None = None
+
+
+class IngressPath(Part, frozen=True):
+    backend: IngressBackend
+    pathType: Literal["Exact", "Prefix", "ImplementationSpecific"]
+    path: str | None = None
+
+
+class HTTPIngressRule(Part, frozen=True):
+    paths: list[IngressPath]
+
+
+class IngressRule(Part, frozen=True):
+    host: str | None = None
+    http: HTTPIngressRule | None = None
+
+
+class IngressTLS(Part, frozen=True):
+    hosts: list[str] | None = None
+    secretName: str | None = None
+
+
+class IngressSpec(Part, frozen=True):
+    ingressClassName: str | None = None
+    defaultBackend: IngressBackend | None = None
+    rules: list[IngressRule] | None = None
+    tls: list[IngressTLS] | None = None
+
+
+class Ingress(Object, frozen=True, tag="Ingress"):
+    metadata: IngressMetadata
+    spec: IngressSpec | None = None
+
+
+class IngressClassSpec(Part, frozen=True):
+    controller: str | None = None
+
+
+class IngressClass(Object, frozen=True, tag="IngressClass"):
+    metadata: Metadata
+    spec: IngressClassSpec | None = None
+
+
 KINDS: dict[tuple[str, str], type[Object]] = {
     ("", "Node"): Node,
     ("", "Pod"): Pod,
@@ -478,6 +537,8 @@ KINDS: dict[tuple[str, str], type[Object]] = {
     ("discovery.k8s.io", "EndpointSlice"): EndpointSlice,
     ("networking.k8s.io", "ServiceCIDR"): ServiceCIDR,
     ("networking.k8s.io", "NetworkPolicy"): NetworkPolicy,
+    ("networking.k8s.io", "Ingress"): Ingress,
+    ("networking.k8s.io", "IngressClass"): IngressClass,
 }
 """Kinds by API group and name."""
 
@@ -494,10 +555,9 @@ SERVICE_NAME = "kubernetes.io/service-name"
 HEADLESS = "service.kubernetes.io/headless"
 """Label of the EndpointSlices of a headless Service."""
 
-CLUSTER_SCOPED = (Node, ServiceCIDR, Namespace)
+CLUSTER_SCOPED = (Node, ServiceCIDR, Namespace, IngressClass)
 
 NOT_BUILT = {
-    ("networking.k8s.io", "Ingress"): "is not served",
     ("", "ReplicationController"): "makes no pods",
     ("batch", "Job"): "makes no pods",
     ("batch", "CronJob"): "makes no pods",

@@ -252,6 +252,7 @@ class Pod(Frozen, frozen=True):
     listen: tuple[tuple[Protocol, int], ...] = ()  # decided: declared ports and target ports
     service_links: bool = True  # its containers have variables for the Services of its namespace
     host_network: bool = False
+    ingress_controller: bool = False  # it runs nginx for the Ingress objects
     ready: bool = True
     owner: str = ""  # "Deployment/myblog", or "" for a pod that stands in the file itself
     naming: Naming = USUAL_NAMING
@@ -273,6 +274,8 @@ class Pod(Frozen, frozen=True):
         A port that no container declares is a program's if all of them run one.
         """
         running = [container for container in self.containers if container.runs]
+        if self.ingress_controller:
+            return ()
         if not running:
             return self.listen
         if len(running) == len(self.containers):
@@ -425,6 +428,51 @@ class NetworkPolicy(Frozen, frozen=True):
         return f"{self.namespace}/{self.name}"
 
 
+class IngressBackend(Frozen, frozen=True):
+    """The Service and its port behind a path; None: there is no such Service or port."""
+
+    service: str  # "namespace/name"
+    port: ServicePort | None = None
+
+
+class IngressPath(Frozen, frozen=True):
+    """A path of a host: this very one, or with all that is below it."""
+
+    path: str
+    backend: IngressBackend
+    exact: bool = False
+
+
+class IngressRule(Frozen, frozen=True):
+    """Paths of a host; "" is any, "*.example.com" any of one label more."""
+
+    host: str
+    paths: tuple[IngressPath, ...] = ()
+
+
+class IngressTLS(Frozen, frozen=True):
+    """Hosts that are served over TLS, with one certificate."""
+
+    hosts: tuple[str, ...] = ()
+    secret: str = ""
+
+
+class Ingress(Frozen, frozen=True):
+    """An Ingress that the controller serves."""
+
+    namespace: str
+    name: str
+    rules: tuple[IngressRule, ...] = ()
+    default_backend: IngressBackend | None = None
+    tls: tuple[IngressTLS, ...] = ()
+    redirects: bool = True  # from HTTP to HTTPS, where there is TLS
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
 class Expectation(Frozen, frozen=True):
     """What `netlab verify` should find between those whose names match (fnmatch)."""
 
@@ -466,6 +514,7 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     hosts: tuple[Host, ...] = ()
     balancers: tuple[LoadBalancer, ...] = ()
     policies: tuple[NetworkPolicy, ...] = ()
+    ingresses: tuple[Ingress, ...] = ()
     expected: tuple[Expectation, ...] = ()
     declared: tuple[dict[str, Any], ...] = ()  # the Kubernetes objects as the file has them
     # Kind, namespace, name of those in which commands changed something since `up`.

@@ -60,6 +60,8 @@ class Objects:
     namespaces: list[Stated[k8s.Namespace]] = field(default_factory=list)
     config_maps: list[Stated[k8s.ConfigMap]] = field(default_factory=list)
     policies: list[Stated[k8s.NetworkPolicy]] = field(default_factory=list)
+    ingresses: list[Stated[k8s.Ingress]] = field(default_factory=list)
+    ingress_classes: list[Stated[k8s.IngressClass]] = field(default_factory=list)
     hosts: list[Own[lab_document.Host]] = field(default_factory=list)
     gateways: list[Own[lab_document.Gateway]] = field(default_factory=list)
     balancers: list[Own[lab_document.LoadBalancer]] = field(default_factory=list)
@@ -108,6 +110,8 @@ class Objects:
             k8s.Namespace: self.namespaces,
             k8s.ConfigMap: self.config_maps,
             k8s.NetworkPolicy: self.policies,
+            k8s.Ingress: self.ingresses,
+            k8s.IngressClass: self.ingress_classes,
         }
         if type(item) in lists:
             lists[type(item)].append(Stated(item, origin))

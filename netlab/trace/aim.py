@@ -38,6 +38,7 @@ from netlab.trace.place import (
     place_of_switch,
 )
 from netlab.trace.ports import named, port_of, protocol_of, require_one_port, service_of
+from netlab.trace.url import is_url, meant
 
 # Every watched namespace costs a packet socket; a pod's veth on its node is seen anyway.
 MOST_PODS = 32
@@ -64,6 +65,7 @@ class Request(msgspec.Struct, frozen=True):
     from_address: str | None = None  # to send from, whether the source has it or not
     fragment: bool = False  # it may be sent, and passed on, in fragments
     path: str | None = None  # of an HTTP request; None: /
+    host: str | None = None  # of an HTTP request; None: the address
     query: str | None = None  # name that a DNS query asks for; None: that of the API server
 
     @property
@@ -108,9 +110,12 @@ def aim(lab: Lab, request: Request) -> Aim:
     """Decide a request.  Raises NetlabError (exit code 2) if it cannot be meant."""
     require_fields(request)
     source = resolve(lab, request.source, request.namespace)
+    written = request.destination
+    if is_url(written):
+        request = meant(lab, request, source.host is not None)
     target = resolve(lab, request.destination, request.namespace)
     require_one_port(request, target)
-    said = application(request.protocol, request.path, request.query)
+    said = application(request.protocol, request.path, request.query, request.host)
     sender = _sender(lab, request, source)
     claimed = resolve(lab, sent_from(request.from_address)) if request.from_address else None
     destination = _destination(request, (source, *([claimed] if claimed else [])), target)
@@ -160,7 +165,7 @@ def aim(lab: Lab, request: Request) -> Aim:
         ),
         unwatched=len(unwatched),
         service=service.key if service else None,
-        to=named(request, target, port),
+        to=written if is_url(written) else named(request, target, port),
         size=request.size,
         source_port=request.source_port or 0,
         ttl=request.ttl,

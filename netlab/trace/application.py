@@ -45,6 +45,7 @@ def get(connection: socket.socket, http: Http, aim: Aim, timeout_s: float) -> Ap
     line = f"GET {http.path} HTTP/1.1"
     host = Socket(ip=aim.destination, port=None if aim.port == 80 else aim.port)
     name = f"[{host.ip}]" if host.port is None and ":" in host.ip else str(host)
+    name = http.host or name
     head = f"{line}\r\nHost: {name}\r\nUser-Agent: netlab\r\nConnection: close\r\n\r\n"
     begin = time.monotonic()
     heard = b""

@@ -37,9 +37,10 @@ _LONGEST_NAME, _LONGEST_LABEL = 253, 63  # RFC 1035
 
 
 class Http(msgspec.Struct, frozen=True, tag="http"):
-    """A GET behind the handshake."""
+    """A GET behind the handshake; `host` is that of its field Host, else the address."""
 
     path: str
+    host: str | None = None
 
 
 class Dns(msgspec.Struct, frozen=True, tag="dns"):
@@ -49,7 +50,7 @@ class Dns(msgspec.Struct, frozen=True, tag="dns"):
 
 
 def application(
-    protocol: AskedProtocol | None, path: str | None, query: str | None
+    protocol: AskedProtocol | None, path: str | None, query: str | None, host: str | None = None
 ) -> Http | Dns | None:
     """What is asked for above the transport.  Raises NetlabError (exit code 2)."""
     if path is not None and protocol != "http":
@@ -57,7 +58,7 @@ def application(
     if query is not None and protocol != "dns":
         raise _error("query-without-dns", "--query is that of a DNS query", _too("dns"))
     if protocol == "http":
-        return Http(_checked_path("/" if path is None else path))
+        return Http(_checked_path("/" if path is None else path), host)
     if protocol == "dns":
         return Dns(_checked_name(USUAL_QUERY if query is None else query))
     return None
