@@ -13,6 +13,8 @@ import msgspec
 from netlab.topology.model import Lab
 from netlab.trace.aim import MOST_NODES, Aim
 from netlab.trace.family import family_of
+from netlab.trace.form import Http
+from netlab.trace.model_steps import Socket
 from netlab.trace.place import Place, place_of_node
 
 
@@ -72,4 +74,33 @@ def _of_userspace(lab: Lab, aim: Aim) -> Iterator[Proxy]:
         )
 
 
-_KINDS: tuple[_Kind, ...] = (_of_userspace,)
+def _of_ingress(lab: Lab, aim: Aim) -> Iterator[Proxy]:
+    """The controller's pods, for a request over HTTP whose host and path have endpoints."""
+    if not isinstance(aim.application, Http):
+        return
+    pods = {pod.key: pod for pod in lab.pods if pod.ingress_controller}
+    places = [place for place in aim.places if place.kind == "pod" and place.name in pods]
+    if not places:
+        return
+    from netlab.trace.ingress import backend_for
+
+    asked = Socket(ip=aim.destination, port=None if aim.port == 80 else aim.port)
+    host = aim.application.host or str(asked)
+    found = backend_for(lab, host, aim.application.path)
+    service = next((s for s in lab.services if found and s.key == found[1].service), None)
+    if found is None or service is None or found[1].port is None:
+        return
+    ingress, backend = found
+    port = next(each for each in service.ports if each == backend.port)
+    ends = [(end.address, end.port) for end in lab.endpoints_of(service, port) if end.ready]
+    for place in places if ends else ():
+        yield Proxy(
+            place=place,
+            name="nginx",
+            serves=f"Ingress {ingress.key} and svc/{service.key}",
+            backends=tuple(dict.fromkeys(ends)),
+            needs_request=True,
+        )
+
+
+_KINDS: tuple[_Kind, ...] = (_of_userspace, _of_ingress)
