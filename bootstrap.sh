@@ -38,6 +38,7 @@ test   program make              make                       make               m
 test   program tshark            tshark                     wireshark-cli      wireshark-cli tshark        wireshark
 test   program bird              bird2                      bird               bird          bird          bird
 test   program haproxy           haproxy                    haproxy            haproxy       haproxy       haproxy
+test   program openssl           openssl            openssl            openssl       openssl       openssl
 test   program nginx             nginx-light                nginx              nginx         nginx         nginx
 test   file    /usr/lib/nginx/modules/ngx_stream_module.so libnginx-mod-stream nginx-mod-stream nginx-mod-stream nginx-mod-stream nginx
 test   program qemu-system-x86_64 qemu-system-x86         qemu-system-x86-core qemu-system-x86 qemu-system-x86_64 qemu-x86

@@ -353,7 +353,8 @@ def _tools() -> Iterator[Check]:
         ("curl", "--version", "asks a Service from within a pod", "curl"),
         ("conntrack", "--version", "shows connections by hand", "conntrack"),
         ("bird", "--version", "overlay bgp: routes between nodes", "bird2"),
-        ("nginx", "-v", "topology pod-containers: a proxy beside an application", "nginx-light"),
+        ("nginx", "-v", "topologies pod-containers and ingress: a proxy", "nginx-light"),
+        ("openssl", "version", "certificates of an Ingress controller", "openssl"),
     ):
         path = _which(name)
         fix = f"apt-get install {package}"

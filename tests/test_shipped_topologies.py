@@ -32,6 +32,11 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
         ("pod1", "node/k8s-slave2", "delivered"),
         ("pod1", "node/k8s-slave1", "delivered"),
     ],
+    "ingress": [
+        ("host/client", "http://myblog.example/", "delivered"),
+        ("host/client", "http://myblog.example/shop", "delivered"),
+        ("host/client", "http://shop.example/", "delivered"),
+    ],
     "loadbalancer-nat": [
         ("host/client", "svc/myblog", "delivered"),
         ("host/client", "svc/myblog-local", "delivered"),
@@ -68,7 +73,7 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
 # Those that have the headings that a walk of the text asks for.
 WALKS = [
     *("dual-stack", "egress", "egress-without-masquerade", "flannel-ip-masq"),
-    *("loadbalancer-nat", "loadbalancer-passthrough", "network-policy", "nodeport"),
+    *("ingress", "loadbalancer-nat", "loadbalancer-passthrough", "network-policy", "nodeport"),
     "pod-containers",
 ]
 

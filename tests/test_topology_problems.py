@@ -854,11 +854,11 @@ def test_kinds_without_a_part_are_counted_in_one_line(tmp_path: Path) -> None:
 def test_what_is_not_built_is_said(tmp_path: Path) -> None:
     found = warnings(
         tmp_path,
-        "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: a}\n",
+        "apiVersion: batch/v1\nkind: Job\nmetadata: {name: a}\n",
     )
     assert {problem.code for problem in found} == {"not-built"}
     text = "\n".join(map(str, found))
-    assert "Ingress is not served" in text
+    assert "Job makes no pods" in text
 
 
 def test_a_thousand_warnings_are_cut_short(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ _NAMES = {
     ),
     **dict.fromkeys(("networkpolicies", "networkpolicy", "netpol"), "networkpolicies"),
     **dict.fromkeys(("hosts", "host"), "hosts"),
+    **dict.fromkeys(("ingresses", "ingress", "ing"), "ingresses"),
     **dict.fromkeys(("loadbalancers", "loadbalancer", "lb"), "loadbalancers"),
 }
 _SINGULAR = {
@@ -42,6 +43,7 @@ _SINGULAR = {
     "endpointslices": "endpointslice",
     "networkpolicies": "networkpolicy",
     "hosts": "host",
+    "ingresses": "ingress",
     "loadbalancers": "loadbalancer",
 }
 
@@ -77,7 +79,9 @@ def get(
     watch: bool,
     output: str | None,
 ) -> None:
-    """List nodes, pods, services, endpointslices, networkpolicies, hosts, loadbalancers (or `all`).
+    """List nodes, pods, services, endpointslices and what else a lab has (or `all`).
+
+    That is networkpolicies, ingresses, hosts and loadbalancers.
 
     With --watch -o json each line is an event, as `kubectl get --watch --output-watch-events`
     prints it, until the lab goes down.
@@ -143,6 +147,7 @@ def _objects(lab: Lab, kind: str) -> list[Object]:
         "endpointslices": status.endpoint_slices,
         "networkpolicies": status.network_policies,
         "hosts": status.hosts,
+        "ingresses": status.ingresses,
         "loadbalancers": status.load_balancers,
     }
     return listed[kind](lab)
@@ -306,6 +311,15 @@ def _policy_row(item: Object) -> list[str]:
     return [item["metadata"]["namespace"], item["metadata"]["name"], types, selector or "<none>"]
 
 
+def _ingress_row(item: Object) -> list[str]:
+    spec, metadata = item.get("spec") or {}, item["metadata"]
+    hosts = dict.fromkeys(rule.get("host") or "*" for rule in spec.get("rules") or ())
+    ingress = (item["status"].get("loadBalancer") or {}).get("ingress") or ()
+    addresses = ",".join(str(entry.get("ip") or entry.get("hostname")) for entry in ingress)
+    name = spec.get("ingressClassName") or "<none>"
+    return [metadata["namespace"], metadata["name"], name, ",".join(hosts) or "*", addresses]
+
+
 def _balancer_row(item: Object) -> list[str]:
     spec = item["spec"]
     return [item["metadata"]["name"], spec["address"], spec["pool"], spec["mode"]]
@@ -320,6 +334,7 @@ def _host_row(item: Object) -> list[str]:
 _TABLES: dict[str, tuple[list[str], Callable[[Object], list[str]], int]] = {
     "networkpolicies": (["NAMESPACE", "NAME", "TYPES", "POD-SELECTOR"], _policy_row, 0),
     "hosts": (["NAME", "ADDRESS", "NETWORK"], _host_row, 0),
+    "ingresses": (["NAMESPACE", "NAME", "CLASS", "HOSTS", "ADDRESS"], _ingress_row, 0),
     "loadbalancers": (["NAME", "ADDRESS", "POOL", "MODE"], _balancer_row, 0),
     "nodes": (["NAME", "INTERNAL-IP", "POD-CIDR"], _node_row, 0),
     "pods": (["NAMESPACE", "NAME", "READY", "STATUS", "IP", "NODE"], _pod_row, 2),

@@ -1,9 +1,8 @@
 """nginx as Ingress controller: its configuration, and the program that keeps it in the pods.
 
 As ingress-nginx does, it sends requests to the endpoints themselves, in turns, and not to cluster
-IPs; to one that refuses it sends none until the next one has been asked.  Without the Lua of
-ingress-nginx each change of endpoints is a change of the configuration, which nginx reads again
-without losing a connection.  Connections to endpoints are not kept: each request has one.
+IPs; where one refuses, the next is asked.  Without the Lua of ingress-nginx each change of
+endpoints is a change of the configuration, which nginx reads again without losing a connection.  Connections to endpoints are not kept: each request has one.
 
 A request is for the server of its host, else for the default one, and there for an exact path, else
 for the longest prefix that ends at a slash of it.

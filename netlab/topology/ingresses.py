@@ -7,6 +7,7 @@ class, the class `nginx`, or an IngressClass whose controller is `k8s.io/ingress
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -27,6 +28,9 @@ PORTS: tuple[tuple[model.Protocol, int], ...] = (("TCP", 80), ("TCP", 443))
 PROGRAMS = (("nginx", "nginx-light"), ("openssl", "openssl"))
 """What the controller runs, with Debian's packages."""
 
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")  # RFC 1123
+_LONGEST_HOST = 253
 _REDIRECT = "nginx.ingress.kubernetes.io/ssl-redirect"
 
 
@@ -47,7 +51,7 @@ def decide(
     served = [
         each
         for each in objects.ingresses
-        if each.item.spec and each.item.spec.ingressClassName in (None, CLASS, *classes)
+        if (each.item.spec or k8s.IngressSpec()).ingressClassName in (None, CLASS, *classes)
     ]
     by_key = {service.key: service for service in services}
     decided = [_Ingress(each, by_key, found).decided() for each in served]
@@ -111,10 +115,7 @@ class _Ingress:
             name=stated.item.metadata.name,
             rules=tuple(self._rules()),
             default_backend=self._backend(default, ("spec", "defaultBackend")) if default else None,
-            tls=tuple(
-                model.IngressTLS(hosts=tuple(each.hosts or ()), secret=each.secretName or "")
-                for each in spec.tls or ()
-            ),
+            tls=tuple(self._tls()),
             redirects=annotations.get(_REDIRECT, "true") != "false",
         )
 
@@ -122,10 +123,7 @@ class _Ingress:
         for index, rule in enumerate(self._spec.rules or ()):
             at: Path = ("spec", "rules", index)
             host = rule.host or ""
-            if host.count("*") > host.startswith("*."):
-                message = f"{self._stated.title}: the host {shown(host)} has a * elsewhere"
-                hint = "a wildcard is the first label alone: *.example.com"
-                self._found.error("bad-value", message, self._stated.origin, *at, "host", hint=hint)
+            self._check_host(host, (*at, "host"))
             paths = rule.http.paths if rule.http else []
             yield model.IngressRule(
                 host=host.lower(),
@@ -134,6 +132,19 @@ class _Ingress:
                     for number, path in enumerate(paths)
                 ),
             )
+
+    def _tls(self) -> Iterator[model.IngressTLS]:
+        for index, each in enumerate(self._spec.tls or ()):
+            for number, host in enumerate(each.hosts or ()):
+                self._check_host(host, ("spec", "tls", index, "hosts", number))
+            hosts = tuple(host.lower() for host in each.hosts or ())
+            yield model.IngressTLS(hosts=hosts, secret=each.secretName or "")
+
+    def _check_host(self, host: str, at: Path) -> None:
+        if host and not (_HOST.fullmatch(host.lower()) and len(host) <= _LONGEST_HOST):
+            message = f"{self._stated.title}: {shown(host)} is not the name of a host"
+            hint = "such as myblog.example, or with a wildcard for one label: *.example"
+            self._found.error("bad-host", message, self._stated.origin, *at, hint=hint)
 
     def _path(self, stated: k8s.IngressPath, at: Path) -> model.IngressPath:
         path, kind = stated.path or "/", stated.pathType

@@ -474,7 +474,7 @@ class ServiceBackendPort(Part, frozen=True):
 
 
 class IngressServiceBackend(Part, frozen=True):
-    name: str
+    name: Label
     port: ServiceBackendPort | None = None
 
 
@@ -499,7 +499,7 @@ class IngressRule(Part, frozen=True):
 
 class IngressTLS(Part, frozen=True):
     hosts: list[str] | None = None
-    secretName: str | None = None
+    secretName: Subdomain | None = None
 
 
 class IngressSpec(Part, frozen=True):

@@ -113,6 +113,35 @@ def hosts(lab: Lab) -> list[Object]:
     ]
 
 
+def ingresses(lab: Lab) -> list[Object]:
+    """Ingresses, `networking.k8s.io/v1`, with the addresses of the controller's Service."""
+    keys = {pod.key for pod in lab.pods if pod.ingress_controller}
+    before = {
+        (entry.namespace, entry.service)
+        for entry in lab.endpoints
+        if any(end.pod in keys for end in entry.endpoints)
+    }
+    addresses = [
+        {"ip": ip}
+        for service in lab.services
+        if (service.namespace, service.name) in before
+        for ip in service.load_balancer_ips
+    ]
+    served = {(each.namespace, each.name) for each in lab.ingresses}
+    return [
+        _merged(
+            item,
+            {
+                "metadata": {"name": key[1], "namespace": key[0]},
+                "status": {
+                    "loadBalancer": {"ingress": addresses} if addresses and key in served else {}
+                },
+            },
+        )
+        for key, item in _declared(lab, "Ingress").items()
+    ]
+
+
 def load_balancers(lab: Lab) -> list[Object]:
     """LoadBalancers, `netlab/v1`."""
     declared = _declared(lab, "LoadBalancer")
