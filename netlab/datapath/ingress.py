@@ -2,7 +2,8 @@
 
 As ingress-nginx does, it sends requests to the endpoints themselves, in turns, and not to cluster
 IPs; where one refuses, the next is asked.  Without the Lua of ingress-nginx each change of
-endpoints is a change of the configuration, which nginx reads again without losing a connection.  Connections to endpoints are not kept: each request has one.
+endpoints is a change of the configuration, which nginx reads again without losing a connection.
+Connections to endpoints are not kept: each request has one.
 
 A request is for the server of its host, else for the default one, and there for an exact path, else
 for the longest prefix that ends at a slash of it.
