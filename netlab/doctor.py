@@ -103,6 +103,9 @@ _FEATURES = {
     "dummy": _Feature("kube-ipvs0 in ipvs mode", _module("dummy"), False),
     "ip_vs": _Feature("service proxy mode ipvs", _module("ip_vs", "ip_vs_rr"), False),
     "netem": _Feature("links that lose and delay packets (tc qdisc)", _module("sch_netem"), False),
+    "nft queue": _Feature(
+        "the fault source-port-race (`netlab fault`)", _module("nft_queue"), False
+    ),
     "sctp": _Feature("pods answer on SCTP ports", _module("sctp"), False),
 }
 

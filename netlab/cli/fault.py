@@ -124,6 +124,8 @@ def inject(
             )
         )
     if name:
+        faults.known(name)
+        _require(name)
         wanted = faults.Wanted(node, pod, service, namespace)
         lab = _change(lab_name, lambda lab: faults.inject(lab, name, wanted))
         click.echo(_told(lab.faults[-1]))
@@ -132,7 +134,8 @@ def inject(
             Problem("usage", "--random decides by itself where", hint="leave the place out")
         )
     else:
-        lab = _change(lab_name, lambda lab: faults.inject_any(lab, seed))
+        has = _features()
+        lab = _change(lab_name, lambda lab: faults.inject_any(lab, seed, has))
         click.echo("something is wrong now")
     click.echo(f"  next: {_trace(lab, lab.faults[-1])}", err=True)
     return int(Exit.YES)
@@ -170,6 +173,31 @@ def reveal(lab_name: str | None) -> int:
     return int(Exit.YES)
 
 
+def _require(name: str) -> None:
+    """NetlabError (exit 3) if the kernel lacks what the fault is made of."""
+    from netlab.datapath.faults import FAULTS
+
+    feature = FAULTS[name].feature
+    if feature and feature not in _features():
+        raise NetlabError(
+            Problem(
+                "feature-missing",
+                f"the fault {name} needs {feature}, which this kernel does not have",
+                hint="`netlab doctor` tells which module that is; `netlab vm` has a kernel with it",
+            ),
+            Exit.MACHINE,
+        )
+
+
+def _features() -> set[str]:
+    """Those that the kernel has, of those that a fault needs."""
+    from netlab.datapath.faults import FAULTS
+    from netlab.kernel import features
+
+    needed = sorted({kind.feature for kind in FAULTS.values() if kind.feature})
+    return {name for name, outcome in features.attempt(needed).items() if outcome.ok}
+
+
 def _change(lab_name: str | None, decide: Callable[[Lab], Changed]) -> Lab:
     require_root()
     gc.disable()  # (as in `up`)
@@ -183,7 +211,8 @@ def _told(each: Fault) -> str:
     from netlab.datapath.faults import FAULTS
 
     where = f"{each.name} on node {each.node}, from pod {each.client} to "
-    to = f"svc/{each.service}" if each.service else f"pod {each.server}"
+    to = f"host {each.host}" if each.host else f"pod {each.server}"
+    to = f"svc/{each.service}" if each.service else to
     return f"{where}{to}: {FAULTS[each.name].sentence}"
 
 

@@ -44,8 +44,9 @@ def describe(item: Item) -> str:
                 tunnel += f" remote {item.vxlan.remote}"
             if item.ipip:
                 tunnel = f" local {item.ipip.local}"
+            loss = f" loss {item.loss}%" if item.loss else ""
             down = "" if item.up else " down"
-            return f"{item.kind} {item.name}{tunnel} mtu {item.mtu}{master}{down}"
+            return f"{item.kind} {item.name}{tunnel} mtu {item.mtu}{master}{loss}{down}"
         case Address(link=link, address=address):
             return f"address {address} dev {link}"
         case Route():
@@ -251,6 +252,11 @@ def _link_commands(ip: str, verb: str, link: Link, ends: dict[Peer, Link]) -> It
         yield f"{ip} link set {link.name} master {link.master}"
         if link.hairpin:
             yield f"{ip} link set {link.name} type bridge_slave hairpin on"
+    tc = f"tc{ip.removeprefix('ip')} qdisc"
+    if link.loss:
+        yield f"{tc} replace dev {link.name} root netem loss {link.loss}%"
+    elif verb == "set":
+        yield f"{tc} del dev {link.name} root 2> /dev/null || true"
     yield f"{ip} link set {link.name} {'up' if link.up else 'down'}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, ip_network
+from pathlib import Path
 from typing import overload
 
 from msgspec.structs import replace
@@ -19,9 +20,11 @@ from netlab.datapath.state import (
     Address,
     Balancing,
     Connection,
+    File,
     LabState,
     Link,
     Namespace,
+    Process,
     Rules,
     Ruleset,
     Server,
@@ -302,6 +305,47 @@ def _unused(lab: Lab, node: Node) -> str:
     used = {pod.address for pod in lab.pods} | {node.bridge_address}
     last = int(ip_network(node.pod_cidr).broadcast_address)
     return next(text for n in range(1, 1 << 16) if (text := str(IPv4Address(last - n))) not in used)
+
+
+def crowded(state: LabState, lab: Lab, fault: Fault) -> LabState:
+    return in_namespace(state, _on(lab, fault.node), lambda ns: replace(ns, crowded=True))
+
+
+_QUEUE = 20054
+_RACER = Path(__file__).parents[1] / "lab" / "racer.py"
+
+
+def outraced(state: LabState, lab: Lab, fault: Fault) -> LabState:
+    """The node's masquerade keeps ports, and netlab.lab.racer has somebody be faster."""
+    client, namespace = pod_of(lab, fault.client), _on(lab, fault.node)
+    state = fault_table(
+        "\tchain postrouting {\n\t\ttype filter hook postrouting priority 200; policy accept;\n"
+        "\t\tct state new ct status snat meta l4proto { tcp, udp } ct original ip saddr $client "
+        f"queue flags bypass to {_QUEUE}\n\t}}\n"
+    )(state, lab, fault)
+    state = in_namespace(
+        state,
+        namespace,
+        lambda ns: replace(ns, tables=tuple(_keeping_ports(table) for table in ns.tables)),
+    )
+    script = File(path="/run/racer.py", text=_RACER.read_text(encoding="utf-8"))
+    racer = Process(
+        name="racer",
+        namespace=namespace,
+        command=("python3", script.path, str(_QUEUE), _unused(lab, lab.node(client.node))),
+        package="python3-minimal",
+        files=(script,),
+        listens=(("UDP", _QUEUE),),
+    )
+    nodes = (
+        replace(node, processes=(*node.processes, racer)) if node.name == fault.node else node
+        for node in state.nodes
+    )
+    return replace(state, nodes=tuple(nodes))
+
+
+def _keeping_ports(table: Table) -> Table:
+    return replace(table, text=table.text.replace("masquerade fully-random", "masquerade"))
 
 
 def _with_endpoints(lab: Lab, fault: Fault, unready: Callable[[str | None], bool]) -> Lab:

@@ -140,6 +140,15 @@ def to_balancers(lab: Lab) -> Iterator[Fault]:
             yield fault
 
 
+def to_strangers(lab: Lab) -> Iterator[Fault]:
+    """From each node to a host outside that listens on TCP and sees the node in the pod's place."""
+    for client in _one_of_each_node(lab) if lab.overlay.masquerade != "none" else ():
+        for host in lab.hosts:
+            if "." in host.addresses[0] and any(name == "TCP" for name, _ in host.listen):
+                yield Fault(node=client.node, client=client.key, host=host.name)
+                break
+
+
 def by_another_node(lab: Lab) -> Iterator[Fault]:
     """By the NodePort of a node to endpoints on the client's own."""
     for service, behind in _services(lab):

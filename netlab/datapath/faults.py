@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from netlab.datapath.fault_edits import (
     STALE_PORT,
     asymmetric,
+    crowded,
     drop_chain,
     fault_table,
     in_namespace,
@@ -31,6 +32,7 @@ from netlab.datapath.fault_edits import (
     on_loopback,
     other_sources,
     other_vni,
+    outraced,
     pod_link_is,
     remote_only,
     second_owner,
@@ -58,6 +60,7 @@ from netlab.datapath.fault_places import (
     to_pods,
     to_remote_endpoints,
     to_services,
+    to_strangers,
 )
 from netlab.datapath.state import (
     LabState,
@@ -76,7 +79,7 @@ class Kind(msgspec.Struct, frozen=True):
     """A sort of fault.
 
     `edit` makes the lab's state wrong, `declare` the lab itself.  `options` are those of the trace
-    that meets it.
+    that meets it, `feature` one that the kernel must have (netlab.kernel.features).
     """
 
     sentence: str
@@ -86,6 +89,7 @@ class Kind(msgspec.Struct, frozen=True):
     declare: Callable[[Lab, Fault], Lab] | None = None
     options: Callable[[Lab, Fault], Sequence[str]] = lambda lab, fault: ()
     destination: Callable[[Lab, Fault], str] | None = None
+    feature: str = ""
 
 
 def faulty(lab: Lab) -> Lab:
@@ -124,10 +128,13 @@ def lasting(lab: Lab) -> tuple[Fault, ...]:
     """The faults of what is still there."""
     there = {"", *(node.name for node in lab.nodes), *(pod.key for pod in lab.pods)}
     services = {"", *(service.key for service in lab.services)}
+    hosts = {"", *(host.name for host in lab.hosts)}
     return tuple(
         fault
         for fault in lab.faults
-        if {fault.node, fault.client, fault.server} <= there and fault.service in services
+        if {fault.node, fault.client, fault.server} <= there
+        and fault.service in services
+        and fault.host in hosts
     )
 
 
@@ -151,6 +158,11 @@ def _balancer_address(lab: Lab, fault: Fault) -> str:
 
 def _node_port(lab: Lab, fault: Fault) -> str:
     return f"node/{fault.node}:{service_of(lab, fault).ports[0].node_port}"
+
+
+def _host_port(lab: Lab, fault: Fault) -> str:
+    host = next(host for host in lab.hosts if host.name == fault.host)
+    return f"host/{host.name}:{next(port for name, port in host.listen if name == 'TCP')}"
 
 
 def _server_itself(lab: Lab, fault: Fault) -> str:
@@ -224,6 +236,14 @@ FAULTS: Mapping[str, Kind] = {
         to_pods,
         pod_link_is(lambda link: replace(link, up=False)),
     ),
+    "loss": Kind(
+        "The link of a pod loses half of what is sent to it.",
+        f"{_LISTENER}; and netem in the kernel (sch_netem)",
+        to_pods,
+        pod_link_is(lambda link: replace(link, loss=50)),
+        options=lambda lab, fault: ("--count", "10"),
+        feature="netem",
+    ),
     "small-mtu": Kind(
         "A node's tunnel takes smaller packets than the pods send.",
         _TUNNEL,
@@ -275,6 +295,22 @@ FAULTS: Mapping[str, Kind] = {
         to_services,
         stale_connection,
         options=lambda lab, fault: ("--source-port", str(STALE_PORT)),
+    ),
+    "conntrack-full": Kind(
+        "A node remembers as many connections as it may, all of which last.",
+        _TWO_NODES,
+        to_nodes,
+        crowded,
+    ),
+    "source-port-race": Kind(
+        "A node gives connections its address and lets them keep their ports, and another one is "
+        "just a little faster.",
+        "a Host that sees nodes in the place of pods, as in the topology egress; and queues of "
+        "nftables in the kernel (nft_queue)",
+        to_strangers,
+        outraced,
+        destination=_host_port,
+        feature="nft queue",
     ),
     "conntrack-invalid": Kind(
         "A node tracks the answers of connections, but not their beginning.",

@@ -198,5 +198,6 @@ def _same_settings(want: Link, have: Link) -> bool:
         and want.master == have.master
         and want.hairpin == have.hairpin
         and want.own_entry == have.own_entry
+        and want.loss == have.loss
         and want.mac in (None, have.mac)
     )

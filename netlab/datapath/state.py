@@ -57,6 +57,7 @@ class Link(State, frozen=True):
     master: str | None = None
     hairpin: bool = False
     own_entry: bool = True  # whether a bridge knows its own MAC, and so takes what is for it
+    loss: int = 0  # percent of what it is to send (a queue of netem)
     up: bool = True
     peer: Peer | None = None  # not read back: the kernel names neither end to the other
     vxlan: Vxlan | None = None
@@ -161,6 +162,7 @@ class Namespace(State, frozen=True):
     tables: tuple[Table, ...] = ()  # beside the service proxy's rules
     chains: Chains | None = None  # the same
     connections: tuple[Connection, ...] = ()
+    crowded: bool = False  # it remembers as many connections as it may, none of which is any use
 
 
 class Ruleset(State, frozen=True):

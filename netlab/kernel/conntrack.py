@@ -6,9 +6,13 @@ Source: linux/netfilter/nfnetlink_conntrack.h.
 from __future__ import annotations
 
 import errno
+import itertools
+import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
 
 import msgspec
 
@@ -27,6 +31,8 @@ from netlab.problems import Exit, NetlabError, Problem
 
 MESSAGE_NEW = 1 << 8  # what announces an entry, and what becomes of it
 _MESSAGE_GET, _MESSAGE_DELETE = 1 << 8 | 1, 1 << 8 | 2
+_MESSAGE_STATISTICS = 1 << 8 | 4  # IPCTNL_MSG_CT_GET_STATS_CPU
+_INSERT_FAILED = 9  # enum ctattr_stats_cpu
 _NETLINK_NETFILTER = 12
 _GROUPS = (1, 2, 3)  # new, update, destroy
 _NFGENMSG_BYTES = 4
@@ -67,6 +73,7 @@ _STATES = {
         "SHUTDOWN_ACK_SENT HEARTBEAT_SENT"
     ),
 }
+_SIZE = "/proc/sys/net/netfilter/nf_conntrack_{}"
 _FAMILIES: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _VERSIONS = {number: version for version, number in _FAMILIES.items()}
 
@@ -133,6 +140,26 @@ def dump(namespace: str | int, family: int | None = None) -> list[Entry]:
     return [entry for entry in entries if entry is not None]
 
 
+def sizes(namespace: str | int) -> tuple[int, int]:
+    """How many connections a namespace knows, and how many it may know."""
+    with entered(namespace):
+        count, most = (Path(_SIZE.format(name)).read_text() for name in ("count", "max"))
+    return int(count), int(most)
+
+
+def failed_inserts(namespace: str | int) -> int:
+    """How many connections could not be entered, as another one had their tuple already.
+
+    Raises NetlabError (exit 3) if the kernel does not tell.
+    """
+    with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
+        try:
+            processors = netlink.dump(_MESSAGE_STATISTICS, _request(socket.AF_UNSPEC))
+        except NetlinkError as error:
+            raise _untold(error) from None
+    return sum(_number(attributes(each, _NFGENMSG_BYTES)[_INSERT_FAILED]) for each in processors)
+
+
 def delete(namespace: str | int, entries: Iterable[Entry]) -> int:
     """Delete entries; returns how many of them were still there.
 
@@ -154,6 +181,43 @@ def flush(namespace: str | int) -> None:
     with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
         for error in netlink.request([message(_MESSAGE_DELETE, 0, _request(socket.AF_UNSPEC))]):
             raise _untold(error)
+
+
+def delete_marked(namespace: str | int, mark: int) -> None:
+    """Delete all entries with that mark, of both families.  NetlabError (exit 3)."""
+    body = _request(socket.AF_UNSPEC) + attribute(_MARK, struct.pack("!I", mark))
+    with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
+        for error in netlink.request([message(_MESSAGE_DELETE, 0, body)]):
+            raise _untold(error)
+
+
+def fill(namespace: str | int, mark: int) -> int:
+    """Make entries until there is no room for another one; how many.
+
+    They are of UDP between addresses that nobody has (198.18.0.0/15, RFC 2544) and last until they
+    are deleted; being assured, they make no room either.  NetlabError (exit 3) if the kernel
+    refuses for another reason, or would take hundreds of megabytes for them.
+    """
+    made = 0
+    most = sizes(namespace)[1]
+    if most > _TOO_MANY:
+        raise NetlabError(
+            Problem(
+                "table-too-large",
+                f"a namespace may know {most:,} connections: too many to make up",
+                hint=f"`sysctl -w net.netfilter.nf_conntrack_max={_TOO_MANY}`, on a machine that "
+                "can do with so few",
+            ),
+            Exit.MACHINE,
+        )
+    filling = _filling(mark)
+    with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
+        while not (refused := netlink.request([*itertools.islice(filling, _AT_ONCE)])):
+            made += _AT_ONCE
+    for error in refused:
+        if error.errno != errno.ENOMEM:
+            raise _untold(error)
+    return made + _AT_ONCE - len(refused)
 
 
 def create(
@@ -185,14 +249,46 @@ def create(
                     attribute(_NAT_HIGHEST_PORT, port),
                 ),
             ),
-            attribute(_STATUS, struct.pack("!I", _REMEMBERED)),
-            attribute(_TIMEOUT, struct.pack("!I", 0x7FFFFFFF)),
-            attribute(_MARK, struct.pack("!I", mark)),
+            *_lasting(mark),
         )
     )
     with entered(namespace), Socket(_NETLINK_NETFILTER) as netlink:
         for error in netlink.request([message(MESSAGE_NEW, NLM_F_CREATE, body)]):
             raise _untold(error)
+
+
+_AT_ONCE = 1000
+_TOO_MANY = 1 << 20
+_SOURCES, _DESTINATIONS = (int(IPv4Address(text)) for text in ("198.18.0.0", "198.19.0.0"))
+_OF_EACH = 1 << 16
+
+
+def _filling(mark: int) -> Iterator[bytes]:
+    """Requests for entries that differ in their addresses, cut out of one (there are many)."""
+    one, other = "255.0.0.1", "255.0.0.2"  # in the place of addresses, and nowhere else
+    body = b"".join(
+        (
+            _request(socket.AF_INET),
+            _packed(_ORIGINAL, 4, socket.IPPROTO_UDP, Tuple(one, other, 9, 9)),
+            _packed(_REPLY, 4, socket.IPPROTO_UDP, Tuple(other, one, 9, 9)),
+            *_lasting(mark),
+        )
+    )
+    pattern = b"|".join(re.escape(IPv4Address(each).packed) for each in (one, other))
+    begin, to, answer, back, end = re.split(pattern, message(MESSAGE_NEW, NLM_F_CREATE, body))
+    for number in itertools.count():
+        source = struct.pack("!I", _SOURCES + number % _OF_EACH)
+        destination = struct.pack("!I", _DESTINATIONS + number // _OF_EACH)
+        yield b"".join((begin, source, to, destination, answer, destination, back, source, end))
+
+
+def _lasting(mark: int) -> tuple[bytes, ...]:
+    """What is common to entries that nobody's packets made."""
+    return (
+        attribute(_STATUS, struct.pack("!I", _REMEMBERED)),
+        attribute(_TIMEOUT, struct.pack("!I", 0x7FFFFFFF)),
+        attribute(_MARK, struct.pack("!I", mark)),
+    )
 
 
 class Events:

@@ -266,6 +266,9 @@ class _Work:
             yield rtnetlink.set_link(link, before, index, master)
             if link.master and (link.hairpin, link.master) != (before.hairpin, before.master):
                 yield rtnetlink.set_hairpin(index, link.hairpin)
+            if link.loss != before.loss:
+                loss = link.loss
+                yield rtnetlink.add_loss(loss, index) if loss else rtnetlink.delete_loss(index)
             if link.own_entry and not before.own_entry and before.mac:
                 yield rtnetlink.add_own_entry(link.mac or before.mac, index)
             if link.name not in there.marked:
@@ -287,6 +290,8 @@ class _Work:
         yield rtnetlink.add_altname(index, namespaces.mark(self.lab, link.name))
         if link.hairpin:
             yield rtnetlink.set_hairpin(index, on=True)
+        if link.loss:
+            yield rtnetlink.add_loss(link.loss, index)
         if not link.up:
             yield rtnetlink.set_up(index, up=False)
 

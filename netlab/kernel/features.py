@@ -51,10 +51,6 @@ _NFNLGRP_NFTRACE = 9
 _GENL_ID_CTRL = 16
 _CTRL_CMD_GETFAMILY = 3
 _CTRL_ATTR_FAMILY_NAME = 2
-_RTM_NEWQDISC = 36
-_TC_H_ROOT = 0xFFFFFFFF
-_TCA_KIND = 1
-_TCA_OPTIONS = 2
 _BR_SWITCH = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 
 
@@ -289,17 +285,8 @@ def _ip_vs() -> str:
 
 
 def _netem() -> str:
-    """A queue that would lose packets, at the loopback device.
-
-    Source: struct tcmsg and struct tc_netem_qopt, uapi/linux/rtnetlink.h and pkt_sched.h.
-    """
-    nothing_else = (0, 1000, 0, 0, 0, 0)  # latency, packets, loss, gap, duplicates, jitter
-    body = (
-        struct.pack("=BxxxiIII", 0, 1, 0, _TC_H_ROOT, 0)
-        + text(_TCA_KIND, "netem")
-        + struct.pack("=HH6I", 28, _TCA_OPTIONS, *nothing_else)
-    )
-    _request(message(_RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, body))
+    """A queue that loses packets, at the loopback device."""
+    _request(rtnetlink.add_loss(1, 1))
     return ""
 
 
@@ -323,7 +310,7 @@ def _restore(ipv4: str, ipv6: str, *nfacct: str) -> None:
     xtables.restore(open_current(), Ruleset(ipv4=ipv4, ipv6=ipv6, nfacct=nfacct))
 
 
-def _load_nft(rule: str) -> None:
+def _load_nft(rule: str) -> str:
     import nftables
 
     code, _, complaint = nftables.Nftables().cmd(
@@ -333,6 +320,7 @@ def _load_nft(rule: str) -> None:
     )
     if code:
         raise RuntimeError(f"nftables: {complaint.strip().splitlines()[0]}")
+    return ""
 
 
 def _await_event(group: int) -> None:
@@ -373,5 +361,6 @@ ATTEMPTS: dict[str, Callable[[], str]] = {
     "dummy": lambda: _link("dummy"),
     "ip_vs": _ip_vs,
     "netem": _netem,
+    "nft queue": lambda: _load_nft("queue flags bypass to 1"),
     "sctp": _sctp,
 }

@@ -34,6 +34,7 @@ RTEXT_FILTER_SKIP_STATS = 8
 _PERMANENT = rt.NUD_PERMANENT
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _ANY = {socket.AF_INET: bytes(4), socket.AF_INET6: bytes(16)}
+_NETEM = rt.NETEM.encode() + b"\0"
 _BY_ITSELF = (bytes([rt.IFAPROT_KERNEL_RA]), bytes([rt.IFAPROT_KERNEL_LL]))
 _KINDS: dict[bytes, LinkKind] = {
     b"veth": "veth",
@@ -153,6 +154,9 @@ def _links(
     marked = {name for name, _, found in raw if any(a.startswith(marks) for a in _altnames(found))}
     links = (_link(name, flags, found, names) for name, flags, found in raw)
     known = (_with_own_entry(netlink, link, index) for link in links if link)
+    if any(found.get(rt.IFLA_QDISC) == _NETEM for _, _, found in raw):
+        losses = rt.lossy_links(netlink)
+        known = (replace(link, loss=losses.get(index[link.name], 0)) for link in known)
     off = {name for name, _, found in raw if _is_without_ipv6(found)}
     return tuple(known), index, marked, off
 

@@ -16,8 +16,10 @@ from netlab.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    Socket,
     attribute,
     attribute_list,
+    attributes,
     message,
     nested,
     number,
@@ -29,6 +31,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 RTM_NEWLINKPROP = 108
 
 IFF_UP = 0x1
@@ -64,12 +67,19 @@ RTN_UNICAST = 1
 RTNH_F_ONLINK = 4
 NUD_PERMANENT, NUD_NOARP = 0x80, 0x40
 NTF_SELF = 0x02
+TC_H_ROOT = 0xFFFFFFFF
+TCA_KIND, TCA_OPTIONS = 1, 2
+NETEM = "netem"
 
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
 _RULE = struct.Struct("=BBBBBxxBI")  # fib_rule_hdr: family, lengths, tos, table, action, flags
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
+_QUEUE = struct.Struct("=BxxxiIII")  # tcmsg: family, index, handle, parent, info
+_NETEM = struct.Struct("=IIIIII")  # tc_netem_qopt: latency, packets, loss, gap, duplicates, jitter
+_CERTAIN = 0xFFFFFFFF  # a probability
+_WAITING = 1000  # packets in a queue, as tc has it
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 
@@ -343,3 +353,27 @@ def get_bridge_entry(mac: str, bridge: int) -> bytes:
 def delete_fdb(entry: FdbEntry, index: int) -> bytes:
     """Take an entry of a VXLAN device away."""
     return message(RTM_DELNEIGH, 0, _fdb(entry, index))
+
+
+def add_loss(percent: int, index: int) -> bytes:
+    """A queue that loses that much of what the link is to send, in place of one that is there."""
+    settings = _NETEM.pack(0, _WAITING, percent * _CERTAIN // 100, 0, 0, 0)
+    body = _QUEUE.pack(0, index, 0, TC_H_ROOT, 0)
+    body += text(TCA_KIND, NETEM) + attribute(TCA_OPTIONS, settings)
+    return message(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def delete_loss(index: int) -> bytes:
+    """Give the link the queue that it had by itself."""
+    return message(RTM_DELQDISC, 0, _QUEUE.pack(0, index, 0, TC_H_ROOT, 0))
+
+
+def lossy_links(netlink: Socket) -> dict[int, int]:
+    """Links that have such a queue by their numbers, with the percent that it loses."""
+    found = {}
+    for body in netlink.dump(RTM_GETQDISC, _QUEUE.pack(0, 0, 0, 0, 0)):
+        told = attributes(body, _QUEUE.size)
+        if told[TCA_KIND].rstrip(b"\0").decode() == NETEM:
+            (loss,) = struct.unpack_from("=8xI", told[TCA_OPTIONS])
+            found[_QUEUE.unpack_from(body)[1]] = round(loss * 100 / _CERTAIN)
+    return found

@@ -38,14 +38,16 @@ def remember(state: LabState, namespaces: Container[str]) -> None:
         name, wanted = node.namespace.name, node.namespace.connections
         if name in namespaces:
             with contextlib.suppress(NetlabError):
-                there = conntrack.dump(name)
-                conntrack.delete(name, (each for each in there if each.mark == _OF_FAULTS))
+                conntrack.delete_marked(name, _OF_FAULTS)
         for each in wanted:
             original = conntrack.Tuple(
                 each.source[0], each.destination[0], each.source[1], each.destination[1]
             )
             number = socket.getprotobyname(each.protocol.lower())
             conntrack.create(name, number, original, each.to, _OF_FAULTS)
+        if node.namespace.crowded:
+            conntrack.flush(name)  # (one that ends soon would make room)
+            conntrack.fill(name, _OF_FAULTS)
 
 
 def forget_stale_on(lab: Lab, node: Node, namespace: str | int) -> int:

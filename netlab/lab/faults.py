@@ -7,7 +7,7 @@ raises NetlabError (exit code 2).
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import msgspec
 from msgspec.structs import replace
@@ -70,10 +70,19 @@ def inject(lab: Lab, name: str, wanted: Wanted = ANYWHERE) -> Changed:
     )
 
 
-def inject_any(lab: Lab, seed: int | None = None) -> Changed:
-    """Put in a fault that is not told, the same one for the same seed and lab."""
+def inject_any(lab: Lab, seed: int | None = None, features: Container[str] = ()) -> Changed:
+    """Put in a fault that is not told, the same one for the same seed and lab.
+
+    `features` are those that the kernel has, of those that a fault needs.
+    """
     there = {fault.name for fault in lab.faults}
-    names = [name for name in FAULTS if name not in there and any(possible(lab, name))]
+    names = [
+        name
+        for name, kind in FAULTS.items()
+        if name not in there
+        and (not kind.feature or kind.feature in features)
+        and any(possible(lab, name))
+    ]
     if not names:
         hint = f"`netlab topology ls` shows labs with more in them than {lab.name} has"
         raise NetlabError(

@@ -484,7 +484,7 @@ class Expectation(Frozen, frozen=True):
 class Fault(Frozen, frozen=True):
     """Something wrong that was put into a running lab (netlab.datapath.faults says what).
 
-    It is met by packets from the pod `client` to the pod `server`, or to `service`.
+    It is met by packets from the pod `client` to the pod `server`, to `service`, or to `host`.
     """
 
     name: str = ""
@@ -492,6 +492,7 @@ class Fault(Frozen, frozen=True):
     client: str = ""  # "namespace/name", as the others
     server: str = ""
     service: str = ""
+    host: str = ""
     hidden: bool = False  # from who is to find it
 
 

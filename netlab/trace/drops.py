@@ -16,7 +16,8 @@ import msgspec
 from netlab.trace.case import Case
 from netlab.trace.doubts import neighbour_fix
 from netlab.trace.model import Leg, Loss
-from netlab.trace.queues import queues
+from netlab.trace.place import place_of_node
+from netlab.trace.queues import lossy_devices
 from netlab.trace.witnesses.kernel import Moment
 
 _BY_RULE = (
@@ -28,6 +29,7 @@ _BY_RULE = (
     "no-such-port",
     "conntrack-invalid",
     "conntrack-full",
+    "conntrack-clash",
     "underlay-blocked",
     "egress-policy",
     "ingress-policy",
@@ -162,12 +164,21 @@ _LOSSY = _Meaning(
     "`tc -s -n {namespace} qdisc show dev {device}` shows how many; if that is not meant, "
     "`tc -n {namespace} qdisc del dev {device} root`",
 )
-_NETEM = "netem"
+# The probe's own socket is closed by then.
+_LATE = _Meaning(
+    ("late",),
+    "got the answer after the probe had given up waiting for it",
+    "wait longer (`--timeout`); if it is late each time, look for what delays it: questions for "
+    "MACs that are asked again after a second, or a queue",
+)
 _UNKNOWN = ("unknown", "no-answer")
+_UNANSWERED = ("neighbour-unresolved", "host-unreachable")
 
 
 def with_kernel(loss: Loss, case: Case) -> Loss:
     """A loss with what the kernel said of it."""
+    if loss.reason in (*_UNANSWERED, *_UNKNOWN):
+        loss = _with_lossy_devices(loss, case)
     word = _last_word(loss.direction, case)
     if word is None:
         return loss
@@ -175,13 +186,28 @@ def with_kernel(loss: Loss, case: Case) -> Loss:
         (str(word.reason).lower().replace("_", "-"),),
         f"gave it up: {word.reason} in {word.code}",
     )
-    if meaning.codes == ("queue-drop",) and _NETEM in queues(case, word.place, word.device):
+    if meaning.codes == ("queue-drop",) and word.device in lossy_devices(word.place):
         meaning = _LOSSY
+    if word.reason == "NO_SOCKET" and word.role == "answer" and word.place == case.aim.source:
+        meaning = _LATE
     if loss.reason in _UNKNOWN and word.reason != "NOT_SPECIFIED":
         return _said(word, meaning, loss, case)
     differs = word.reason in _MEANINGS and loss.reason not in (*meaning.codes, *_UNKNOWN)
     note = f"{word}, which means something else" if differs else str(word)
     return msgspec.structs.replace(loss, evidence=[*loss.evidence, note])
+
+
+def _with_lossy_devices(loss: Loss, case: Case) -> Loss:
+    """What may have been lost is the question for a MAC, or its answer."""
+    place = next(
+        (place_of_node(case.lab, node) for node in case.lab.nodes if node.name == loss.node), None
+    )
+    notes = [
+        f"the queue of {device} on {place} is set to lose packets (netem), and so questions for "
+        "MACs and answers to them"
+        for device in (lossy_devices(place) if place else ())
+    ]
+    return msgspec.structs.replace(loss, evidence=[*loss.evidence, *notes])
 
 
 def _said(word: Moment, meaning: _Meaning, loss: Loss, case: Case) -> Loss:

@@ -23,6 +23,7 @@ from netlab.trace.case import (
     receiver,
     rules,
 )
+from netlab.trace.conntrack_drops import untracked
 from netlab.trace.doubts import (
     NO_ROUTE_FIX,
     doubts,
@@ -35,7 +36,6 @@ from netlab.trace.doubts import (
 )
 from netlab.trace.drops import with_kernel
 from netlab.trace.endings import astray, stale, unheard
-from netlab.trace.full_tables import full_table
 from netlab.trace.ipsec import by_policy
 from netlab.trace.link_layer import misdirected
 from netlab.trace.model import Leg, Loss
@@ -55,7 +55,7 @@ def loss_of(case: Case) -> Loss:
     findings = (
         _by_stale_connection,
         _by_rule,
-        _by_full_table,
+        _by_no_entry,
         by_refusal,
         _by_mac,
         _by_route,
@@ -103,9 +103,9 @@ def _by_stale_connection(case: Case) -> Loss | None:
     return _loss_at(case, "forward", place, doubt, [evidence])
 
 
-def _by_full_table(case: Case) -> Loss | None:
+def _by_no_entry(case: Case) -> Loss | None:
     """A connection that could not be remembered."""
-    found = full_table(case)
+    found = untracked(case)
     if found is None:
         return None
     place, doubt, evidence = found

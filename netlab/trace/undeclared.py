@@ -37,6 +37,8 @@ _OBJECTS = {
     "not-masqueraded": "masquerading",
     "stale-conntrack": "a remembered connection",
     "conntrack-invalid": "what connection tracking knows",
+    "conntrack-full": "what connection tracking has room for",
+    "conntrack-clash": "translation of the source",
     "vni-unknown": "the VNI of a tunnel",
     "tunnel-closed": "a tunnel",
     "underlay-blocked": "the network between the nodes",

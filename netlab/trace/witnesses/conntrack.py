@@ -21,7 +21,6 @@ from netlab.trace.place import Place
 from netlab.trace.witnesses import Canary
 
 _GROUPS = (1, 2)  # new, update
-_SIZES = ("count", "max")
 _MOST = 4096  # entries that are remembered while a probe is waited for
 
 
@@ -149,19 +148,13 @@ def _tracks(canary: Canary, family: Family) -> bool:
     Tracking begins when a rule of that family asks for it, and ends with the last one; entries of
     before stay.  The table's size is known without events; if it is empty, nobody tracked.
     """
-    with entered(canary.place.namespace):
-        count, most = (_number(f"/proc/sys/net/netfilter/nf_conntrack_{n}") for n in _SIZES)
+    count, most = conntrack.sizes(canary.place.namespace)
     if count in (0, most):
         return count != 0
     return any(
         (entry.original.source, entry.original.source_port) == (canary.end.ip, canary.end.port)
         for entry in conntrack.dump(canary.place.namespace, family.version)
     )
-
-
-def _number(path: str) -> int:
-    with open(path) as file:
-        return int(file.read())
 
 
 def of_probe(

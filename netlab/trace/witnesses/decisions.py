@@ -106,6 +106,7 @@ class Decisions:
         self._family = family
         self._sockets: dict[Place, Netlink] = {}
         self._links: dict[tuple[Place, str | int], Link | None] = {}
+        self._inserts: dict[Place, int] = {}  # that had failed before
         self._failed: list[str] = []
 
     def arm(self, places: Sequence[Place]) -> None:
@@ -115,12 +116,19 @@ class Decisions:
                     self._sockets[place] = Netlink()
             except OSError as error:
                 self._failed.append(f"{place}: {error.strerror}")
+        self._count_inserts()
+
+    def _count_inserts(self) -> None:
+        for place in self._sockets:
+            if place.kind in ("node", "gateway"):
+                self._inserts[place] = _failed_inserts(place)
 
     def saw(self, canary: Canary) -> bool:
         return True
 
     def forget(self) -> None:
         self._links.clear()
+        self._count_inserts()
 
     def events(self) -> list[Link]:
         """The devices that were asked about; decisions are answers to questions."""
@@ -276,6 +284,10 @@ class Decisions:
         """The value of a sysctl by its path below /proc/sys."""
         return _setting(place, path)
 
+    def failed_inserts(self, place: Place) -> int:
+        """How often since :meth:`arm` a connection's tuple was taken when it was to be entered."""
+        return _failed_inserts(place) - self._inserts.get(place, 0)
+
     def remembered(self, place: Place, protocol: str, flow: Tuple) -> Socket | None:
         """To whom connection tracking sends a flow of which it knows."""
         number = self._family.number_of(protocol)
@@ -408,6 +420,13 @@ def _address(data: bytes | None) -> str | None:
 
 def _path(sysctl: str) -> str:
     return sysctl.replace(".", "/")
+
+
+def _failed_inserts(place: Place) -> int:
+    try:
+        return conntrack.failed_inserts(place.namespace)
+    except (NetlabError, OSError):
+        return 0
 
 
 def _setting(place: Place, path: str) -> str | None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from netlab.kernel import conntrack
 from netlab.kernel.namespaces import entered
 from netlab.kernel.netlink import attributes
 from netlab.kernel.nfnetlink import messages
@@ -121,7 +122,10 @@ class LegacyRules:
         if canary.place not in self._channels or other_family:
             return True
         self._read(canary.place)
-        return (canary.place, canary.cookie) in self._canaries
+        if (canary.place, canary.cookie) in self._canaries:
+            return True
+        # Connection tracking comes before the tables that there are.
+        return canary.refused and _is_full(canary.place)
 
     def events(self) -> list[Run]:
         """What the probe met, run by run, in the order of each namespace."""
@@ -252,6 +256,11 @@ class LegacyRules:
             return "ok"
         blind = self._unseen and len(self._unseen) == self._nodes
         return f"{'unavailable' if blind else 'partial'}: {'; '.join(problems)}"
+
+
+def _is_full(place: Place) -> bool:
+    count, most = conntrack.sizes(place.namespace)
+    return count >= most > 0
 
 
 def resolve(run: Run, hits: Sequence[Hit], chains: Chains | None) -> None:
