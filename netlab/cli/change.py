@@ -15,7 +15,7 @@ from netlab.cli.common import (
     print_json,
     running_lab,
 )
-from netlab.cli.lab import outcome_as_json, print_plan, tell_of_processes
+from netlab.cli.lab import outcome_as_json, print_plan, tell_of_absent, tell_of_processes
 from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
@@ -232,6 +232,8 @@ def carry_out(decide: Callable[[Lab], Changed], options: Options) -> int:
     changed, outcome = lifecycle.change(name, decide, options.dry_run)
     for warning in changed.warnings:
         click.echo(str(warning), err=True)
+    if outcome.changes:
+        tell_of_absent(changed.lab)
     if options.output == "json":
         about = {"lab": changed.lab.name, "dryRun": options.dry_run}
         objects = [_as_json(result) for result in changed.results]

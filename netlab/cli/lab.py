@@ -94,6 +94,7 @@ def up(
     from netlab.lab.undone import undone
 
     preflight(lab)
+    tell_of_absent(lab)
     if crowded := neighbour_warning(lab):
         click.echo(str(crowded), err=True)
     tell = progress if output != "json" else lambda line: None
@@ -145,6 +146,16 @@ def print_plan(outcome: Outcome) -> None:
 def progress(line: str) -> None:
     """A line about what takes its time."""
     click.echo(f"  {line}", err=True)
+
+
+def tell_of_absent(lab: Lab) -> None:
+    """What Services ask for, and the mode of the lab's proxies never had."""
+    if lab.service_proxy.mode != "userspace":
+        return
+    from netlab.datapath.services.userspace_absent import absent
+
+    for sentence in absent(lab):
+        click.echo(f"warning[historic-mode]: {sentence}", err=True)
 
 
 def tell_of_processes(name: str, outcome: Outcome) -> None:

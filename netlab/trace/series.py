@@ -22,7 +22,8 @@ from netlab.trace.aim import Aim, Request, aim
 from netlab.trace.model import Trace
 from netlab.trace.model_steps import OF_SERVICES, Socket
 from netlab.trace.probe import Answer
-from netlab.trace.run import follow, require_namespaces, tell
+from netlab.trace.proxies import proxies
+from netlab.trace.run import follow, require_namespaces, tell, trace
 from netlab.trace.watch import Watch
 
 # With the chance of one endpoint of n for each try, one in e^10 fails.
@@ -39,6 +40,10 @@ def traces(
     names its source port.  Close the iterator if you leave it before its end.
     """
     decided = _ready(lab, request)
+    if proxies(lab, decided):
+        for _ in range(count):
+            yield trace(lab, request, declared=declared)
+        return
     with closing(_probes(lab, decided, request.timeout_s)) as probes:
         for answer, watch in islice(probes, count):
             yield tell(declared or lab, follow(lab, decided, answer, watch, is_last=False), watch)
@@ -58,6 +63,15 @@ def trace_to_endpoint(
     known = endpoints(lab, decided)
     wanted = _wanted(lab, service, port, known, endpoint, request.namespace)
     most = max(_LEAST_TRIES, _TRIES_PER_ENDPOINT * len(known))
+    if proxies(lab, decided):
+        most = _TRIES_PER_ENDPOINT * len(known)  # endpoints have their turns
+        for tries in range(1, most + 1):
+            found = trace(lab, request, declared=declared)
+            if chosen(found) == wanted:
+                return replace(found, tries=tries)
+            if found.disposition == "unobserved":
+                return found
+        raise _not_chosen(service, decided, endpoint, most)
     with closing(_probes(lab, decided, request.timeout_s)) as probes:
         for tries, (answer, watch) in enumerate(islice(probes, most), 1):
             told = watch.translated(answer.source)
@@ -68,7 +82,11 @@ def trace_to_endpoint(
                 return replace(found, tries=tries)
             if found.disposition == "unobserved":
                 return found
-    raise NetlabError(
+    raise _not_chosen(service, decided, endpoint, most)
+
+
+def _not_chosen(service: Service, decided: Aim, endpoint: str, most: int) -> NetlabError:
+    return NetlabError(
         Problem(
             "endpoint-not-chosen",
             f"svc/{service.key} gave none of {most} probes from {decided.source} to {endpoint}",
@@ -81,7 +99,7 @@ def trace_to_endpoint(
 def chosen(trace: Trace) -> Socket | None:
     """Who was to receive the probe, by its last translation or else by arrival."""
     for translation in reversed(trace.translations):
-        if translation.kind in OF_SERVICES:
+        if translation.kind in (*OF_SERVICES, "proxy"):
             return translation.after
     to = trace.delivered_to
     return Socket(ip=to.ip, port=to.port) if to else None

@@ -83,6 +83,9 @@ class _Ways:
 
     def all(self) -> Iterator[Choice]:
         info = self._info
+        if self._mode == "userspace":
+            yield from self._by_proxy()
+            return
         wanted: Wanted = "local" if info.internal_local else "cluster"
         policy = "internalTrafficPolicy"
         own = self._at(info.cluster_ip)
@@ -130,6 +133,32 @@ class _Ways:
         short_cut = Verdict.FORWARD if info.has_any else Verdict.REJECT
         yield self._way(to, pods[0], "cluster", short_cut, policy)
         yield self._way(to, pods[1], "local", info.external, policy)
+
+    def _by_proxy(self) -> Iterator[Choice]:
+        """In userspace mode everybody has the same, and there were neither policies nor hints."""
+        info = self._info
+        if info.protocol == "sctp":
+            return
+        to = self._at(info.cluster_ip, *info.external_ips, *info.load_balancer_ips)
+        if info.node_port:
+            to += (f"NodePort {info.node_port}",)
+        ready = tuple(endpoint for endpoint in info.known if endpoint.ready)
+        reason = "every endpoint that is ready, in turn"
+        if not ready:
+            reason = "no endpoint is ready: the proxy takes a connection, and closes it"
+        if ready and info.affinity_s is not None:
+            reason = "every endpoint that is ready, each client's own"
+        yield Choice(
+            to=to,
+            client="anybody",
+            verdict=Verdict.FORWARD if ready else Verdict.REJECT,
+            reason=reason,
+            endpoints=ready,
+            left_out=(
+                *(LeftOut(each, "it is not ready") for each in info.known if not each.ready),
+                *self._unknown(to[0]),
+            ),
+        )
 
     def _of_virtual_server(self, to: tuple[str, ...], policy: str, *, is_local: bool) -> Choice:
         """In ipvs mode everybody has the same, and policy Local takes all if there is none here."""

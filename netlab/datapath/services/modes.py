@@ -89,6 +89,7 @@ MODES: Mapping[ProxyMode, Mode] = {
         userspace.render,
         userspace.sysctls,
         userspace.servers,
+        reading="userspace_reading:UserspaceReading",
         processes=userspace_programs.processes,
         programs=userspace_programs.PROGRAMS,
     ),
