@@ -272,9 +272,6 @@ def test_what_is_not_predicted_is_said() -> None:
     with pytest.raises(NetlabError) as error:
         predicted(ipv6_lab(small_lab()), "p0", "fd00:10:244:2::")
     assert error.value.problems[0].code == "not-predicted"
-    with pytest.raises(NetlabError) as error:
-        predicted(with_mode(small_lab(), "userspace"), "p0", "p1")
-    assert '"userspace"' in error.value.problems[0].message
 
 
 # --- the command ---------------------------------------------------------------------------------

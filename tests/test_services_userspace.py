@@ -16,6 +16,8 @@ from netlab.datapath.services.userspace_programs import processes
 from netlab.datapath.state import Ruleset
 from netlab.problems import NetlabError
 from netlab.topology.model import Lab, Service, ServicePort
+from netlab.trace.aim import Request
+from netlab.trace.prediction import foretell
 
 
 def userspace_lab(lab: Lab | None = None) -> Lab:
@@ -128,6 +130,31 @@ def test_each_family_has_a_listener_of_its_own() -> None:
 def test_a_node_without_services_has_no_proxy() -> None:
     lab = replace(userspace_lab(), services=(), endpoints=())
     assert [each.processes for each in build(lab).nodes] == [(), ()]
+
+
+def test_both_connections_are_predicted() -> None:
+    lab = userspace_lab()
+    found = foretell(lab, Request("p0", "svc/web:80")).prediction
+    assert [each.name for each in found.endpoints] == ["demo/p1", "demo/p2", "demo/p3"]
+    assert (found.disposition, found.delivered_to) == ("delivered", found.endpoints[0])
+    dnat, by_proxy = found.translations
+    assert (dnat.kind, str(dnat.after)) == ("dnat", "10.244.1.1")
+    assert (by_proxy.kind, by_proxy.node, str(by_proxy.after)) == ("proxy", "n1", "10.244.2.2:8002")
+    assert found.seen_source
+    assert found.seen_source.ip == "10.244.1.0"
+    assert found.connections
+    assert found.connections[0].forward[-1].namespace == f"{lab.name}:demo:p1"
+    assert [each.disposition for each in found.others] == ["delivered"] * 2
+    empty = foretell(lab, Request("node/n1", "svc/empty")).prediction
+    assert (empty.disposition, empty.reason, empty.where) == (
+        "rejected",
+        "no-endpoints",
+        "node n1",
+    )
+    # An address that is external is nothing that pods have a proxy for.
+    external = foretell(lab, Request("p0", "203.0.113.1:80")).prediction
+    assert external.translations == []
+    assert foretell(lab, Request("p0", "203.0.113.101:80")).prediction.delivered_to
 
 
 _NAMES = st.sets(st.from_regex(r"[a-z]{1,8}", fullmatch=True), min_size=1, max_size=40)

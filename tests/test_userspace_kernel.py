@@ -23,6 +23,7 @@ from netlab.topology.model import Lab
 from netlab.trace.aim import Request
 from netlab.trace.model import Trace
 from netlab.trace.run import Recorded, trace
+from netlab.trace.series import chosen, trace_to_endpoint, traces
 from test_services_modes import ask, datagram
 from test_services_userspace import userspace_lab
 
@@ -108,6 +109,14 @@ def test_a_trace_shows_both_connections_as_one_path(
     assert found.forward[-1].namespace == f"{lab.name}:n1"
     assert second.forward[0].node == "n1"
     assert second.forward[-1].packet.flow.destination == second.probe.destination
+    # All is as declared, and the prediction is one of both connections.
+    foreseen = found.prediction
+    assert foreseen
+    assert (foreseen.differs, foreseen.disposition) == ([], "delivered")
+    assert foreseen.delivered_to == found.delivered_to
+    assert foreseen.seen_source
+    assert foreseen.seen_source.ip == found.seen_source.ip
+    assert [each.kind for each in foreseen.translations] == ["dnat", "proxy"]
     # Neither shows what is the other's.
     ends = (second.probe.source, second.probe.destination)
     assert not {hop.packet.flow.destination for hop in found.forward} & set(ends)
@@ -131,17 +140,22 @@ def test_a_service_without_endpoints_is_taken_and_closed(lab: Lab) -> None:
     assert (found.disposition, found.reason, found.lost_on) == ("rejected", "no-endpoints", "n1")
     assert found.connections == []
     assert found.delivered_to is None
+    assert found.prediction
+    assert (found.prediction.disposition, found.prediction.reason) == ("rejected", "no-endpoints")
+    assert found.prediction.differs == []
 
 
 @pytest.mark.parametrize("port", [80, 53])
 def test_an_endpoint_that_does_not_answer_is_where_it_is_lost(lab: Lab, port: int) -> None:
     only_p1 = tuple(replace(entry, endpoints=entry.endpoints[:1]) for entry in lab.endpoints)
     lab = replace(lab, endpoints=only_p1)
-    lifecycle.up(lab)
     init = control.connect(lab.name)
     assert init
+    name = "haproxy" if port == 80 else "nginx"
+    before = set(pids(init, name))
+    lifecycle.up(lab)
     # A worker that has read what was before may take a connection until it ends.
-    eventually(lambda: len(pids(init, "haproxy")) == len(pids(init, "nginx")) == 4)
+    eventually(lambda: len(before & set(pids(init, name))) == 2 and len(pids(init, name)) == 4)
     with entered(f"{lab.name}:demo:p1"):
         subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
     found = trace(lab, Request("p0", f"svc/web:{port}"))
@@ -229,6 +243,13 @@ def test_from_mode_to_mode_connections_live_on(lab: Lab) -> None:
         init = control.connect(lab.name)
         assert init
         assert bool(init.status().programs) == (mode == "userspace")
+
+
+def test_a_series_counts_who_the_proxy_chose(lab: Lab) -> None:
+    ends = [chosen(each) for each in traces(lab, Request("p0", "svc/web:80"), 3)]
+    assert {end.ip for end in ends if end} == {"10.244.2.2", "10.244.1.3", "10.244.2.3"}
+    found = trace_to_endpoint(lab, Request("p0", "svc/web:80"), "p3")
+    assert (found.endpoint, found.delivered) == ("demo/p3", True)
 
 
 def test_a_missing_program_is_named_before_anything_is_built(

@@ -176,6 +176,7 @@ class PredictedWay(Data, frozen=True, kw_only=True):
     translations: list[Translation]
     forward: list[PredictedHop]
     reply: list[PredictedHop]
+    connections: list[PredictedWay] | None = None  # those that proxies should open for it
 
 
 class Prediction(PredictedWay, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from netlab.trace.model_steps import Socket, Tuple
 from netlab.trace.place import Place
 from netlab.trace.predicted_balancer import Asked, PredictedBalancer
 from netlab.trace.predicted_balancing import BalancingProxy
+from netlab.trace.predicted_redirection import RedirectingProxy
 from netlab.trace.predicted_services import Hook, Packet, Proxy, Refusal
 from netlab.trace.predicted_services import Translation as Offer
 from netlab.trace.predicted_story import PredictedStory
@@ -109,11 +110,15 @@ class PredictedHooks:
             (each for each in found.endpoints if (each.address, each.port) == wanted),
             found.endpoints[0],
         )
-        to = Socket(ip=chosen.address, port=chosen.port)
+        to = Socket(ip=chosen.address, port=chosen.port or self._any_port(chosen.address))
         self._story.translated(connection.kind, node, flow.destination, to)
         turned = msgspec.structs.replace(flow, destination=to)
         connection.reply = turned.reversed
         return turned, found.masquerades(flow.source.ip, chosen)
+
+    def _any_port(self, address: str) -> int | None:
+        """The port of a node's proxy, if it is known which one was taken."""
+        return self._choice.port if self._choice and self._choice.ip == address else None
 
     def balanced(
         self, node: Place, flow: Tuple, device: str | None, passing: Passing
@@ -191,7 +196,8 @@ class PredictedHooks:
 
     @property
     def _proxies(self) -> type[Proxy]:
-        return BalancingProxy if self._network.lab.service_proxy.mode == "ipvs" else Proxy
+        special = {"ipvs": BalancingProxy, "userspace": RedirectingProxy}
+        return special.get(self._network.lab.service_proxy.mode, Proxy)
 
     def _packet(self, flow: Tuple, device: str | None) -> Packet:
         return Packet(self._protocol.upper(), flow.source.ip, flow.destination, device)

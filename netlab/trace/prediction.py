@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
+import msgspec
+
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Endpoint, Lab
 from netlab.trace.aim import Aim, Request, aim, in_lab
@@ -28,10 +30,11 @@ from netlab.trace.model_steps import OF_SERVICES, AnyStep, Deliver, Drop, Socket
 from netlab.trace.place import Place
 from netlab.trace.predicted_hooks import Stop
 from netlab.trace.predicted_path import Arrival, Walker
+from netlab.trace.predicted_redirection import closed, joined
 from netlab.trace.predicted_story import Role, relabelled
+from netlab.trace.proxies import proxies, second_aim
 
 MOST_WAYS = 32
-_MODES = ("iptables", "nftables", "nftables-flat", "ipvs", "none")
 
 
 def foretell(lab: Lab, request: Request) -> Foretold:
@@ -53,15 +56,40 @@ def foretell(lab: Lab, request: Request) -> Foretold:
             source=Socket(ip=_source(network, decided), port=_port(decided)),
             destination=Socket(ip=decided.destination, port=decided.port),
         ),
-        prediction=predict(lab, decided),
+        prediction=_by_proxies(lab, decided, predict(lab, decided)),
     )
+
+
+def _by_proxies(lab: Lab, decided: Aim, first: Prediction) -> Prediction:
+    """The same with what a proxy does that takes the connection: it opens one to each endpoint."""
+    at = first.delivered_to
+    proxy = next(
+        (each for each in proxies(lab, decided) if at and each.place.name == at.name), None
+    )
+    if proxy is None:
+        return first
+    if not proxy.backends:
+        return with_way(first, closed(first, proxy))
+    network = DeclaredNetwork(lab, decided.family)
+    ways: list[PredictedWay] = []
+    receivers: list[Receiver] = []
+    for address, port in proxy.backends[:MOST_WAYS]:
+        to = Socket(ip=address, port=port)
+        way, _ = _walk(network, second_aim(lab, proxy, to, decided.protocol), None)
+        ways.append(joined(first, way, proxy, to))
+        receivers.append(_receiver_at(network, Endpoint(address=address, port=port)))
+    found = with_way(first, ways[0])
+    return msgspec.structs.replace(found, endpoints=receivers, others=ways[1:])
+
+
+def with_way(prediction: Prediction, way: PredictedWay) -> Prediction:
+    """A prediction with another way in it."""
+    fields = {name: getattr(way, name) for name in PredictedWay.__struct_fields__}
+    return msgspec.structs.replace(prediction, **fields)
 
 
 def unpredictable(lab: Lab, decided: Aim) -> str | None:
     """Why nothing is predicted for a probe; None if it is."""
-    mode = lab.service_proxy.mode
-    if mode not in _MODES:
-        return f'what a service proxy of mode "{mode}" does is not predicted'
     routers = [*lab.underlay.cidrs, *(cidr for node in lab.nodes for cidr in node.pod_cidrs)]
     if decided.family is IPV6 and decided.destination in {each.split("/")[0] for each in routers}:
         return (
@@ -260,7 +288,7 @@ def _receiver_at(network: DeclaredNetwork, endpoint: Endpoint) -> Receiver:
         name=pod.key if pod else node.name if node else endpoint.address,
         node=network.place_of(owner).node if owner else None,
         ip=endpoint.address,
-        port=endpoint.port,
+        port=endpoint.port or None,
     )
 
 
@@ -276,6 +304,8 @@ def _listens(network: DeclaredNetwork, decided: Aim, end: Arrival) -> bool:
         return asked in host_of(network.lab, place).listen
     if place.kind in ("switch", "gateway", "balancer"):
         return False
+    if place in (each.place for each in proxies(network.lab, decided)):
+        return True
     on_host = (p for p in network.lab.pods if p.host_network and p.node == place.node)
     return any(asked in pod.listen for pod in on_host) or any(
         ("TCP", service.health_check_node_port) == asked

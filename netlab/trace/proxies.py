@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from netlab.topology.model import Lab
-from netlab.trace.aim import MOST_NODES, Aim
+from netlab.trace.aim import MOST_NODES, Aim, Request, aim
 from netlab.trace.family import family_of
 from netlab.trace.form import Http
+from netlab.trace.model import ProbeProtocol
 from netlab.trace.model_steps import Socket
 from netlab.trace.place import Place, place_of_node
 
@@ -34,41 +35,53 @@ class Proxy(msgspec.Struct, frozen=True):
         return f"{self.name} of {self.place}"
 
 
-def proxies(lab: Lab, aim: Aim) -> tuple[Proxy, ...]:
+def proxies(lab: Lab, decided: Aim) -> tuple[Proxy, ...]:
     """Those that may take a probe's connection, each in a place of its own; none: nobody does."""
-    return tuple(proxy for kind in _KINDS for proxy in kind(lab, aim))
+    return tuple(proxy for kind in _KINDS for proxy in kind(lab, decided))
+
+
+def second_aim(lab: Lab, proxy: Proxy, to: Socket, protocol: ProbeProtocol) -> Aim:
+    """What a probe from a proxy to one of its backends would be."""
+    place = proxy.place
+    source = f"node/{place.name}" if place.kind == "node" else place.name
+    return aim(lab, Request(source, str(to), None, protocol))
 
 
 _Kind = Callable[[Lab, Aim], Iterator[Proxy]]
 _PROGRAMS = {"tcp": "HAProxy", "udp": "nginx"}
 
 
-def _of_userspace(lab: Lab, aim: Aim) -> Iterator[Proxy]:
+def _of_userspace(lab: Lab, decided: Aim) -> Iterator[Proxy]:
     """In userspace mode the node that a packet for a Service comes to first has a proxy for it."""
-    if lab.service_proxy.mode != "userspace" or aim.protocol not in _PROGRAMS or not aim.service:
+    if (
+        lab.service_proxy.mode != "userspace"
+        or decided.protocol not in _PROGRAMS
+        or not decided.service
+    ):
         return
-    service = next(each for each in lab.services if each.key == aim.service)
-    protocol = aim.protocol.upper()
-    by_node_port = any(aim.destination in node.addresses for node in lab.nodes)
+    service = next(each for each in lab.services if each.key == decided.service)
+    protocol = decided.protocol.upper()
+    by_node_port = any(decided.destination in node.addresses for node in lab.nodes)
     ports = [
         port
         for port in service.ports
-        if port.protocol == protocol and aim.port == (port.node_port if by_node_port else port.port)
+        if port.protocol == protocol
+        and decided.port == (port.node_port if by_node_port else port.port)
     ]
     backends = [
         (end.address, end.port)
         for port in ports
         for end in lab.endpoints_of(service, port)
-        if end.ready and family_of(end.address) is aim.family
+        if end.ready and family_of(end.address) is decided.family
     ]
     if not ports:
         return
-    first = [node for node in lab.nodes if node.name == aim.source.node]
-    asked = [node for node in lab.nodes if aim.destination in node.addresses]
+    first = [node for node in lab.nodes if node.name == decided.source.node]
+    asked = [node for node in lab.nodes if decided.destination in node.addresses]
     for node in asked or first or lab.nodes[:MOST_NODES]:
         yield Proxy(
             place=place_of_node(lab, node),
-            name=_PROGRAMS[aim.protocol],
+            name=_PROGRAMS[decided.protocol],
             serves=f"svc/{service.key}",
             backends=tuple(dict.fromkeys(backends)),
         )

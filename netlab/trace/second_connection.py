@@ -24,15 +24,18 @@ from netlab.kernel.packet_sockets import WHOLE, Frame, Tap
 from netlab.kernel.pcap_filter import Filter
 from netlab.topology.model import Lab
 from netlab.trace import probe
-from netlab.trace.aim import Aim, Request, aim
+from netlab.trace.aim import Aim, Request
 from netlab.trace.correlate import Observed
 from netlab.trace.family import Family
 from netlab.trace.model import Loss, Receiver, Trace, Translation
 from netlab.trace.model_steps import Socket, Tuple
 from netlab.trace.openings import pcap
 from netlab.trace.place import Place
+from netlab.trace.predicted_redirection import closed
+from netlab.trace.predicted_redirection import joined as as_one
+from netlab.trace.prediction import with_way
 from netlab.trace.probe import Answer
-from netlab.trace.proxies import Proxy
+from netlab.trace.proxies import Proxy, second_aim
 from netlab.trace.run import Followed, Recorded, follow, require_namespaces, tell, understand
 from netlab.trace.waiting import WideWatch, answer_of, flow_of, is_whole, mark_of
 from netlab.trace.watch import Watch
@@ -72,14 +75,9 @@ def _places(lab: Lab, decided: Aim, behind: Sequence[Proxy]) -> Iterator[Place]:
     for proxy in behind:
         yield proxy.place
         for address, port in proxy.backends:
-            yield from _aim(lab, proxy, Socket(ip=address, port=port), decided).places
-
-
-def _aim(lab: Lab, proxy: Proxy, end: Socket, decided: Aim) -> Aim:
-    """What a probe from a proxy to one of its backends would be."""
-    place = proxy.place
-    source = f"node/{place.name}" if place.kind == "node" else place.name
-    return aim(lab, Request(source, str(end), None, decided.protocol))
+            yield from second_aim(
+                lab, proxy, Socket(ip=address, port=port), decided.protocol
+            ).places
 
 
 # --- over TCP ------------------------------------------------------------------------------------
@@ -164,7 +162,7 @@ def _chosen(proxy: Proxy, frame: Frame) -> _Opening | None:
 def _follow(lab: Lab, decided: Aim, opening: _Opening, tap: Tap, wide: WideWatch) -> Followed:
     place = opening.proxy.place
     sent = wide.sent_as(flow_of(opening.ip), place)
-    own = _aim(lab, opening.proxy, sent.destination, decided)
+    own = second_aim(lab, opening.proxy, sent.destination, decided.protocol)
     own = replace(own, places=(place, *(each for each in wide.aim.places if each != place)))
     wide.adopt(own, mark := mark_of(opening.ip))
     answer = answer_of(tap, wide, mark, opening.frame, opening.ip, sent.source, lab.overlay.port)
@@ -196,7 +194,7 @@ def _datagrams(
         if opened is None or proxy is None:
             return without_second(found, behind), observed
         sent = _sent(opened, observed)
-        own = _aim(lab, proxy, sent.destination, decided)
+        own = second_aim(lab, proxy, sent.destination, decided.protocol)
         own = replace(own, places=decided.places, size=decided.size)
         back = [
             each.t_ns
@@ -260,8 +258,14 @@ def joined(first: Trace, second: Trace, proxy: Proxy) -> Trace:
     taken = first.delivered_to
     before = Socket(ip=taken.ip, port=taken.port) if taken else ended and ended.destination
     lost = second if not second.delivered else first
+    foreseen = first.prediction
+    if foreseen and second.prediction:
+        differs = [*foreseen.differs, *second.prediction.differs]
+        way = as_one(foreseen, second.prediction, proxy, second.probe.destination)
+        foreseen = replace(with_way(foreseen, way), differs=list(dict.fromkeys(differs)))
     return replace(
         first,
+        prediction=foreseen,
         disposition=lost.disposition,
         drop=lost.drop,
         delivered_to=second.delivered_to,
@@ -293,9 +297,13 @@ def without_second(first: Trace, behind: Sequence[Proxy]) -> Trace:
         if proxy.backends
         else f"took it and closed it again, for {proxy.serves} has no ready endpoint"
     )
+    foreseen = first.prediction
+    if foreseen and not proxy.backends:
+        foreseen = with_way(foreseen, closed(foreseen, proxy))
     fix = None if proxy.backends else f"`netlab describe {proxy.serves}` says why it has none"
     return replace(
         first,
+        prediction=foreseen,
         disposition="rejected" if first.delivered else first.disposition,
         delivered_to=None,
         seen_source=None,

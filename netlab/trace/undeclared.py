@@ -198,7 +198,9 @@ def _fdb(network: DeclaredNetwork, place: Place, step: Bridge) -> Iterator[str]:
 def _endpoint(trace: Trace, expected: Prediction) -> Iterator[str]:
     taken = taken_endpoint(trace)
     due = [Socket(ip=each.ip, port=each.port) for each in expected.endpoints]
-    if taken and taken not in due:
+    # (which port of a node its proxy listens on is not declared)
+    is_due = any(taken == each or each == Socket(ip=taken.ip) for each in due) if taken else True
+    if taken and not is_due:
         node = next(each.node for each in _by_nodes(trace))
         among = f"declared are {_listed(due)}" if due else "declared is no translation"
         yield f"node {node} sent it to {taken}; {among}"
