@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from labs import dual_stack_lab, fresh_name, small_lab
 from netlab.datapath import balancer
 from netlab.datapath.outside_names import balancer_namespace, host_namespace
-from netlab.lab import lifecycle
+from netlab.lab import lifecycle, record
 from netlab.lab.change import apply, delete, ready
 from netlab.problems import NetlabError
 from netlab.topology import status
@@ -314,6 +314,15 @@ def test_nodes_leave_and_come_back_with_their_health(
     assert becomes(set(), lab, "myblog-local")
     assert becomes(set(), lab, "myblog")
     assert asked(lab, "192.0.2.1").startswith("curl: 7")  # refused, not left to wait
+    now = record.read(lab.name)
+    assert now is not None
+    for destination in ("svc/myblog", "svc/myblog-local"):
+        found = trace(now, Request("host/client", destination))
+        assert found.drop is not None
+        assert found.drop.reason == "no-healthy-node"
+        assert found.drop.where.endswith("load balancer balancer")
+        assert found.prediction is not None
+        assert found.prediction.differs == []
     set_ready(True, one, other)
     assert becomes(slots(30647, "k8s-master", FIRST, SECOND), lab, "myblog")
     # A node that nobody hears of any more.
@@ -323,6 +332,27 @@ def test_nodes_leave_and_come_back_with_their_health(
     subprocess.run(["ip", "-n", f"{lab.name}:{SECOND}", "link", "set", "eth0", "up"], check=True)
     lifecycle.up(lab)
     assert becomes(slots(30647, "k8s-master", FIRST, SECOND), lab, "myblog")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("mode", ["nat", "passthrough"])
+def test_source_ranges_are_heeded(up: Callable[[Lab], object], mode: BalancerMode) -> None:
+    """By the box where nodes see it alone, else by the nodes."""
+    lab = balanced_lab(mode)
+    narrow = replace(lab.services[0], load_balancer_source_ranges=("203.0.113.0/24",))
+    wide = replace(lab.services[1], load_balancer_source_ranges=("172.21.32.96/28",))
+    lab = replace(lab, services=(narrow, wide))
+    up(lab)
+    requests = [
+        Request("host/client", destination, timeout_s=TIMEOUT_S)
+        for destination in ("svc/every", "svc/local")
+    ]
+    assert differing(lab, requests) == []
+    found, other = (trace(lab, each) for each in requests)
+    assert other.delivered
+    assert found.drop is not None
+    assert found.drop.reason == "dropped-by-rule"
+    assert (" on load balancer lb" in found.drop.where) == (mode == "nat")
 
 
 @pytest.mark.kernel

@@ -40,12 +40,12 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
     "loadbalancer-nat": [
         ("host/client", "svc/myblog", "delivered"),
         ("host/client", "svc/myblog-local", "delivered"),
-        ("host/client", "192.0.2.1:81", "port-closed"),
+        ("host/client", "192.0.2.1:81", "not-balanced"),
     ],
     "loadbalancer-passthrough": [
         ("host/client", "svc/myblog", "delivered"),
         ("host/client", "svc/myblog-local", "delivered"),
-        ("host/client", "192.0.2.1:81", "rejected-by-rule"),
+        ("host/client", "192.0.2.9:80", "not-balanced"),
     ],
     "network-policy": [
         ("stranger", "database", "ingress-policy"),

@@ -9,10 +9,12 @@ as can be, then those that the health checks find healthy (:mod:`netlab.lab.heal
 maps are `dynamic`, so that what is in them does not count when tables are compared.
 
 * `nat`: the destination becomes the node's port, the source the box, or the node would answer past
-  it.  A connection that no node is healthy for reaches the box itself, which refuses it.
+  it.
 * `passthrough`: a mark for each node, and a routing table for each mark.  The answer comes from the
   node directly, so that connection tracking would see one direction only and call the rest invalid:
   it is left out (`notrack`), and sets of the table remember which node a connection went to.
+
+What there is no healthy node for, and what no Service has, is refused in both.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from netlab.datapath import podnet
 from netlab.datapath.outside_names import balancer_namespace, balancer_port
 from netlab.datapath.services.nftables_list import TableText, addresses
 from netlab.datapath.state import (
-    Address,
     File,
     Link,
     Namespace,
@@ -95,10 +96,7 @@ def namespace(lab: Lab, box: LoadBalancer) -> Namespace:
     return Namespace(
         name=balancer_namespace(lab, box),
         links=(Link(name="eth0", kind="veth", mtu=lab.underlay.mtu, mac=mac, peer=peer),),
-        addresses=(
-            *podnet.link_addresses("eth0", mac, box.addresses, lab.underlay.cidrs),
-            *_own_addresses(lab, box),
-        ),
+        addresses=podnet.link_addresses("eth0", mac, box.addresses, lab.underlay.cidrs),
         routes=tuple(_routes(lab, box)),
         policies=tuple(_policies(lab, box)),
         sysctls=(
@@ -121,15 +119,6 @@ def routes_to(lab: Lab) -> Iterator[Route]:
 
 def _families(box: LoadBalancer) -> Iterator[int]:
     yield from (podnet.family_of(pool) for pool in box.pools)
-
-
-def _own_addresses(lab: Lab, box: LoadBalancer) -> Iterator[Address]:
-    """Where answers come from the box, Services' addresses are its own, so that it refuses."""
-    if box.mode != "nat":
-        return
-    for service in lab.services:
-        for address in box.serves(service):
-            yield Address(link="eth0", address=podnet.host_network(address))
 
 
 def _routes(lab: Lab, box: LoadBalancer) -> Iterator[Route]:

@@ -23,6 +23,9 @@ from netlab.trace.place import (
 UNKNOWN_TO_GATEWAY, UNINVITED = "unknown-to-gateway", "uninvited"
 """Reasons for which the gateway drops."""
 
+NO_HEALTHY_NODE, NOT_BALANCED = "no-healthy-node", "not-balanced"
+"""Reasons for which a load balancer refuses."""
+
 INSIDE, OUTSIDE, UPLINK = "eth0", "eth1", "eth0"
 
 

@@ -35,6 +35,8 @@ _BY_RULE = (
     "ingress-policy",
     "unknown-to-gateway",
     "uninvited",
+    "no-healthy-node",
+    "not-balanced",
 )
 _STRAY = ("answer-not-expected", "not-masqueraded", "bridge-netfilter-off")
 _NO_ROUTE = (

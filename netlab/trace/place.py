@@ -73,11 +73,8 @@ def place_of_gateway(lab: Lab) -> Place:
 
 
 def place_of_balancer(lab: Lab, box: LoadBalancer) -> Place:
-    """The namespace of a load balancer, which has its Services' addresses if it translates them."""
-    addresses = list(box.addresses)
-    if box.mode == "nat":
-        addresses += (ip for service in lab.services for ip in box.serves(service))
-    return Place(balancer_namespace(lab, box), "balancer", box.name, None, tuple(addresses))
+    """The namespace of a load balancer."""
+    return Place(balancer_namespace(lab, box), "balancer", box.name, None, box.addresses)
 
 
 def place_of_internet(lab: Lab) -> Place:

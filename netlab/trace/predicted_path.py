@@ -25,6 +25,8 @@ from netlab.trace.declared_network import (
 )
 from netlab.trace.declared_outside import (
     INSIDE,
+    NO_HEALTHY_NODE,
+    NOT_BALANCED,
     OUTSIDE,
     UNINVITED,
     UNKNOWN_TO_GATEWAY,
@@ -325,9 +327,9 @@ class Walker:
             way = self._way(place, back)
             return self._leave(place, back, way) if way else Stop(place, "no-route", True)
         box = PredictedBalancer(self.network, place)
-        asked = box.asked(flow.destination, self.protocol)
-        if asked is None and self._is_local(place, flow):
+        if self._is_local(place, flow):
             return Arrival(place, flow)
+        asked = box.asked(flow.destination, self.protocol)
         if asked and not box.admits(asked, flow.source.ip):
             return Stop(place, "dropped-by-rule")
         node = self.hooks.node_chosen(box, asked, flow, self.via) if asked else None
@@ -348,10 +350,8 @@ class Walker:
                 )
             )
             return self._leave(place, turned, way)
-        if self._is_local(place, flow):
-            return Arrival(place, flow)
         if box.has(flow.destination.ip):
-            return Stop(place, "rejected-by-rule", True)
+            return Stop(place, NO_HEALTHY_NODE if asked else NOT_BALANCED, True)
         way = self._way(place, flow)
         return self._leave(place, flow, way) if way else Stop(place, "no-route", True)
 

@@ -11,6 +11,7 @@ import re
 from typing import NamedTuple
 
 from netlab.topology.model import Service
+from netlab.trace.balancer_refusals import of_balancer
 from netlab.trace.case import Case, rules
 from netlab.trace.family import IPV4, IPV6
 from netlab.trace.model_steps import Rule, Socket
@@ -37,7 +38,7 @@ class Doubt(NamedTuple):
 
 def said_by(rule: Rule, place: Place, case: Case) -> Doubt:
     """What a rule that dropped the packet says of it."""
-    for known in (of_policy, of_gateway):
+    for known in (of_policy, of_gateway, of_balancer):
         if said := known(rule, place, case):
             return Doubt(*said)
     return (

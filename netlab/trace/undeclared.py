@@ -50,6 +50,8 @@ _OBJECTS = {
     "egress-policy": "a NetworkPolicy's rules",
     "ingress-policy": "a NetworkPolicy's rules",
     "unknown-to-gateway": "masquerading",
+    "no-healthy-node": "the nodes that a load balancer finds healthy",
+    "not-balanced": "a load balancer's rules",
     "rejected-by-rule": "a rule",
     "neighbour-unresolved": "a neighbour",
     "neighbour-wrong": "a neighbour entry",
