@@ -20,6 +20,7 @@ from netlab.topology import status
 from netlab.topology.load import load, read_objects, shipped
 from netlab.topology.model import (
     BalancerMode,
+    Gateway,
     HealthChecks,
     Host,
     Lab,
@@ -332,6 +333,29 @@ def test_nodes_leave_and_come_back_with_their_health(
     subprocess.run(["ip", "-n", f"{lab.name}:{SECOND}", "link", "set", "eth0", "up"], check=True)
     lifecycle.up(lab)
     assert becomes(slots(30647, "k8s-master", FIRST, SECOND), lab, "myblog")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("mode", ["nat", "passthrough"])
+def test_the_internet_knows_the_way_to_a_load_balancer_and_no_other(
+    up: Callable[[Lab], object], mode: BalancerMode
+) -> None:
+    lab = balanced_lab(mode)
+    caller = Host(name="caller", addresses=("203.0.113.9",), internet=True)
+    way = Gateway(name="igw", addresses=("203.0.113.1",), cidrs=("203.0.113.0/24",))
+    lab = replace(lab, gateway=way, hosts=(caller, *lab.hosts))
+    up(lab)
+    requests = [
+        Request("host/caller", destination, timeout_s=TIMEOUT_S)
+        for destination in ("svc/every", "svc/local", "192.0.2.1:81", "node/n1:30080", "p0")
+    ]
+    assert differing(lab, requests) == []
+    found = trace(lab, requests[1])
+    assert found.delivered
+    assert found.seen_source is not None
+    assert found.seen_source.ip == ("172.21.32.200" if mode == "nat" else "203.0.113.9")
+    assert asked(lab, "192.0.2.2").startswith(found.seen_source.ip)
+    assert lifecycle.up(lab).changes == ()
 
 
 @pytest.mark.kernel

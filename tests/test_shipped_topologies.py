@@ -38,11 +38,13 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
         ("host/client", "http://shop.example/", "delivered"),
     ],
     "loadbalancer-nat": [
+        ("host/caller", "svc/myblog", "delivered"),
         ("host/client", "svc/myblog", "delivered"),
         ("host/client", "svc/myblog-local", "delivered"),
         ("host/client", "192.0.2.1:81", "not-balanced"),
     ],
     "loadbalancer-passthrough": [
+        ("host/caller", "svc/myblog-local", "delivered"),
         ("host/client", "svc/myblog", "delivered"),
         ("host/client", "svc/myblog-local", "delivered"),
         ("host/client", "192.0.2.9:80", "not-balanced"),

@@ -42,6 +42,7 @@ _INSIDE, _OUTSIDE = "eth0", "eth1"
 
 REFUSES_STRANGERS = "the gateway knows no address but the nodes'"
 REFUSES_CALLERS = "from outside come answers only"
+_BALANCED = "load balancers are known outside"
 
 
 def namespaces(lab: Lab) -> Iterator[Namespace]:
@@ -99,14 +100,27 @@ def table_of_gateway(lab: Lab, family: int) -> Table | None:
         return None
     protocol = {4: "ip", 6: "ip6"}[family]
     table = TableText(protocol, TABLE, COMMENT)
-    table.set("nodes", {4: "ipv4_addr", 6: "ipv6_addr"}[family])
+    kind = {4: "ipv4_addr", 6: "ipv6_addr"}[family]
+    table.set("nodes", kind)
     for node in lab.nodes:
         for address in node.addresses:
             if podnet.family_of(address) == family:
                 table.element("nodes", address)
+    balanced: tuple[str, ...] = ()
+    if known := list(_balanced(lab, family)):
+        table.set("balanced", kind, "flags interval")
+        for each in known:
+            table.element("balanced", each)
+        balanced = (
+            f'iifname "{_INSIDE}" oifname "{_OUTSIDE}" {protocol} saddr @balanced accept '
+            f'comment "{_BALANCED}"',
+            f'iifname "{_OUTSIDE}" oifname "{_INSIDE}" {protocol} daddr @balanced accept '
+            f'comment "{_BALANCED}"',
+        )
     table.chain(
         "forward",
         "type filter hook forward priority filter; policy accept;",
+        *balanced,
         f'iifname "{_INSIDE}" oifname "{_OUTSIDE}" {protocol} saddr != @nodes drop '
         f'comment "{REFUSES_STRANGERS}"',
         f'iifname "{_OUTSIDE}" oifname "{_INSIDE}" ct state new drop comment "{REFUSES_CALLERS}"',
@@ -117,6 +131,14 @@ def table_of_gateway(lab: Lab, family: int) -> Table | None:
         f'oifname "{_OUTSIDE}" {protocol} saddr @nodes snat to {own}',
     )
     return table.table()
+
+
+def _balanced(lab: Lab, family: int) -> Iterator[str]:
+    """Networks of load balancers' Services, and their own addresses, by which they refuse."""
+    for box in lab.balancers:
+        for each in (*box.pools, *box.addresses):
+            if podnet.family_of(each) == family:
+                yield each
 
 
 def _internet(lab: Lab, gateway: Gateway) -> Namespace:
@@ -160,6 +182,7 @@ def _gateway(lab: Lab, gateway: Gateway) -> Namespace:
             *podnet.link_addresses(_INSIDE, inside, lab.underlay.gateways, lab.underlay.cidrs),
             *podnet.link_addresses(_OUTSIDE, outside, gateway.addresses, gateway.cidrs),
         ),
+        routes=tuple(balancer.routes_to(lab)),
         sysctls=podnet.router_sysctls(lab),
         tables=tuple(table for table in tables if table),
     )
@@ -178,10 +201,16 @@ def _host(lab: Lab, host: Host) -> Namespace:
 
 
 def _host_routes(lab: Lab, host: Host) -> Iterator[Route]:
-    """A host of the internet knows that network alone: nobody there knows a way into a cluster."""
-    if host.internet:
-        return
+    """A host of the internet knows that network, and the way to load balancers' Services."""
     families = {podnet.family_of(address) for address in host.addresses}
+    if host.internet:
+        for box in lab.balancers if lab.gateway else ():
+            for pool in box.pools:
+                family = podnet.family_of(pool)
+                via = podnet.of_family(lab.gateway.addresses, family) if lab.gateway else None
+                if via and family in families:
+                    yield Route(destination=pool, link="eth0", via=via)
+        return
     strange = {podnet.family_of(address) for address in _strange(lab, host)}
     for cidr in lab.underlay.cidrs:
         if podnet.family_of(cidr) in strange:

@@ -86,6 +86,7 @@ def routes(lab: Lab, place: Place, family: Family) -> Iterator[Hop]:
         assert lab.gateway
         yield from (Hop(cidr, INSIDE) for cidr in lab.underlay.cidrs)
         yield from (Hop(cidr, OUTSIDE) for cidr in lab.gateway.cidrs)
+        yield from _to_pools(lab, family)
         return
     host = host_of(lab, place)
     if first_of(family, host.addresses) is None:
@@ -93,6 +94,8 @@ def routes(lab: Lab, place: Place, family: Family) -> Iterator[Hop]:
     if host.internet:
         assert lab.gateway
         yield from (Hop(cidr, UPLINK) for cidr in lab.gateway.cidrs)
+        via = first_of(family, lab.gateway.addresses)
+        yield from (Hop(hop.matched, UPLINK, via) for hop in _to_pools(lab, family))
         return
     yield from (Hop(cidr, UPLINK) for cidr in lab.underlay.cidrs)
     yield from _to_strangers(lab, family)
@@ -112,6 +115,11 @@ def _to_pools(lab: Lab, family: Family) -> Iterator[Hop]:
         pool, via = first_of(family, box.pools), first_of(family, box.addresses)
         if pool and via:
             yield Hop(pool, UPLINK, via)
+
+
+def is_balanced(lab: Lab, address: str) -> bool:
+    """Whether an address is of a load balancer: one of its Services', or its own."""
+    return any(_within(address, box.pools) or address in box.addresses for box in lab.balancers)
 
 
 def _to_strangers(lab: Lab, family: Family) -> Iterator[Hop]:

@@ -31,6 +31,7 @@ from netlab.trace.declared_outside import (
     UNINVITED,
     UNKNOWN_TO_GATEWAY,
     Attached,
+    is_balanced,
 )
 from netlab.trace.family import first_of
 from netlab.trace.model import PredictedOuter
@@ -308,9 +309,12 @@ class Walker:
         way = self._way(gateway, flow)
         if way is None:
             return Stop(gateway, "no-route", True)
-        if device == OUTSIDE and way.device == INSIDE:
+        ways = (device, way.device)
+        if ways == (OUTSIDE, INSIDE) and not is_balanced(self.network.lab, flow.destination.ip):
             return Stop(gateway, UNINVITED)
-        if (device, way.device) != (INSIDE, OUTSIDE):
+        if ways == (INSIDE, OUTSIDE) and is_balanced(self.network.lab, flow.source.ip):
+            return self._leave(gateway, flow, way)
+        if ways != (INSIDE, OUTSIDE):
             return self._leave(gateway, flow, way)
         if self.network.node_at(flow.source.ip) is None:
             return Stop(gateway, UNKNOWN_TO_GATEWAY)

@@ -112,7 +112,8 @@ def outside(lab: Lab, ends: Ends) -> Iterator[Question]:
 def services(lab: Lab, ends: Ends, left_out: list[str]) -> Iterator[Question]:
     """Each Service's ports at each of its addresses: cluster IPs and others, and node ports.
 
-    Hosts of the nodes' network ask for node ports; what is left out is told.
+    Hosts of the nodes' network ask for node ports, all hosts for what a load balancer serves; what
+    is left out is told.
     """
     families = families_of(lab)
     clients = [*(end for _, end in ends.pods), *ends.nodes]
@@ -131,10 +132,11 @@ def services(lab: Lab, ends: Ends, left_out: list[str]) -> Iterator[Question]:
                     continue
                 names, near = _behind(lab, ends, service, port, family)
                 addresses = [each for each in inside if family_of(each) == family]
+                balanced = {ip for box in lab.balancers for ip in box.serves(service)}
                 yield from (
                     Question("service", client, target, each, port.port, port.protocol, names, near)
                     for each in addresses
-                    for client in clients
+                    for client in (*clients, *(ends.hosts if each in balanced else ()))
                 )
                 if port.node_port is None:
                     continue
