@@ -477,6 +477,21 @@ def test_without_the_right_to_choose_a_sequence_number_udp_is_traced(lab: Lab) -
     assert found["witnesses"]["rules"].startswith("unavailable: ")
 
 
+def test_without_the_right_to_raw_sockets_tcp_is_traced(lab: Lab) -> None:
+    netlab = str(Path(sys.executable).parent / "netlab")
+    without = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw", netlab, "trace"]
+    words = [*without, "--lab", lab.name, "p0", "10.244.2.2:8002", "-o", "json"]
+    found = json.loads(subprocess.run(words, capture_output=True, text=True).stdout)
+    assert found["disposition"] in ("delivered", "unobserved")
+    # Where packets are seen by a packet socket, that one is missing, and the others go on.
+    assert (found["disposition"] == "delivered") is (found["witnesses"]["packets"] == "ok")
+    assert found["witnesses"]["rules"] == "ok"
+    done = subprocess.run([*words, "--protocol", "icmp"], capture_output=True, text=True)
+    assert done.returncode == Exit.MACHINE
+    assert "error[not-permitted]" in done.stderr
+    assert "CAP_NET_RAW" in done.stderr
+
+
 def test_the_answer_is_read_on_the_terminal_and_as_json(lab: Lab) -> None:
     netlab = str(Path(sys.executable).parent / "netlab")
     words = [netlab, "trace", "--lab", lab.name, "p0", "svc/remote"]

@@ -57,6 +57,21 @@ _UDP_HEADER = 8
 # Destination unreachable, packet too big (IPv6), time exceeded, parameter problem
 _ICMP_ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}
 
+# Of datagrams, and of TCP.
+_NOT_PERMITTED = (
+    Problem(
+        "not-permitted",
+        "such a probe is made byte by byte and sent on a raw socket, and this process may have "
+        "none: it lacks CAP_NET_RAW",
+        hint="`--protocol tcp` does without",
+    ),
+    Problem(
+        "not-permitted",
+        "a TCP probe chooses its sequence number, by which it is known again, and this process may "
+        "not: it lacks CAP_NET_ADMIN",
+        hint="`--protocol udp` and `icmp` do without",
+    ),
+)
 # With these connect() says that it found no way, and has sent nothing.
 _UNSENT = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EINVAL, errno.EACCES)
 
@@ -99,16 +114,8 @@ def send(
             return _tcp(aim, mark, timeout_s, news, meanwhile)
         return _datagram(aim, mark, timeout_s, news)
     except OSError as error:
-        if error.errno == errno.EPERM and aim.protocol == "tcp":
-            raise NetlabError(
-                Problem(
-                    "not-permitted",
-                    "a TCP probe chooses its sequence number, by which it is known again, and this "
-                    "process may not: it lacks CAP_NET_ADMIN",
-                    hint="`--protocol udp` and `icmp` do without",
-                ),
-                Exit.MACHINE,
-            ) from None
+        if error.errno == errno.EPERM:
+            raise NetlabError(_NOT_PERMITTED[aim.protocol == "tcp"], Exit.MACHINE) from None
         # The address to send from is not there, or no port is free.
         source = Socket(ip=_own_address(aim))
         return _answer(source, begin, error.errno, unsent=True)
