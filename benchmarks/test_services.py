@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.conftest import Figures, Times
 from benchmarks.services import lab
 from netlab.datapath.services import iptables, nftables, nftables_flat
-from netlab.datapath.services.names import chain_hash
+from netlab.datapath.services.names import forget_chain_hashes
 from netlab.datapath.state import Backend
 from netlab.kernel import nft, xtables
 from netlab.kernel.namespaces import open_current
@@ -87,9 +87,9 @@ def test_full_load_of_iptables(
         with program.taken():
             subprocess.run([f"iptables-{backend}-restore", file], check=True)
         xtables.restore(scratch, clear)
-        chain_hash.cache_clear()
+        forget_chain_hashes()
         rendering.of(lambda: iptables.render(replace(made), node))
-        chain_hash.cache_clear()
+        forget_chain_hashes()
         return (replace(made),), {}
 
     def render_and_load(fresh: Lab) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from ipaddress import ip_address
+from itertools import chain as chained
 from typing import TypeVar
 
 from msgspec import structs
@@ -26,6 +27,7 @@ from netlab.datapath.services.iptables_service import (
     Settings,
     add_filter_rules,
     add_nat_rules,
+    chain_texts,
 )
 from netlab.datapath.services.listeners import health_checks
 from netlab.datapath.services.local import (
@@ -35,6 +37,7 @@ from netlab.datapath.services.local import (
     node_port_addresses,
     own_addresses,
 )
+from netlab.datapath.services.names import prepare_chain_hashes
 from netlab.datapath.state import Ruleset, Server, Sysctl, Update
 from netlab.topology.model import Lab, Node
 
@@ -123,6 +126,7 @@ def _tables(lab: Lab, node: Node, family: int, services: Iterable[ServiceObjects
     mangle = Table("mangle", "PREROUTING INPUT FORWARD OUTPUT POSTROUTING", "KUBE-PROXY-CANARY")
     filters = _filter_frame(mark, settings.localhost_node_ports, proxy.conntrack.tcpBeLiberal)
     nat = _nat_frame(mark)
+    prepare_chain_hashes(chained.from_iterable(map(chain_texts, infos)))
     for info in infos:
         add_filter_rules(filters, settings, info)
         add_nat_rules(nat, settings, info)

@@ -9,6 +9,7 @@ Source: kube-proxy pkg/proxy/iptables/settings.go (syncProxyRules).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
@@ -66,6 +67,14 @@ def add_filter_rules(table: Table, settings: Settings, info: ServicePortInfo) ->
             f"-p tcp {comment(f'{info.name} health check node port')} -m tcp",
             f"--dport {info.health_check_node_port} -j ACCEPT",
         )
+
+
+def chain_texts(info: ServicePortInfo) -> Iterator[str]:
+    """What the names of its chains are hashes of."""
+    name = f"{info.name}{info.protocol}"
+    yield name
+    for endpoint in info.reachable:
+        yield f"{name}{address_port(endpoint)}"
 
 
 def add_nat_rules(table: Table, settings: Settings, info: ServicePortInfo) -> None:
