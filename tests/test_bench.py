@@ -13,6 +13,7 @@ from pathlib import Path
 import jsonschema
 import msgspec
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -27,10 +28,12 @@ from netlab.bench.packets import syn
 from netlab.bench.run import Progress, Recorder, run
 from netlab.bench.schema import decode, schema, write
 from netlab.bench.statistics import crossing, differs, figure, fit, interval, noise
+from netlab.cli.main import netlab
 from netlab.compare.model import Variant
 from netlab.datapath.services import iptables
 from netlab.problems import Exit, NetlabError
 from netlab.report.bench_tables import as_csv, as_markdown, as_terminal
+from netlab.vm import machine
 
 samples = st.lists(st.floats(0.1, 1e6), min_size=1, max_size=40)
 
@@ -411,3 +414,24 @@ def test_others_are_told_against_netlab_and_against_nothing() -> None:
     assert said[0].startswith("new connections over vxlan: iptables:nft with 1,000 Services 5,9")
     assert "60 % of the" in said[0]
     assert not any("nftables" in sentence for sentence in said)
+
+
+def test_all_modes_are_measured_in_a_machine_that_has_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same command, where reports may be written to."""
+    jobs: list[machine.Job] = []
+
+    def run_there(job: machine.Job, hear: object, size: object) -> int:
+        jobs.append(job)
+        return 1
+
+    words = ["bench", "lookup", "--vm", "--modes", "ipvs", "--report", f"{tmp_path}/a.json"]
+    monkeypatch.setattr(machine, "run", run_there)
+    monkeypatch.setattr(sys, "argv", ["/there/netlab", *words])
+    monkeypatch.setenv("NETLAB_BENCH_LOOKUP_VM", "1")
+    CliRunner().invoke(netlab, words)
+    (job,) = jobs
+    assert list(job.command) == ["/there/netlab", *(word for word in words if word != "--vm")]
+    assert list(job.writable) == [str(tmp_path)]
+    assert "NETLAB_BENCH_LOOKUP_VM" not in job.environment

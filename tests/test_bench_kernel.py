@@ -118,6 +118,22 @@ def test_a_trace_and_its_witnesses() -> None:
         assert found.figure(f"{tracing.PING}, 2 pods", name).count == 20
 
 
+def test_connections_that_a_proxy_takes() -> None:
+    """Both of each: from the client's first packet to that of the proxy's own connection."""
+    modes = ("--sizes", "10,30", "--modes", "userspace")
+    found = measured("lookup", *modes, "--connections", "80", "--rounds", "2")
+    assert found.complete
+    for what in (lookup.FIRST, lookup.PAST, lookup.ESTABLISHED):
+        for services in (10, 30):
+            assert found.figure(what, "userspace", services).value > 0
+    found = measured("throughput", *modes, "--rounds", "2", "--seconds", "0.05")
+    assert found.figure(f"{throughput.PACKETS} over vxlan", "userspace", 30).value > 0
+    found = measured("sync", "--sizes", "10", "--modes", "nftables-flat,userspace", "--rounds", "1")
+    assert [(each.mode, "loaded whole" in each.reason) for each in found.skipped] == [
+        ("userspace", True)
+    ]
+
+
 def test_a_mode_that_is_lacking_is_skipped_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the tools of iptables the others are measured."""
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable))

@@ -129,18 +129,15 @@ def _sets_and_maps(report: Report) -> Answer:
 
 
 def _keepalive(report: Report) -> Answer:
-    figures = [
-        each for each in report.figures if each.what == lookup.ESTABLISHED and each.mode != "none"
-    ]
+    kernels = [each for each in report.figures if each.mode not in ("none", "userspace")]
+    figures = [each for each in kernels if each.what == lookup.ESTABLISHED]
     if not figures:
         return UNMEASURED, "needs packets of established connections"
     largest = max(each.services for each in figures)
     there = sorted((f for f in figures if f.services == largest), key=lambda f: f.value)
     least, most = there[0], there[-1]
     new = sorted(
-        each.value
-        for each in report.figures
-        if each.what == lookup.FIRST and each.mode != "none" and each.services == largest
+        each.value for each in kernels if each.what == lookup.FIRST and each.services == largest
     )
     between = most.value / least.value
     told = (

@@ -52,21 +52,21 @@ class _Lane:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self._stack = ExitStack()
-        self._taps: list[Tap] = []
+        self.taps: list[Tap] = []
 
     def __enter__(self) -> Self:
         program = Filter(self.matching, _HEADERS).program
         try:
             for namespace in (self.stage.client, self.stage.server):
                 with entered(namespace):
-                    self._taps.append(Tap(program, _BUFFER, DEVICE))
+                    self.taps.append(Tap(program, _BUFFER, DEVICE))
                     if not await_stamps():
                         raise NetlabError(
                             Problem("no-stamps", "the kernel stamps no packets here"),
                             Exit.UNOBSERVED,
                         )
             self._open()
-            for tap in self._taps:
+            for tap in self.taps:
                 tap.forget()
         except BaseException:
             self.__exit__()
@@ -75,7 +75,7 @@ class _Lane:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        close_all(self._taps)
+        close_all(self.taps)
 
     def _open(self) -> None:
         """Sockets for what is sent."""
@@ -88,7 +88,7 @@ class _Lane:
         """
         left = {}
         place = 0
-        sender, receiver = self._taps
+        sender, receiver = self.taps
         while (frame := sender.read()) is not None:
             if frame.direction == "out":
                 left[_KEY.unpack_from(frame.data)] = (services[place], frame.t_ns)
@@ -101,13 +101,14 @@ class _Lane:
             frame = receiver.read()
             if frame is None:
                 if not ready.poll(max(0, deadline - time.monotonic()) * 1000):
-                    raise self._lost(len(services), place, len(found))
+                    raise self.lost(len(services), place, len(found))
             elif frame.direction == "in":
                 service, t_ns = left.pop(_KEY.unpack_from(frame.data))
                 found.append(Sample(service, frame.t_ns - t_ns))
         return found
 
-    def _lost(self, sent: int, left: int, came: int) -> NetlabError:
+    def lost(self, sent: int, left: int, came: int) -> NetlabError:
+        """What to say where packets were not seen at both devices."""
         return NetlabError(
             Problem(
                 "packets-lost",

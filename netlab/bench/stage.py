@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import msgspec
+
 from netlab.bench import clusters
 from netlab.compare import twins
 from netlab.compare.model import Variant
@@ -18,12 +20,13 @@ from netlab.datapath.plan import plan
 from netlab.datapath.services.modes import MODES, mode_of
 from netlab.datapath.state import Change, LabState, Rules, namespace_name
 from netlab.kernel import converge, namespaces, observe
-from netlab.lab import control, rules
+from netlab.lab import control, ready, rules
 from netlab.lab.change import no_such_mode
-from netlab.problems import Exit, NetlabError
+from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab
 
 NO_PROXY = Variant("none")
+_PATIENCE_S = 60.0  # for proxies with a port for each of many Services
 
 
 class Stage:
@@ -74,6 +77,13 @@ def _put_rules(lab: Lab) -> Rules | None:
     there = namespace_name(lab.name, server.name)
     servers = [each for each in state.servers if each.namespace != there]
     init = control.connect(lab.name)
-    if init and servers:
-        init.serve(servers)
+    if init and (servers or client.processes):
+        init.serve(servers, client.processes)
+        # (a program listens on all of its ports, or on none)
+        programs = [msgspec.structs.replace(p, listens=p.listens[-1:]) for p in client.processes]
+        if lacking := ready.await_ready(programs, timeout_s=_PATIENCE_S):
+            raise NetlabError(
+                [Problem("not-ready", str(each)) for each in lacking],
+                Exit.MACHINE,
+            )
     return item

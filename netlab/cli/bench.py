@@ -99,7 +99,13 @@ def _of_services(function: Command) -> Command:
     """Options that come to the command as one argument, `services`."""
 
     @functools.wraps(function)
-    def bundled(sizes: str | None, modes: str | None, force: bool, **others: Any) -> int:
+    def bundled(
+        sizes: str | None, modes: str | None, force: bool, in_vm: bool, **others: Any
+    ) -> int:
+        if in_vm:
+            from netlab.cli.bench_vm import measure_there
+
+            return measure_there(others["files"])
         from netlab.bench import options
 
         services = _Services(sizes, options.modes(modes or options.ALL_MODES), force)
@@ -115,6 +121,12 @@ def _of_services(function: Command) -> Command:
             "  [default: all; one that the machine lacks is skipped]",
         ),
         click.option("--force", is_flag=True, help="Sizes that take much memory, or minutes."),
+        click.option(
+            "--vm",
+            "in_vm",
+            is_flag=True,
+            help="Measure all modes in a virtual machine, whose kernel has IPVS.",
+        ),
     )
 
 

@@ -76,14 +76,14 @@ def vm(
     terminal = os.get_terminal_size() if on_terminal else None
     job = machine.Job(
         command=command or ("/bin/sh", "-c", 'exec "$(command -v bash || echo sh)" -i'),
-        environment=_environment(),
+        environment=environment(),
         directory=os.getcwd(),
         writable=writable,
         stdin=None if on_terminal or sys.stdin is None or sys.stdin.isatty() else 0,
         terminal=(terminal.lines, terminal.columns) if terminal else None,
     )
     size = machine.Size(processors=cpus, memory_mib=memory, seconds=timeout)
-    hear: dict[str, machine.Hear] = {"stdout": _to(1), "stderr": _to(2)}
+    hear: dict[str, machine.Hear] = {"stdout": to(1), "stderr": to(2)}
     try:
         with _kept_console(console, hear), _kept_terminal(on_terminal):
             return machine.run(job, hear, size)
@@ -91,14 +91,16 @@ def vm(
         raise _told(ended) from None
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours, with this netlab first on the path."""
     ours = os.path.dirname(os.path.abspath(sys.argv[0]))
     path = [ours, os.environ.get("PATH", ""), "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"]
     return {**os.environ, "PATH": ":".join(filter(None, path))}
 
 
-def _to(descriptor: int) -> machine.Hear:
+def to(descriptor: int) -> machine.Hear:
+    """What writes all that comes out of the machine to a descriptor."""
+
     def write(data: bytes) -> None:
         while data:
             data = data[os.write(descriptor, data) :]
@@ -116,7 +118,7 @@ def _kept_console(path: str | None, hear: dict[str, machine.Hear]) -> Iterator[N
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise NetlabError(Problem("usage", f"{path}: {error.strerror}")) from None
-    hear["console"] = _to(file)
+    hear["console"] = to(file)
     try:
         yield
     finally:
