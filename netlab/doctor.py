@@ -356,7 +356,8 @@ def _tools() -> Iterator[Check]:
         ("curl", "--version", "asks a Service from within a pod", "curl"),
         ("conntrack", "--version", "shows connections by hand", "conntrack"),
         ("bird", "--version", "overlay bgp: routes between nodes", "bird2"),
-        ("nginx", "-v", "topologies pod-containers and ingress: a proxy", "nginx-light"),
+        ("haproxy", "-v", "service proxy mode userspace: TCP", "haproxy"),
+        ("nginx", "-v", "mode userspace: UDP; topologies pod-containers, ingress", "nginx-light"),
         ("openssl", "version", "certificates of an Ingress controller", "openssl"),
     ):
         path = _which(name)

@@ -60,7 +60,7 @@ def _settings(proxy: ServiceProxy) -> Iterator[tuple[str, str]]:
         other_modes = block in ("iptables", "nftables") and not proxy.mode.startswith(block)
         if name == "nodePortAddresses" and not value:
             # pkg/proxy/apis/config/v1alpha1/defaults.go of kube-proxy
-            everywhere = proxy.mode == "iptables"
+            everywhere = proxy.mode in ("iptables", "userspace")
             yield name, f"{'all' if everywhere else 'primary'} (the default of this mode)"
         elif block == "conntrack" and not value:
             continue  # left as the kernel has it
