@@ -31,6 +31,7 @@ from netlab.topology.model import (
     ServicePort,
 )
 from netlab.trace.aim import Request
+from netlab.trace.prediction import foretell
 from netlab.trace.run import trace
 from predictions import TIMEOUT_S, differing
 
@@ -214,6 +215,14 @@ def test_rules_say_what_a_box_does() -> None:
     narrow = replace(balanced_lab("nat"), services=(ranges,))
     (table,) = balancer.namespace(narrow, narrow.balancers[0]).tables
     assert "ip saddr != 203.0.113.0/24 drop" in table.text
+
+
+@pytest.mark.parametrize("mode", ["nat", "passthrough"])
+def test_without_a_proxy_that_answers_checks_no_node_is_sent_to(mode: BalancerMode) -> None:
+    for proxy, destination in (("none", "svc/every"), ("userspace", "svc/local")):
+        lab = balanced_lab(mode, proxy)  # type: ignore[arg-type]
+        told = foretell(lab, Request("host/client", destination)).prediction
+        assert (told.disposition, told.reason_unsaid) == ("rejected", "no-healthy-node")
 
 
 # On the kernel

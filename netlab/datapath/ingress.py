@@ -80,12 +80,19 @@ http {{
 
 
 def backends(lab: Lab, backend: IngressBackend) -> list[Endpoint]:
-    """The ready endpoints behind a backend, in order, each once."""
+    """The ready endpoints behind a backend, in order, each once, of the Service's first family."""
     if backend.port is None:
         return []
     service = next((each for each in lab.services if each.key == backend.service), None)
-    ends = lab.endpoints_of(service, backend.port) if service else ()
-    found = {(end.address, end.port): end for end in ends if end.ready}
+    if service is None:
+        return []
+    first = next(iter(service.ip_families or lab.families))
+    ends = (
+        end
+        for end in lab.endpoints_of(service, backend.port)
+        if end.ready and (":" in end.address) == (first == "IPv6")
+    )
+    found = {(end.address, end.port): end for end in ends}
     return [found[key] for key in sorted(found)]
 
 

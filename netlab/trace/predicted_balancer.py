@@ -16,6 +16,9 @@ from netlab.trace.model_steps import Socket, Tuple
 from netlab.trace.place import Place
 from netlab.trace.predicted_services import Packet, Proxy
 
+# Proxies that answer at no healthCheckNodePort: there is none, or it is older than that.
+_WITHOUT_HEALTH_CHECKS = ("none", "userspace")
+
 
 class Asked(NamedTuple):
     """A Service's port that a packet is for."""
@@ -71,12 +74,17 @@ class PredictedBalancer:
         """Nodes that pass the check: by the healthCheckNodePort, else by a node port over TCP."""
         lab, service = self._network.lab, asked.service
         nodes = [n for n in lab.nodes if first_of(self._network.family, n.addresses)]
+        mode = lab.service_proxy.mode
         if service.health_check_node_port:
+            if mode in _WITHOUT_HEALTH_CHECKS:
+                return []
             return [node for node in nodes if self._has_local(service, node)]
         tcp = [port for port in (asked.port, *service.ports) if port.protocol == "TCP"]
         checked = next((port for port in tcp if port.node_port), None)
         if checked is None:
             return nodes
+        if mode == "none":
+            return []
         ends = self._network.endpoints(service, checked)
         usable = any(end.ready or (end.serving and end.terminating) for end in ends)
         return nodes if usable else []

@@ -105,7 +105,14 @@ def _of_ingress(lab: Lab, aim: Aim) -> Iterator[Proxy]:
         return
     ingress, backend = found
     port = next(each for each in service.ports if each == backend.port)
-    ends = [(end.address, end.port) for end in lab.endpoints_of(service, port) if end.ready]
+    first = next(iter(service.ip_families or lab.families))
+    if first != aim.family.name:
+        return  # a connection of the other family, which the witnesses of this one do not see
+    ends = [
+        (end.address, end.port)
+        for end in lab.endpoints_of(service, port)
+        if end.ready and family_of(end.address) is aim.family
+    ]
     for place in places if ends else ():
         yield Proxy(
             place=place,
