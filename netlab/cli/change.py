@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from netlab.lab.edits import Changed, Result
+    from netlab.lab.lifecycle import Outcome
     from netlab.topology.model import Lab
     from netlab.topology.places import Document
 
@@ -104,16 +105,27 @@ def apply(
 @click.command()
 @click.argument("references", metavar="[KIND/NAME]...", nargs=-1, shell_complete=_complete_object)
 @_files
+@click.option("--now", is_flag=True, help="Pods go at once, whatever they are doing.")
+@click.option(
+    "--grace-period",
+    "grace_s",
+    metavar="SECONDS",
+    type=click.IntRange(min=0),
+    help="How long pods have to end, instead of their terminationGracePeriodSeconds.",
+)
 @change_options
 def delete(
     references: tuple[str, ...],
     files: tuple[str, ...],
+    now: bool,
+    grace_s: int | None,
     options: Options,
 ) -> int:
     """Delete objects of a running lab, by name or as FILE names them.
 
     With an object goes what belongs to it: the pods of a Deployment, the EndpointSlices of a
-    Service, all that is in a Namespace.
+    Service, all that is in a Namespace.  A pod that is named has time to end: it gets no new
+    connections, and goes when it is done with those that it has.
     """
     from netlab.lab import change
 
@@ -121,6 +133,10 @@ def delete(
         raise _usage("delete takes objects, or a file that names them", "KIND/NAME, or -f FILE")
     if references:
         words = _objects(references)
+        if not (now or grace_s == 0 or options.dry_run) and any(map(_is_pod, words)):
+            from netlab.cli.rollout import delete_gracefully
+
+            return delete_gracefully(words, grace_s, options)
         return carry_out(lambda lab: change.delete(lab, words, options.namespace), options)
     stated = _read(files)
     return carry_out(lambda lab: change.delete_stated(lab, stated, options.namespace), options)
@@ -217,6 +233,12 @@ def _objects(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
+def _is_pod(reference: str) -> bool:
+    from netlab.lab.edits import KINDS
+
+    return KINDS.get(reference.partition("/")[0].lower()) == "Pod"
+
+
 def _is_label(word: str) -> bool:
     return "=" in word or word.endswith("-")
 
@@ -230,6 +252,11 @@ def carry_out(decide: Callable[[Lab], Changed], options: Options) -> int:
     from netlab.lab import lifecycle
 
     changed, outcome = lifecycle.change(name, decide, options.dry_run)
+    return tell(name, changed, outcome, options)
+
+
+def tell(name: str, changed: Changed, outcome: Outcome, options: Options) -> int:
+    """Tell what became of a lab; returns the exit code."""
     for warning in changed.warnings:
         click.echo(str(warning), err=True)
     if outcome.changes:

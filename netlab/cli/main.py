@@ -24,6 +24,7 @@ _VERBS = {
     "apply": ("netlab.cli.change:apply", "Create or change objects while a lab runs."),
     "delete": ("netlab.cli.change:delete", "Delete objects while a lab runs."),
     "scale": ("netlab.cli.change:scale", "Change how many pods a Deployment has."),
+    "rollout": ("netlab.cli.rollout:rollout", "Replace a Deployment's pods, a few at a time."),
     "label": ("netlab.cli.change:label", "Set and take away labels; endpoints follow."),
     "ready": ("netlab.cli.change:ready", "Make pods ready, or not; endpoints follow."),
     "proxy": ("netlab.cli.proxy:proxy", "Show the service proxy, or switch its mode."),

@@ -399,6 +399,45 @@ class Server(State, frozen=True):
     sticky_s: int | None = None  # who comes within this time goes where the last one went
 
 
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """A question to a container, and how often it is asked; times in seconds."""
+
+    kind: Literal["http", "tcp", "exec"]
+    host: str = ""
+    port: int = 0
+    path: str = "/"
+    tls: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
+    command: tuple[str, ...] = ()
+    delay_s: float
+    period_s: float
+    timeout_s: float
+    successes: int
+    failures: int
+
+
+class ProbedContainer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a container is asked; `program` is its process's name, "" if the workload answers."""
+
+    name: str
+    program: str
+    readiness: Check | None
+    liveness: Check | None
+    startup: Check | None
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+class ProbedPod(msgspec.Struct, frozen=True, kw_only=True):
+    """A pod whose containers are asked: over the network from its node, by commands inside."""
+
+    key: str  # "namespace/name"
+    identity: str  # that of what the workload answers
+    namespace: str
+    node_namespace: str
+    view: str
+    containers: tuple[ProbedContainer, ...]
+
+
 class LabState(State, frozen=True):
     """Everything that `up` makes true."""
 

@@ -1,4 +1,4 @@
-"""Sockets that listen, as the kernel's socket diagnosis tells them.
+"""Sockets that listen or are connected, as the kernel's socket diagnosis tells them.
 
 Source: linux/inet_diag.h, sock_diag(7).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -18,6 +18,7 @@ _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _REQUEST = struct.Struct("=BBBxI48x")  # inet_diag_req_v2: family, protocol, extensions, states
 _TCP_CLOSE, _TCP_LISTEN = 7, 10  # net/tcp_states.h; a UDP socket without a peer is "closed"
+_TCP_OPEN = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 8 | 1 << 9  # established, or not all of it is said
 _STATES = {socket.IPPROTO_TCP: 1 << _TCP_LISTEN, socket.IPPROTO_UDP: 1 << _TCP_CLOSE}
 # inet_diag_msg: family, state, timer, retransmits; inet_diag_sockid; expires; queues
 _PORT_AT, _ADDRESS_AT, _QUEUES_AT = 4, 8, 4 + 48 + 4
@@ -50,11 +51,24 @@ def listeners(namespace: str, protocol: int, port: int) -> list[Listener]:
     return [each for each in found if each.port == port]
 
 
-def _of_family(netlink: Socket, family: int, protocol: int) -> Iterator[Listener]:
-    try:
-        found = netlink.dump(
-            _SOCK_DIAG_BY_FAMILY, _REQUEST.pack(family, protocol, 0, _STATES[protocol])
+def connected(namespace: str, ports: Collection[int]) -> int:
+    """How many TCP connections to ports of a namespace are open."""
+    with entered(namespace):
+        netlink = Socket(_NETLINK_SOCK_DIAG)
+    with netlink:
+        return sum(
+            each.port in ports
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for each in _of_family(netlink, family, socket.IPPROTO_TCP, _TCP_OPEN)
         )
+
+
+def _of_family(
+    netlink: Socket, family: int, protocol: int, states: int = 0
+) -> Iterator[Listener]:
+    wanted = states or _STATES[protocol]
+    try:
+        found = netlink.dump(_SOCK_DIAG_BY_FAMILY, _REQUEST.pack(family, protocol, 0, wanted))
     except NetlinkError:  # a kernel without inet_diag
         return
     size = 4 if family == socket.AF_INET else 16

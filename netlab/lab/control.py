@@ -26,6 +26,7 @@ from netlab.lab.pid_namespace import Process, living, processes_of
 from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
+    from netlab.datapath.state import ProbedPod
     from netlab.datapath.state import Process as Program
     from netlab.datapath.state import Server, View
 
@@ -78,6 +79,15 @@ class Running(NamedTuple):
         )
 
 
+class Container(NamedTuple):
+    """A container with probes that the workload answers for; `waiting` to be started again."""
+
+    pod: str
+    name: str
+    restarts: int
+    waiting: bool
+
+
 class Status(NamedTuple):
     """How a lab's init and what it owns are."""
 
@@ -86,6 +96,7 @@ class Status(NamedTuple):
     sockets: int
     processes: tuple[Process, ...]
     programs: tuple[Running, ...] = ()
+    containers: tuple[Container, ...] = ()
 
 
 class Init:
@@ -128,6 +139,8 @@ class Init:
         servers: Sequence[Server],
         programs: Sequence[Program] = (),
         view_of: Callable[[str], View | None] = lambda name: None,
+        probed: Sequence[ProbedPod] = (),
+        unready: Sequence[str] = (),
     ) -> tuple[Unserved, ...]:
         """Have the workload answer for exactly these servers, and return when all sockets listen.
 
@@ -157,9 +170,11 @@ class Init:
             name = program.view or program.namespace
             if name not in views and (view := view_of(name)):
                 views[name] = inode, view
+        asked = [_with_inodes(pod, files, view_of) for pod in probed]
         with self._connection() as connection:
             seen = msgspec.to_builtins(list(views.values()))
             request = {"do": "serve", "servers": wire, "processes": running, "views": seen}
+            request |= {"probed": asked, "unready": list(unready)}
             answer = self._ask(connection, request).body
             if missing := answer.get("missing"):
                 self._hold(connection, [files[inode] for inode in missing])
@@ -201,6 +216,23 @@ class Init:
                 request = {"do": "finish later", "servers": list(draining.values())}
                 self._ask(connection, request, b"", descriptors)
 
+    def probed(self) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+        """Pods with probes: those that are ready by them, that are not, that may become so."""
+        with self._connection() as connection:
+            answer = self._ask(connection, {"do": "probed"}).body
+        ready, unready, undecided = (
+            frozenset(answer[which]) for which in ("ready", "unready", "undecided")
+        )
+        return ready, unready, undecided
+
+    def terminate(self, namespace: str, view: str) -> int:
+        """Tell the programs of a pod to end for good; returns how many have not yet."""
+        inode = os.stat(namespaces.path(namespace)).st_ino
+        with self._connection() as connection:
+            request = {"do": "terminate", "inode": inode, "view": view}
+            left: int = self._ask(connection, request).body["left"]
+        return left
+
     @contextlib.contextmanager
     def watch(self) -> Iterator[socket.socket]:
         """A connection on which init sends a byte (`messages`) for each time that it is told.
@@ -233,7 +265,8 @@ class Init:
             answer = self._ask(connection, {"do": "status"}).body
         programs = tuple(Running(**each) for each in answer["programs"])
         found = processes_of(self.pid)
-        return Status(self.pid, answer["restarts"], answer["sockets"], found, programs)
+        containers = tuple(Container(**each) for each in answer["containers"])
+        return Status(self.pid, answer["restarts"], answer["sockets"], found, programs, containers)
 
     def show(self, view: View) -> int:
         """A descriptor of the mount namespace in which that is seen, the caller's to close.
@@ -409,6 +442,19 @@ def running() -> tuple[str, ...]:
                     messages.close(answer.descriptors)
                     labs.add(answer.body["lab"])
     return tuple(sorted(labs))
+
+
+def _with_inodes(
+    pod: ProbedPod, files: dict[int, str], view_of: Callable[[str], View | None]
+) -> dict[str, Any]:
+    """A pod as init takes it; adds its namespaces to the files by inode."""
+    found = {}
+    for field, name in (("inode", pod.namespace), ("node_inode", pod.node_namespace)):
+        found[field] = os.stat(namespaces.path(name)).st_ino
+        files[found[field]] = name
+    view = view_of(pod.view)
+    shown = msgspec.to_builtins(view) if view else {}
+    return {**msgspec.to_builtins(pod), **found, "shown": shown}
 
 
 def _all_unserved(server: Server, error: OSError) -> list[Unserved]:

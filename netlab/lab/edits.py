@@ -93,6 +93,8 @@ class Edits:
         self._replicas = {key: pod for key, pod in pods.items() if key not in self._objects}
         self._given: set[Key] = set()
         self._gone: set[Key] = set()
+        # Pods (`namespace/name`) whose readiness probes pass; None: those of the running lab.
+        self.passed: frozenset[str] | None = None
 
     # What there is
 
@@ -199,17 +201,23 @@ class Edits:
         self._given.add(key)
         self.results.append(Result(*key, done))
 
+    def keep(self, key: Key, value: Object) -> None:
+        """An object is to be this, as a part of another change: nothing is told of it."""
+        self._objects[key] = Document(value, NOWHERE)
+        self._given.add(key)
+
     def delete(self, key: Key) -> None:
         """An object goes, and what belongs to it."""
         self.results.append(Result(*key, "deleted"))
-        self._drop(key)
+        self.drop(key)
 
-    def _drop(self, key: Key) -> None:
+    def drop(self, key: Key) -> None:
+        """The same, as a part of another change."""
         self._objects.pop(key, None)
         if key[0] == "Pod":
             self._gone.add(key)
         for dependent in list(self._dependents(key)):
-            self._drop(dependent)
+            self.drop(dependent)
 
     def _dependents(self, key: Key) -> Iterator[Key]:
         """What cannot be without it, as Kubernetes' garbage collector and controllers see it."""
@@ -246,12 +254,13 @@ class Edits:
             undeclared = _undeclared_nodes(running)
             if [d.value for d in documents if d.value["kind"] == "Node"] == undeclared:
                 documents = [d for d in documents if d.value["kind"] != "Node"]
-        if not self._gone and [d.value for d in documents] == list(running.declared):
+        same = [d.value for d in documents] == list(running.declared)
+        if same and not self._gone and self.passed is None:
             return Changed(running, tuple(self.results))
-        lab, warnings = _decide(running, documents, self._given, self._gone)
+        lab, warnings = _decide(running, documents, self._given, self._gone, self.passed)
         if warnings:
             before = [Document(value, NOWHERE) for value in running.declared]
-            said = {(w.code, w.message) for w in _decide(running, before, set(), set())[1]}
+            said = {(w.code, w.message) for w in _decide(running, before, set(), set(), None)[1]}
             warnings = tuple(w for w in warnings if (w.code, w.message) not in said)
         old, new = declared_objects(running), declared_objects(lab)
         touched = {key for key in old | new if old.get(key) != new.get(key)}
@@ -264,9 +273,13 @@ _KIND_NAMES = tuple(dict.fromkeys(kind.lower() for kind in KINDS.values()))
 
 
 def _decide(
-    running: Lab, documents: list[Document], given: set[Key], gone: set[Key]
+    running: Lab,
+    documents: list[Document],
+    given: set[Key],
+    gone: set[Key],
+    passed: frozenset[str] | None,
 ) -> tuple[Lab, tuple[Problem, ...]]:
     found = Complaints()
     objects = gather(documents, found)
     found.raise_errors()
-    return decide_again(objects, running, given, {f"{key[1]}/{key[2]}" for key in gone})
+    return decide_again(objects, running, given, {f"{key[1]}/{key[2]}" for key in gone}, passed)

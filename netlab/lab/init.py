@@ -39,6 +39,8 @@ from netlab.kernel.syscalls import (
 from netlab.lab import messages
 from netlab.lab.children import Children
 from netlab.lab.draining import Draining
+from netlab.lab.heeding import Heeding
+from netlab.lab.probing import Probing
 from netlab.lab.processes import Processes
 from netlab.lab.rule_logs import RuleLogs
 from netlab.lab.views import Views
@@ -60,6 +62,7 @@ def main(lab: str) -> NoReturn:
     os.umask(0o022)
     os.chdir("/")
     try:
+        machine = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         unshare(CLONE_NEWPID | CLONE_NEWNS)
         if os.fork():
             os._exit(0)
@@ -70,7 +73,7 @@ def main(lab: str) -> NoReturn:
         comm.write("netlab-init")
     listener = socket.socket(fileno=LISTENER)
     listener.listen(BACKLOG)  # now its credentials (SO_PEERCRED) are ours, not the starter's
-    _Init(lab, listener).run()
+    _Init(lab, listener, machine).run()
 
 
 def _prepare_mounts() -> None:
@@ -99,7 +102,8 @@ def _unescape(field: str) -> str:
 class _Init:
     """The state of the running init, and its loop."""
 
-    def __init__(self, lab: str, listener: socket.socket) -> None:
+    def __init__(self, lab: str, listener: socket.socket, machine: int) -> None:
+        """`machine`: a descriptor of the machine's mount namespace."""
         self._lab = lab
         self._listener = listener
         self._declared: bytes | None = None
@@ -116,6 +120,8 @@ class _Init:
         children = Children(lambda: _HANDLED, _log)
         self._views = Views(children)
         self._processes = Processes(self._namespaces, self._views, children, _log)
+        self._probing = Probing(self._namespaces, self._views, children, self._processes, _log)
+        self._heeding = Heeding(lab, machine, children, _log)
         self._wake, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
         signal.set_wakeup_fd(self._wake_writer.fileno())
@@ -142,6 +148,7 @@ class _Init:
                     self._rule_logs.ready(descriptor)
             self._reap()
             self._processes.start_due()
+            self._probe()
             if self._workload is None and self._restart_at <= time.monotonic():
                 self._start_workload()
                 if self._workload and self._servers:
@@ -150,7 +157,12 @@ class _Init:
                 self._draining.look()
 
     def _until_next_ms(self) -> int | None:
-        waits = (self._until_restart_ms(), self._draining.until_look_ms)
+        waits = (
+            self._until_restart_ms(),
+            self._draining.until_look_ms,
+            _until_ms(self._probing.next_look()),
+            _until_ms(self._heeding.next_start()),
+        )
         return min((each for each in waits if each is not None), default=None)
 
     def _until_restart_ms(self) -> int | None:
@@ -158,7 +170,19 @@ class _Init:
         due = self._processes.next_start()
         if self._workload is None:
             due = self._restart_at if due is None else min(due, self._restart_at)
-        return None if due is None else max(0, math.ceil((due - time.monotonic()) * 1000))
+        return _until_ms(due)
+
+    def _probe(self) -> None:
+        """Ask what is due, and have done what follows of it."""
+        self._probing.look()
+        if self._probing.is_other_work:
+            self._probing.is_other_work = False
+            if self._workload:
+                self._tell_workload(self._workload)
+        if self._probing.is_news:
+            self._probing.is_news = False
+            self._heeding.is_due()
+        self._heeding.start_due()
 
     def _accept(self) -> None:
         """Serve one client: root's only, one request after the other until it closes."""
@@ -208,10 +232,18 @@ class _Init:
                 self._draining.add(descriptor, servers)
             messages.send(client, {})
         elif do == "status":
-            answer = {"restarts": max(0, self._starts - 1), "sockets": self._sockets}
+            answer: dict[str, Any] = {"restarts": max(0, self._starts - 1), "sockets": self._sockets}
+            answer |= {"containers": self._probing.status()}
             messages.send(client, {**answer, "programs": self._processes.status()})
         elif do == "show":
             self._show(client, request.body["inode"], request.body["view"])
+        elif do == "probed":
+            probing = self._probing
+            told = {"ready": probing.ready(), "unready": probing.unready()}
+            messages.send(client, {**told, "undecided": probing.undecided()})
+        elif do == "terminate":
+            left = self._processes.terminate((request.body["inode"], request.body["view"]))
+            messages.send(client, {"left": left})
         elif do == "forget":
             self._views.forget((request.body["inode"], request.body["view"]))
             messages.send(client, {})
@@ -272,13 +304,16 @@ class _Init:
         servers: list[dict[str, Any]],
         processes: list[dict[str, Any]],
         views: list[tuple[int, dict[str, Any]]],
+        probed: list[dict[str, Any]],
+        unready: list[str],
     ) -> dict[str, Any]:
         """Have exactly these programs run, and the workload answer for exactly these servers.
 
         Asks first for namespaces not held yet.  `views` are those of the programs; the answer names
         the others that there are.
         """
-        wanted = {each["inode"] for each in (*servers, *processes)}
+        wanted = {each["inode"] for each in (*servers, *processes, *probed)}
+        wanted |= {each["node_inode"] for each in probed}
         if missing := wanted - self._namespaces.keys():
             return {"missing": sorted(missing)}
         self._servers = servers
@@ -288,6 +323,7 @@ class _Init:
             except OSError as error:  # whoever enters is told
                 _log(f"{view['name']}: {error}")
         self._processes.declare(processes)
+        self._probing.declare(probed, unready)
         others = [key for key in self._views.keys if key not in self._processes.views]
         for inode in self._namespaces.keys() - wanted:
             os.close(self._namespaces.pop(inode))
@@ -302,7 +338,8 @@ class _Init:
         """Hand the servers and their namespaces over; None if the workload is no more."""
         try:
             descriptors = tuple(self._namespaces.values())
-            messages.send(workload.channel, {"servers": self._servers}, b"", descriptors)
+            servers = [each for each in self._servers if not self._probing.is_down(each)]
+            messages.send(workload.channel, {"servers": servers}, b"", descriptors)
             answer = messages.receive(workload.channel)
         except OSError as error:
             _log(f"workload: {error}")
@@ -375,7 +412,10 @@ class _Init:
                     _log(f"workload ended with {os.waitstatus_to_exitcode(status)}")
                     self._drop_workload(self._workload)
                 else:
-                    self._processes.ended(pid, os.waitstatus_to_exitcode(status))
+                    code = os.waitstatus_to_exitcode(status)
+                    for owner in (self._processes, self._probing, self._heeding):
+                        if owner.ended(pid, code):
+                            break
 
     def _end(self) -> NoReturn:
         """Ask everything to end, wait a little; the kernel kills what is left with process 1."""
@@ -386,6 +426,11 @@ class _Init:
                 os.kill(-1, number)
                 _wait_for_all(_GRACE_S)
         os._exit(0)
+
+
+def _until_ms(due: float | None) -> int | None:
+    """How long it is until then (monotonic), for poll(2)."""
+    return None if due is None else max(0, math.ceil((due - time.monotonic()) * 1000))
 
 
 def _wait_for_all(timeout: float) -> None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from netlab.datapath import faults, name_files
+from netlab.datapath import faults, name_files, probes
 from netlab.datapath.build import build
 from netlab.datapath.plan import caused, plan
 from netlab.datapath.state import Change, Found, LabState
 from netlab.kernel import converge, namespaces, observe
-from netlab.lab import connections, control, ready, record, rules
+from netlab.lab import connections, control, readiness, ready, record, rules
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Fault, Lab
 
@@ -46,10 +46,11 @@ def up(lab: Lab, dry_run: bool = False, tell: Callable[[str], None] = lambda lin
     Raises NetlabError.
     """
     start = time.perf_counter()
-    state = build(lab)
     rules.require(lab)
     if dry_run:
         before = record.read(lab.name)
+        lab = readiness.at_start(lab, before)
+        state = build(lab)
         state = faults.without_faults(state, before)
         found = _found(state)
         changes = _changes(lab, state, found)
@@ -58,7 +59,8 @@ def up(lab: Lab, dry_run: bool = False, tell: Callable[[str], None] = lambda lin
     try:
         with namespaces.run_dir(), record.locked(lab.name):
             before = record.read(lab.name)
-            state = faults.without_faults(state, before)
+            lab = readiness.at_start(lab, before)
+            state = faults.without_faults(build(lab), before)
             found = _found(state)
             restarted = bool(found) and not _has_processes(lab.name)
             try:
@@ -73,6 +75,7 @@ def up(lab: Lab, dry_run: bool = False, tell: Callable[[str], None] = lambda lin
     except BaseException:
         namespaces.release_run_dir()
         raise
+    readiness.await_ready(lab, tell)
     elapsed_s = time.perf_counter() - start
     return Outcome(
         state, tuple(changes), unserved, not found, restarted, elapsed_s, before, unready
@@ -184,7 +187,9 @@ def _converge(
         converge.forget_learned(ns.name for ns in state.namespaces() if ns.name in found)
     init.declare(data)
     record.settle(lab.name)
-    return init.serve(state.servers, state.processes, name_files.views(lab))
+    probed = probes.of_lab(lab)
+    views = name_files.views(lab)
+    return init.serve(state.servers, state.processes, views, probed, lab.unready)
 
 
 def _declared(name: str) -> Lab:

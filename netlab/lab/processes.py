@@ -28,10 +28,26 @@ _FIRST_PAUSE_S = 0.25  # before the first new start; each further one waits twic
 _LONGEST_PAUSE_S = 30.0
 _LASTING_S = 10.0  # one that lived this long begins with the first pause again
 _GRACE_S = 2.0  # from SIGTERM to SIGKILL
-_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 Program = tuple[Key, str]
 """The view that a process has, and its name there."""
+
+
+class Pause:
+    """How long what ends again and again waits for its next start; `until` is monotonic."""
+
+    def __init__(self) -> None:
+        self.failures = 0  # short lives in a row
+        self.until = 0.0
+        self._started = 0.0
+
+    def lengthen(self) -> None:
+        """It has ended."""
+        now = time.monotonic()
+        self.failures = 1 if now - self._started >= _LASTING_S else self.failures + 1
+        self.until = now + min(_FIRST_PAUSE_S * 2 ** (self.failures - 1), _LONGEST_PAUSE_S)
+        self._started = self.until
 
 
 class _Running:
@@ -45,12 +61,14 @@ class _Running:
         self.starts = 0
         self.failures = 0  # short lives in a row
         self.ended: int | None = None  # exit code, -n by signal n
+        self.leaving = False  # it was told to end, for good
+        self.kill_at = 0.0  # when it has to be gone after it was told to end
 
     def has_ended(self, code: int) -> None:
         now = time.monotonic()
         lasted = now - self.started >= _LASTING_S
         self.failures = 1 if lasted else self.failures + 1
-        self.pid, self.ended = 0, code
+        self.pid, self.ended, self.kill_at = 0, code, 0.0
         pause = min(_FIRST_PAUSE_S * 2 ** (self.failures - 1), _LONGEST_PAUSE_S)
         self.start_at = now + pause
 
@@ -93,12 +111,42 @@ class Processes:
     def start_due(self) -> None:
         """Start what is not there and has waited long enough."""
         for running in self._running.values():
-            if not running.pid and running.start_at <= time.monotonic():
+            if running.pid and 0 < running.kill_at <= time.monotonic():
+                running.kill_at = 0.0
+                os.kill(running.pid, signal.SIGKILL)
+            if not (running.pid or running.leaving) and running.start_at <= time.monotonic():
                 self._start(running)
 
+    def terminate(self, view: Key) -> int:
+        """Tell the programs that share a view to end for good; how many have not yet."""
+        left = 0
+        for (key, _), running in self._running.items():
+            if key == view:
+                if running.pid and not running.leaving:
+                    os.kill(running.pid, signal.SIGTERM)
+                running.leaving = True
+                left += bool(running.pid)
+        return left
+
+    def restart(self, program: Program) -> None:
+        """End one that does not do its work; it is started again like one that ended itself."""
+        running = self._running.get(program)
+        if running is not None and running.pid and not running.leaving:
+            os.kill(running.pid, signal.SIGTERM)
+            running.kill_at = time.monotonic() + _GRACE_S
+
+    def life_of(self, program: Program) -> tuple[int, bool]:
+        """How often one was started, and whether it runs and was not told to end."""
+        running = self._running.get(program)
+        if running is None:
+            return 0, False
+        return running.starts, bool(running.pid) and not (running.kill_at or running.leaving)
+
     def next_start(self) -> float | None:
-        """When something is to be started again (monotonic); None if all is there."""
-        times = [each.start_at for each in self._running.values() if not each.pid]
+        """When something is to be started again, or killed (monotonic); None if all is there."""
+        waiting = (each for each in self._running.values() if not (each.pid or each.leaving))
+        times = [each.start_at for each in waiting]
+        times += [each.kill_at for each in self._running.values() if each.kill_at]
         return min(times, default=None)
 
     def ended(self, pid: int, code: int) -> bool:
@@ -211,7 +259,7 @@ def _become(declared: Mapping[str, Any], network: int, mounts: int, host_name: s
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     os.closerange(3, hard)
     command = declared["command"]
-    path = f"{os.environ.get('PATH', os.defpath)}:{_SBIN}"
+    path = f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
     try:
         variables = dict(declared.get("at_start", ())) | dict(declared.get("environment", ()))
         environment = {"PATH": path, "LC_ALL": "C.UTF-8", **variables}

@@ -30,7 +30,7 @@ def _undone_changes(before: Lab, after: Lab) -> list[str]:
             continue
         if kind == "Pod":
             pod = f"{namespace}/{name}"
-            words = list(_of_pod(old_pods.get(pod), new_pods.get(pod)))
+            words = list(_of_pod(old_pods.get(pod), new_pods.get(pod), pod in before.unready))
             there = pod in old_pods and pod in new_pods
         else:
             words = list(_of_object(old.get(key), new.get(key)))
@@ -41,13 +41,14 @@ def _undone_changes(before: Lab, after: Lab) -> list[str]:
     return lines
 
 
-def _of_pod(was: Pod | None, will_be: Pod | None) -> Iterator[str]:
+def _of_pod(was: Pod | None, will_be: Pod | None, by_probes: bool) -> Iterator[str]:
+    """`by_probes`: whether they say that it was not ready, whatever a command said."""
     if was is None or will_be is None:
         yield from _comings_and_goings(was is not None, will_be is not None)
         return
     if was.labels != will_be.labels:
         yield _labeled(was.labels, will_be.labels)
-    if was.ready is not will_be.ready:
+    if was.ready is not will_be.ready and not by_probes:
         yield "made ready" if was.ready else "made not ready"
 
 

@@ -60,6 +60,7 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
     overlay = overlays.decide(objects.lab, decided, found)
     proxy = _service_proxy(objects.lab, decided, found)
     drafts = placement.decide(objects, decided, found)
+    _await_probes(objects, drafts)
     made = services.decide(objects.services, decided, objects.of_cluster, found)
     gateway = outside.gateway(objects, decided, found)
     boxes = balancers.decide(objects, decided, gateway, found)
@@ -106,6 +107,7 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         ingresses=tuple(served),
         expected=expected,
         declared=tuple(each.value for each in objects.declared),
+        unready=tuple(draft.key for draft in drafts if not draft.passes),
     )
 
 
@@ -130,6 +132,7 @@ def _pod(
 ) -> model.Pod:
     assert draft.node is not None
     address, *other_addresses = (str(draft.addresses[each]) for each in families)
+    grace = draft.spec.terminationGracePeriodSeconds
     return model.Pod(
         namespace=draft.namespace,
         name=draft.name,
@@ -145,7 +148,18 @@ def _pod(
         ready=draft.ready,
         owner=draft.owner,
         naming=named,
+        terminating=draft.terminating,
+        grace_s=30 if grace is None else grace,
     )
+
+
+def _await_probes(objects: Objects, drafts: list[DraftPod]) -> None:
+    """Pods whose readiness probes have not passed are not ready, whatever else says so."""
+    if objects.passed is None or not objects.runs_programs:
+        return
+    for draft in drafts:
+        if draft.is_probed and draft.key not in objects.passed:
+            draft.passes = draft.ready = False
 
 
 def _listen_on_declared(drafts: list[DraftPod], found: Complaints) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from posixpath import normpath
 
 from netlab.topology import kubernetes as k8s
+from netlab.topology import probes
 from netlab.topology.convert import shown
 from netlab.topology.model import (
     Container,
@@ -94,6 +95,9 @@ class Containers:
     def _container(self, draft: DraftPod, index: int, name: str, spec: k8s.Container) -> Container:
         path: Path = (*draft.path, "containers", index)
         env = (*self._from_maps(draft, spec, path), *self._variables(draft, spec, path))
+        asked = probes.Probes()
+        if self.objects.runs_programs:
+            asked = probes.of_container(draft, spec, path, self.found)
         return Container(
             name=name,
             image=spec.image or "",
@@ -113,6 +117,10 @@ class Containers:
             ),
             files=tuple(self._files(draft, spec, path)),
             runs=self._runs(draft, name, spec),
+            readiness=asked.readiness,
+            liveness=asked.liveness,
+            startup=asked.startup,
+            pre_stop_s=self._pre_stop_s(spec),
         )
 
     def _runs(self, draft: DraftPod, name: str, spec: k8s.Container) -> bool:
@@ -126,6 +134,15 @@ class Containers:
             return True
         self._absent.setdefault(program, []).append(f"{draft.title}, container {name}")
         return False
+
+    def _pre_stop_s(self, spec: k8s.Container) -> int:
+        """How long a container sleeps before its end."""
+        hook = spec.lifecycle.preStop if spec.lifecycle else None
+        if hook is None:
+            return 0
+        if hook.exec is not None:
+            self._unread["preStop hooks other than sleep"] += 1
+        return hook.sleep.seconds if hook.sleep else 0
 
     # Variables
 

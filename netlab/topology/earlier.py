@@ -28,7 +28,7 @@ from netlab.topology.addresses import family_of
 from netlab.topology.allocate import allocate
 from netlab.topology.objects import Objects, Stated
 from netlab.topology.places import Complaints, Origin, Source
-from netlab.topology.pods import DraftPod, stated_pods
+from netlab.topology.pods import DraftPod, stated_pods, surge_of
 
 Key = tuple[str, str, str]
 """Kind, namespace ("" if the kind has none) and name of an object."""
@@ -49,12 +49,17 @@ def key_of(value: dict[str, object]) -> Key:
 
 
 def decide_again(
-    objects: Objects, running: model.Lab, given: Collection[Key], gone: Collection[str]
+    objects: Objects,
+    running: model.Lab,
+    given: Collection[Key],
+    gone: Collection[str],
+    passed: frozenset[str] | None = None,
 ) -> tuple[model.Lab, tuple[Problem, ...]]:
     """The lab of changed objects, and the warnings.
 
     `given` are the objects that the change states, `gone` the pods (`namespace/name`) that it
-    deletes.  The lab's `declared` lacks what ended as a consequence.  Raises NetlabError as
+    deletes, `passed` those whose readiness probes pass; None: the same as before, and no new one.
+    The lab's `declared` lacks what ended as a consequence.  Raises NetlabError as
     `allocate` does; `objects` is used up.
     """
     _keep_frame(objects, running)
@@ -62,6 +67,10 @@ def decide_again(
     _keep_pods(objects, running, same_cidr)
     _keep_replicas(objects, running, same_cidr, given, gone)
     _keep_services(objects, running)
+    unready = {*running.unready, *gone}
+    objects.passed = frozenset(pod.key for pod in running.pods if pod.key not in unready)
+    if passed is not None:
+        objects.passed = passed
     age = {pod.key: number for number, pod in enumerate(running.pods)}
     objects.pods.sort(key=lambda each: age.get(_pod(each), len(age)))  # the newest are last
     staying = {_pod(each) for each in objects.pods}
@@ -306,7 +315,7 @@ def _surplus(
     """The newest of a controller's pods, as far as it has more than `replicas`."""
     alive = [pod.key for pod in own if pod.key not in stated or not stated[pod.key].terminating]
     replicas = controller.item.spec.replicas
-    return alive[1 if replicas is None else replicas :]
+    return alive[(1 if replicas is None else replicas) + surge_of(controller.item) :]
 
 
 def _written_out(pod: model.Pod, controller: Stated[k8s.Controller]) -> Stated[k8s.Pod]:

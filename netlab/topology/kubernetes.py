@@ -146,6 +146,57 @@ class VolumeMount(Part, frozen=True):
     subPath: str | None = None
 
 
+class HttpHeader(Part, frozen=True):
+    name: str
+    value: str = ""
+
+
+class HttpGet(Part, frozen=True, omit_defaults=True):
+    port: Port | str
+    path: str | None = None
+    host: str | None = None
+    scheme: Literal["HTTP", "HTTPS"] | None = None
+    httpHeaders: list[HttpHeader] | None = None
+
+
+class TcpSocket(Part, frozen=True, omit_defaults=True):
+    port: Port | str
+    host: str | None = None
+
+
+class Exec(Part, frozen=True, omit_defaults=True):
+    command: list[str] | None = None
+
+
+class Grpc(Part, frozen=True, omit_defaults=True):
+    port: Port
+
+
+class Probe(Part, frozen=True, omit_defaults=True):
+    httpGet: HttpGet | None = None
+    tcpSocket: TcpSocket | None = None
+    exec: Exec | None = None
+    grpc: Grpc | None = None
+    initialDelaySeconds: Annotated[int, Meta(ge=0)] | None = None
+    periodSeconds: Annotated[int, Meta(ge=0)] | None = None
+    timeoutSeconds: Annotated[int, Meta(ge=0)] | None = None
+    successThreshold: Annotated[int, Meta(ge=0)] | None = None
+    failureThreshold: Annotated[int, Meta(ge=0)] | None = None
+
+
+class Sleep(Part, frozen=True):
+    seconds: Annotated[int, Meta(ge=0)]
+
+
+class LifecycleHandler(Part, frozen=True, omit_defaults=True):
+    sleep: Sleep | None = None
+    exec: Exec | None = None
+
+
+class Lifecycle(Part, frozen=True, omit_defaults=True):
+    preStop: LifecycleHandler | None = None
+
+
 class Container(Part, frozen=True, omit_defaults=True):
     ports: list[ContainerPort] | None = None
     name: str | None = None
@@ -156,6 +207,10 @@ class Container(Part, frozen=True, omit_defaults=True):
     env: list[EnvVar] | None = None
     envFrom: list[EnvFrom] | None = None
     volumeMounts: list[VolumeMount] | None = None
+    readinessProbe: Probe | None = None
+    livenessProbe: Probe | None = None
+    startupProbe: Probe | None = None
+    lifecycle: Lifecycle | None = None
 
 
 class KeyToPath(Part, frozen=True):
@@ -203,6 +258,7 @@ class PodSpec(Part, frozen=True, omit_defaults=True):
     hostAliases: list[HostAlias] | None = None
     dnsPolicy: DnsPolicy | None = None
     dnsConfig: DnsConfig | None = None
+    terminationGracePeriodSeconds: Annotated[int, Meta(ge=0)] | None = None
 
 
 class Condition(Part, frozen=True):
@@ -231,6 +287,8 @@ class Pod(Object, frozen=True, tag="Pod"):
 
 class TemplateMetadata(Part, frozen=True):
     labels: Labels | None = None
+    # (One that is not there has no part in the hash of a template.)
+    annotations: Labels | None | msgspec.UnsetType = msgspec.UNSET
 
 
 class PodTemplate(Part, frozen=True):
@@ -238,15 +296,31 @@ class PodTemplate(Part, frozen=True):
     spec: PodSpec | None = None
 
 
+class RollingUpdate(Part, frozen=True):
+    maxSurge: int | str | None = None
+    maxUnavailable: int | str | None = None
+
+
+class Strategy(Part, frozen=True):
+    type: str | None = None
+    rollingUpdate: RollingUpdate | None = None
+
+
 class ControllerSpec(Part, frozen=True):
     template: PodTemplate
     replicas: Annotated[int, Meta(ge=0)] | None = None
+    strategy: Strategy | None = None
+    minReadySeconds: Annotated[int, Meta(ge=0)] | None = None
+
+
+class ControllerMetadata(Metadata, frozen=True, kw_only=True):
+    annotations: Labels | None = None
 
 
 class Controller(Object, frozen=True):
     """What makes pods of a template."""
 
-    metadata: Metadata
+    metadata: ControllerMetadata
     spec: ControllerSpec
 
 

@@ -197,6 +197,26 @@ class MountedFile(Frozen, frozen=True):
     text: str
 
 
+class Probe(Frozen, frozen=True):
+    """How kubelet asks a container whether it is well; times in seconds.
+
+    Over HTTP or TCP it asks from the node's namespace, by a command in the pod.
+    """
+
+    kind: Literal["http", "tcp", "exec"]
+    host: str = ""  # "": the pod's address
+    port: int = 0
+    path: str = "/"
+    tls: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
+    command: tuple[str, ...] = ()
+    delay_s: int = 0
+    period_s: int = 10
+    timeout_s: int = 1
+    successes: int = 1  # in a row, after which it passes
+    failures: int = 3  # in a row, after which it fails
+
+
 class Container(Frozen, frozen=True):
     """A container of a pod; all of a pod share its network namespace.
 
@@ -212,6 +232,10 @@ class Container(Frozen, frozen=True):
     ports: tuple[ContainerPort, ...] = ()
     files: tuple[MountedFile, ...] = ()
     runs: bool = False  # decided: its program is on this machine
+    readiness: Probe | None = None
+    liveness: Probe | None = None
+    startup: Probe | None = None
+    pre_stop_s: int = 0  # how long it sleeps before it is told to end
 
 
 class HostAlias(Frozen, frozen=True):
@@ -256,6 +280,13 @@ class Pod(Frozen, frozen=True):
     ready: bool = True
     owner: str = ""  # "Deployment/myblog", or "" for a pod that stands in the file itself
     naming: Naming = USUAL_NAMING
+    terminating: bool = False  # it is being deleted: serves whom it has, and gets nobody new
+    grace_s: int = 30  # from there to the end of what has not ended by itself
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether probes tell whether it is ready."""
+        return any(each.readiness or each.liveness or each.startup for each in self.containers)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -521,6 +552,7 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     # Kind, namespace, name of those in which commands changed something since `up`.
     changed: tuple[tuple[str, str, str], ...] = ()
     faults: tuple[Fault, ...] = ()
+    unready: tuple[str, ...] = ()  # pods ("namespace/name") whose readiness probes do not pass
     twin_of: str = ""  # the running lab that `netlab compare` made this one after, for its own time
 
     @property

@@ -69,6 +69,8 @@ class Objects:
     declared: list[Document] = field(default_factory=list)  # the values that all these come from
     # Pods that go: what they have is not free yet.
     leaving: list[model.Pod] = field(default_factory=list)
+    # Pods whose readiness probes have passed; None before there is a lab: all will.
+    passed: frozenset[str] | None = None
     # Addresses that load balancers gave to Services (`namespace/name`) until now.
     balanced: dict[str, tuple[str, ...]] = field(default_factory=dict)
 

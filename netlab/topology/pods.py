@@ -37,6 +37,7 @@ class DraftPod:
     owner: str = ""
     ready: bool = True
     terminating: bool = False
+    passes: bool = True  # its readiness probes do, or it has none
     addresses: dict[Family, Address] = field(default_factory=dict)
     paths: dict[Family, Path] = field(default_factory=dict)
     node: DraftNode | None = None
@@ -56,6 +57,15 @@ class DraftPod:
     def host_network(self) -> bool:
         """Whether it lives in its node's network namespace."""
         return bool(self.spec.hostNetwork)
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether probes tell whether it is ready."""
+        return any(
+            probe is not None and (probe.httpGet or probe.tcpSocket or probe.exec)
+            for each in self.spec.containers or ()
+            for probe in (each.readinessProbe, each.livenessProbe, each.startupProbe)
+        )
 
     @property
     def ports(self) -> Iterator[k8s.ContainerPort]:
@@ -156,13 +166,13 @@ def made_pods(
         replicas = nodes
     base = metadata.name
     if isinstance(controller.item, k8s.Deployment):
-        hash_ = _template_hash(template)
+        hash_ = template_hash(template)
         base = f"{base}-{hash_}"
         labels = {**labels, "pod-template-hash": hash_}
     ordinals = isinstance(controller.item, k8s.StatefulSet)
     names = _ordinal_names(base) if ordinals else _random_names(controller.namespace, base)
     names = (name for name in names if name not in taken)
-    for _ in range(replicas - len(have)):
+    for _ in range(replicas + surge_of(controller.item) - len(have)):
         name = next(names)
         taken.add(name)
         yield DraftPod(
@@ -176,6 +186,16 @@ def made_pods(
         )
 
 
+SURGE = "netlab/surge"
+"""The annotation of a Deployment that is being rolled out: how many pods more it has for now."""
+
+
+def surge_of(controller: k8s.Controller) -> int:
+    """How many pods more than its replicas a controller has for now; fewer, if negative."""
+    text = (controller.metadata.annotations or {}).get(SURGE, "0")
+    return int(text) if text.lstrip("-").isdecimal() else 0
+
+
 TEMPLATE: Path = ("spec", "template", "spec")
 
 # Of k8s.io/apimachinery/pkg/util/rand: no vowels, and none of 0, 1 and 3.
@@ -183,7 +203,7 @@ _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 _LONGEST_BASE = 58  # of a generated name, k8s.io/apiserver/pkg/storage/names
 
 
-def _template_hash(template: k8s.PodTemplate) -> str:
+def template_hash(template: k8s.PodTemplate) -> str:
     """Ten characters in the alphabet of Kubernetes, as it encodes a 32-bit hash."""
     number = str(zlib.crc32(msgspec.json.encode(template)))
     return "".join(_ALPHABET[ord(digit) % len(_ALPHABET)] for digit in number)
