@@ -67,6 +67,7 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
         ("client", "pod/nginx-webapp-pod:5000", "delivered"),
         ("client", "svc/nginx-webapp-pod", "delivered"),
     ],
+    "rolling-update": [("client", "svc/careful", "delivered")],
     "dual-stack": [("pod1", "svc/myblog", "delivered")],
     "one-node": [("client", "svc/web", "delivered")],
     "two-node-host-gw": [("client", "svc/web", "delivered")],
@@ -76,7 +77,7 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
 WALKS = [
     *("dual-stack", "egress", "egress-without-masquerade", "flannel-ip-masq"),
     *("ingress", "loadbalancer-nat", "loadbalancer-passthrough", "network-policy", "nodeport"),
-    "pod-containers",
+    *("pod-containers", "rolling-update"),
 ]
 
 

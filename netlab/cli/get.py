@@ -138,11 +138,12 @@ def _kind(word: str) -> str:
 
 
 def _objects(lab: Lab, kind: str) -> list[Object]:
+    from netlab.lab.container_status import with_containers
     from netlab.topology import status
 
     listed: dict[str, Callable[[Lab], list[Object]]] = {
         "nodes": status.nodes,
-        "pods": status.pods,
+        "pods": lambda lab: with_containers(lab, status.pods(lab)),
         "services": status.services,
         "endpointslices": status.endpoint_slices,
         "networkpolicies": status.network_policies,
@@ -258,10 +259,21 @@ def _pod_row(item: Object) -> list[str]:
         metadata["namespace"],
         metadata["name"],
         "True" if ready else "False",
-        status["phase"],
+        _pod_status(item),
+        str(sum(each["restartCount"] for each in status.get("containerStatuses") or ())),
         status["podIP"],
         item["spec"]["nodeName"],
     ]
+
+
+def _pod_status(item: Object) -> str:
+    """As kubectl sums it up."""
+    if item["metadata"].get("deletionTimestamp"):
+        return "Terminating"
+    for each in item["status"].get("containerStatuses") or ():
+        if waiting := (each.get("state") or {}).get("waiting"):
+            return str(waiting.get("reason") or "Waiting")
+    return str(item["status"]["phase"])
 
 
 def _service_row(item: Object) -> list[str]:
@@ -337,7 +349,11 @@ _TABLES: dict[str, tuple[list[str], Callable[[Object], list[str]], int]] = {
     "ingresses": (["NAMESPACE", "NAME", "CLASS", "HOSTS", "ADDRESS"], _ingress_row, 0),
     "loadbalancers": (["NAME", "ADDRESS", "POOL", "MODE"], _balancer_row, 0),
     "nodes": (["NAME", "INTERNAL-IP", "POD-CIDR"], _node_row, 0),
-    "pods": (["NAMESPACE", "NAME", "READY", "STATUS", "IP", "NODE"], _pod_row, 2),
+    "pods": (
+        ["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "IP", "NODE"],
+        _pod_row,
+        2,
+    ),
     "services": (
         ["NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "SELECTOR"],
         _service_row,

@@ -35,6 +35,7 @@ _VERBS = {
         "netlab.cli.verify:verify",
         "Check what Kubernetes demands of a network, pair by pair.",
     ),
+    "load": ("netlab.cli.load:load", "Keep connecting, and count what is lost."),
     "capture": ("netlab.cli.capture:capture", "Show packets on many devices at once."),
     "compare": ("netlab.cli.compare:compare", "Follow a packet in each mode, side by side."),
     "fault": ("netlab.cli.fault:fault", "Put faults into a lab, to practise finding them."),

@@ -27,16 +27,19 @@ def delete_gracefully(references: Sequence[str], grace_s: int | None, options: O
 
     gc.disable()  # (as in `up`)
     name = running_lab(options.lab_name).name
-    from netlab.lab import lifecycle, termination
+    from netlab.lab import lifecycle, ready, termination
 
     changed, outcome = lifecycle.change(
         name,
         lambda lab: termination.begin(lab, references, time.time(), grace_s, options.namespace),
+        await_programs=False,
     )
     pods = [f"{r.namespace}/{r.name}" for r in changed.results if r.kind == "Pod"]
     gc.enable()
     later = termination.see_off(name, pods, say)
-    return tell(name, changed, _together([outcome, *later]), options)
+    together = _together([outcome, *later])
+    unready = ready.await_ready(together.state.processes)
+    return tell(name, changed, dataclasses.replace(together, unready=unready), options)
 
 
 def _together(outcomes: Sequence[Outcome]) -> Outcome:

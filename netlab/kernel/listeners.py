@@ -63,9 +63,7 @@ def connected(namespace: str, ports: Collection[int]) -> int:
         )
 
 
-def _of_family(
-    netlink: Socket, family: int, protocol: int, states: int = 0
-) -> Iterator[Listener]:
+def _of_family(netlink: Socket, family: int, protocol: int, states: int = 0) -> Iterator[Listener]:
     wanted = states or _STATES[protocol]
     try:
         found = netlink.dump(_SOCK_DIAG_BY_FAMILY, _REQUEST.pack(family, protocol, 0, wanted))

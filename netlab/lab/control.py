@@ -26,9 +26,8 @@ from netlab.lab.pid_namespace import Process, living, processes_of
 from netlab.problems import Exit, NetlabError, Problem
 
 if TYPE_CHECKING:
-    from netlab.datapath.state import ProbedPod
+    from netlab.datapath.state import ProbedPod, Server, View
     from netlab.datapath.state import Process as Program
-    from netlab.datapath.state import Server, View
 
 _ANSWER_S = 120.0
 _HELLO_S = 5.0
@@ -96,7 +95,6 @@ class Status(NamedTuple):
     sockets: int
     processes: tuple[Process, ...]
     programs: tuple[Running, ...] = ()
-    containers: tuple[Container, ...] = ()
 
 
 class Init:
@@ -265,8 +263,14 @@ class Init:
             answer = self._ask(connection, {"do": "status"}).body
         programs = tuple(Running(**each) for each in answer["programs"])
         found = processes_of(self.pid)
-        containers = tuple(Container(**each) for each in answer["containers"])
-        return Status(self.pid, answer["restarts"], answer["sockets"], found, programs, containers)
+        return Status(self.pid, answer["restarts"], answer["sockets"], found, programs)
+
+    def lives(self) -> tuple[tuple[Running, ...], tuple[Container, ...]]:
+        """How programs are, and the containers that the workload answers for."""
+        with self._connection() as connection:
+            answer = self._ask(connection, {"do": "status"}).body
+        programs = tuple(Running(**each) for each in answer["programs"])
+        return programs, tuple(Container(**each) for each in answer["containers"])
 
     def show(self, view: View) -> int:
         """A descriptor of the mount namespace in which that is seen, the caller's to close.

@@ -33,5 +33,9 @@ def _apply(name: str) -> int:
     if init is None or lab is None:
         return 0
     if readiness.heed(lab, readiness.observed(init)).lab is not lab:
-        lifecycle.change(name, lambda lab: readiness.heed(lab, readiness.observed(init)))
+        lifecycle.change(
+            name,
+            lambda lab: readiness.heed(lab, readiness.observed(init)),
+            await_programs=False,  # (a pod that fails is not to wait for one that begins)
+        )
     return 0

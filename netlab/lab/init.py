@@ -232,7 +232,10 @@ class _Init:
                 self._draining.add(descriptor, servers)
             messages.send(client, {})
         elif do == "status":
-            answer: dict[str, Any] = {"restarts": max(0, self._starts - 1), "sockets": self._sockets}
+            answer: dict[str, Any] = {
+                "restarts": max(0, self._starts - 1),
+                "sockets": self._sockets,
+            }
             answer |= {"containers": self._probing.status()}
             messages.send(client, {**answer, "programs": self._processes.status()})
         elif do == "show":

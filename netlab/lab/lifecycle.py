@@ -83,9 +83,14 @@ def up(lab: Lab, dry_run: bool = False, tell: Callable[[str], None] = lambda lin
 
 
 def change(
-    name: str, decide: Callable[[Lab], Changed], dry_run: bool = False
+    name: str,
+    decide: Callable[[Lab], Changed],
+    dry_run: bool = False,
+    await_programs: bool = True,
 ) -> tuple[Changed, Outcome]:
     """Make a lab that is up what `decide` makes of it.  Only what differs is touched.
+
+    Without `await_programs` it does not wait for new ones, while other commands do for this one.
 
     If that fails or is interrupted, the lab is made what it was.  Raises NetlabError;
     LabNotRunning if nobody knows what was declared.
@@ -116,7 +121,7 @@ def change(
         try:
             changes = _changes(changed.lab, state, found, known, base)
             unserved = _converge(changed.lab, state, found, known, changes)
-            unready = ready.await_ready(state.processes)
+            unready = ready.await_ready(state.processes) if await_programs else ()
         except BaseException:
             was = faults.without_faults(build(before), changed.lab)
             with contextlib.suppress(NetlabError, OSError):

@@ -1,9 +1,9 @@
 """Probes as kubelet runs them: who is ready, and what has to be started again.
 
 Questions over the network are asked from the node's namespace, commands run in the pod.  Each is a
-child of init's that ends with 0 or not, killed when its time is over.  A container is ready when its
-readiness probe passed so often in a row; it is started again when its liveness probe, or its startup
-probe, failed so often.  As long as the startup probe has not passed the other two wait.
+child of init's that ends with 0 or not, killed when its time is over.  A container is ready when
+its readiness probe passed so often in a row; it is started again when its liveness probe, or its
+startup probe, failed so often.  As long as the startup probe has not passed the other two wait.
 
 Init cannot render rules: that who is ready has changed is applied by :mod:`netlab.lab.heeding`.
 
@@ -28,6 +28,7 @@ from netlab.lab.processes import SBIN, Pause, Processes
 from netlab.lab.views import Key, Views
 
 _LATE_S = 0.5  # what a child has beyond its timeout, to say that it is over
+_READ = 10 * 1024  # bytes of an answer, as kubelet reads
 _SAID = 200  # bytes of what a failed one says that are told
 
 
@@ -343,8 +344,8 @@ def _answer(declared: Mapping[str, Any], network: int, said: int) -> None:
     try:
         address = (declared["host"], declared["port"])
         with socket.create_connection(address, declared["timeout_s"]) as connection:
-            # Nobody is to wait for the end of so many short connections.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            # As kubelet does: its end is awaited, for a second at most.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
             if declared["kind"] == "tcp" or _is_well(declared, connection, deadline, said):
                 result = 0
     except OSError as error:
@@ -367,9 +368,15 @@ def _is_well(
     lines = [f"GET {declared['path']} HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items())]
     connection.sendall("\r\n".join((*lines, "", "")).encode())
     answer = b""
-    while b"\r\n" not in answer:
+    # To the end, if that is near: what is closed with something unread is reset.
+    while len(answer) < _READ:
         connection.settimeout(max(0.001, deadline - time.monotonic()))
-        data = connection.recv(4096)
+        try:
+            data = connection.recv(4096)
+        except TimeoutError:
+            if b"\r\n" in answer:
+                break
+            raise
         if not data:
             break
         answer += data

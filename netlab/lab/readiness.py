@@ -51,7 +51,11 @@ def at_start(lab: Lab, before: Lab | None) -> Lab:
         return lab
     init = control.connect(lab.name)
     known = observed(init) if init else Observed()
-    were = {pod.key: (pod.node, pod.addresses, pod.containers) for pod in before.pods} if before else {}
+    were = (
+        {pod.key: (pod.node, pod.addresses, pod.containers) for pod in before.pods}
+        if before
+        else {}
+    )
     return heeded(
         lab,
         {

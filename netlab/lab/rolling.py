@@ -72,7 +72,9 @@ class _Rolling:
         self._note_ready(lab)
         over = termination.ended(lab, self._init, time.time())
         if over:
-            lifecycle.change(self._name, lambda lab: termination.removed(lab, over))
+            lifecycle.change(
+                self._name, lambda lab: termination.removed(lab, over), await_programs=False
+            )
         stepped = [self._step(lab, key) for key in self._keys]
         return bool(over) or any(stepped)
 
@@ -82,6 +84,7 @@ class _Rolling:
         changed, outcome = lifecycle.change(
             self._name,
             lambda lab: rollout.step(lab, key, time.time(), self._available(lab, key)),
+            await_programs=False,
         )
         return outcome.before is None or _leads_on(changed.lab, outcome.before)
 

@@ -99,7 +99,9 @@ def restart(
     for key in edits.find(references, namespace, usual="Deployment"):
         if key[0] != "Deployment":
             message = f"{key[0]} {key[2]} is not rolled out: only a Deployment is"
-            edits.found.error("not-rolled-out", message, hint="`netlab delete pod/NAME` replaces one")
+            edits.found.error(
+                "not-rolled-out", message, hint="`netlab delete pod/NAME` replaces one"
+            )
             continue
         value = edits.value(key)
         bounds(msgspec.convert(value, k8s.Deployment).spec)

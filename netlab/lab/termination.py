@@ -1,10 +1,10 @@
 """The end of a pod, as Kubernetes has it: nobody new, whom it has, what it runs, and then itself.
 
-A pod that is deleted gets a `deletionTimestamp`, the time by which all is over.  From then on it is
-no endpoint for new connections (or, with `serving`, where there is no other), and its controller has
-made another one.  Its `preStop` sleeps, then its programs get SIGTERM; when they have ended, and
-nobody is connected any more to what the built-in workload answers for it, or when its time is over,
-it goes.  What a killed command has begun so, the next one ends.
+A pod that is deleted gets a `deletionTimestamp`, the time by which all is over.  From then on it
+is no endpoint for new connections (or, with `serving`, where there is no other), and its
+controller has made another one.  Its `preStop` sleeps, then its programs get SIGTERM.  It goes when
+they have ended, and nobody is connected any more to what the built-in workload answers for it, or
+when its time is over.  What a killed command has begun so, the next one ends.
 
 Source: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-termination
 """
@@ -12,7 +12,7 @@ Source: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-te
 from __future__ import annotations
 
 import contextlib
-import select
+import functools
 import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
@@ -109,9 +109,7 @@ def ended(lab: Lab, init: control.Init, now_s: float, only: Collection[str] = ()
         deadline = deadline_of(value) or 0.0
         grace = value["metadata"].get("deletionGracePeriodSeconds") or 0
         sleeps = max((container.pre_stop_s for container in pod.containers), default=0)
-        if now_s >= deadline or (
-            now_s >= deadline - grace + sleeps and _has_ended(lab, init, pod)
-        ):
+        if now_s >= deadline or (now_s >= deadline - grace + sleeps and _has_ended(lab, init, pod)):
             over.append(pod.key)
     return over
 
@@ -149,14 +147,13 @@ def see_off(
         waiting &= {pod.key for pod, _ in terminating(lab)}
         over = ended(lab, init, time.time(), waiting) if waiting else []
         if over:
-            _, outcome = lifecycle.change(name, lambda running, over=over: removed(running, over))  # type: ignore[misc]
+            gone = functools.partial(removed, keys=over)
+            _, outcome = lifecycle.change(name, gone, await_programs=False)
             outcomes.append(outcome)
             waiting -= set(over)
         elif waiting:
             if not said:
                 tell(f"waiting for {', '.join(sorted(waiting))} to end")
                 said = True
-            select.select((), (), (), LOOK_S)
+            time.sleep(LOOK_S)
     return tuple(outcomes)
-
-

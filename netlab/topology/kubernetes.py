@@ -288,7 +288,7 @@ class Pod(Object, frozen=True, tag="Pod"):
 class TemplateMetadata(Part, frozen=True):
     labels: Labels | None = None
     # (One that is not there has no part in the hash of a template.)
-    annotations: Labels | None | msgspec.UnsetType = msgspec.UNSET
+    annotations: Labels | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class PodTemplate(Part, frozen=True):

@@ -27,9 +27,7 @@ class Probes:
     startup: Probe | None = None
 
 
-def of_container(
-    draft: DraftPod, spec: k8s.Container, path: Path, found: Complaints
-) -> Probes:
+def of_container(draft: DraftPod, spec: k8s.Container, path: Path, found: Complaints) -> Probes:
     """The probes of a container; what is wrong with them is complained of."""
     decided = []
     for name in _FIELDS:
