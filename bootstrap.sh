@@ -40,6 +40,7 @@ test   program bird              bird2                      bird               b
 test   program haproxy           haproxy                    haproxy            haproxy       haproxy       haproxy
 test   program openssl           openssl            openssl            openssl       openssl       openssl
 test   program nginx             nginx-light                nginx              nginx         nginx         nginx
+test   program dnsmasq           dnsmasq-base               dnsmasq            dnsmasq       dnsmasq       dnsmasq
 test   file    /usr/lib/nginx/modules/ngx_stream_module.so libnginx-mod-stream nginx-mod-stream nginx-mod-stream nginx-mod-stream nginx
 test   program qemu-system-x86_64 qemu-system-x86         qemu-system-x86-core qemu-system-x86 qemu-system-x86_64 qemu-x86
 test   program busybox           busybox-static             busybox            busybox       busybox-static busybox-static

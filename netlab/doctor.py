@@ -118,7 +118,7 @@ def preflight(lab: Lab | None = None) -> None:
     """
     problems = [*_privilege_problems(), *_program_problems()]
     if lab is not None:
-        problems += [*overlay_problems(lab), *mode_problems(lab)]
+        problems += [*overlay_problems(lab), *mode_problems(lab), *container_problems(lab)]
     if not os.path.exists(_BR_NETFILTER):
         problems.append(
             Problem(
@@ -146,6 +146,18 @@ def mode_problems(lab: Lab) -> Iterator[Problem]:
                 hint=f"apt-get install {package} (on Debian; `./bootstrap.sh test` does so without "
                 "starting its daemon)",
             )
+
+
+def container_problems(lab: Lab) -> Iterator[Problem]:
+    """What Docker's networks of a lab need and this machine lacks."""
+    by_name = [net for net in lab.docker_networks if not net.is_default]
+    if by_name and _which("dnsmasq") is None:
+        yield Problem(
+            "missing-program",
+            f"network {by_name[0].name} of lab {lab.name} needs dnsmasq, by which its containers "
+            "are found by name, and which is not installed",
+            hint="apt-get install dnsmasq-base (on Debian; `./bootstrap.sh test` does so)",
+        )
 
 
 def overlay_problems(lab: Lab) -> Iterator[Problem]:
@@ -356,6 +368,7 @@ def _tools() -> Iterator[Check]:
         ("curl", "--version", "asks a Service from within a pod", "curl"),
         ("conntrack", "--version", "shows connections by hand", "conntrack"),
         ("bird", "--version", "overlay bgp: routes between nodes", "bird2"),
+        ("dnsmasq", "-v", "names in networks of Docker's users", "dnsmasq-base"),
         ("haproxy", "-v", "service proxy mode userspace: TCP", "haproxy"),
         ("nginx", "-v", "mode userspace: UDP; topologies pod-containers, ingress", "nginx-light"),
         ("openssl", "version", "certificates of an Ingress controller", "openssl"),

@@ -321,6 +321,7 @@ def test_predictions_share_no_code_with_the_rules() -> None:
     overlays = {f"netlab.datapath.overlays.{each.replace('-', '_')}" for each in KINDS}
     assert set(done.stdout.split()) == {
         "netlab.datapath",
+        "netlab.datapath.docker_names",
         "netlab.datapath.outside_names",
         "netlab.datapath.overlay",
         "netlab.datapath.overlays",

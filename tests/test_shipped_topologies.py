@@ -68,6 +68,11 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
         ("client", "svc/nginx-webapp-pod", "delivered"),
     ],
     "rolling-update": [("client", "svc/careful", "delivered")],
+    "docker-modes": [
+        ("pod1", "node/k8s-slave1:8080", "delivered"),
+        ("container/tool", "pod1", "delivered"),
+        ("container/web", "container/database", "dropped-by-rule"),
+    ],
     "dual-stack": [("pod1", "svc/myblog", "delivered")],
     "one-node": [("client", "svc/web", "delivered")],
     "two-node-host-gw": [("client", "svc/web", "delivered")],

@@ -148,11 +148,6 @@ MISTAKES = {
         ("duplicate-name", 7, 18),
         ["Pod default/a stands twice"],
     ),
-    "netlab kind of later": (
-        "apiVersion: netlab/v1\nkind: ContainerNetwork\nmetadata: {name: a}\n",
-        ("unsupported", 2, 7),
-        ["ContainerNetwork a"],
-    ),
     "overlay of later": (
         "apiVersion: netlab/v1\nkind: Lab\nmetadata: {name: a}\nspec: {overlay: {type: geneve}}\n",
         ("unsupported", 4, 24),

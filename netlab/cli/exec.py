@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from netlab.datapath.state import View
-    from netlab.topology.model import Container, Lab, Pod
+    from netlab.topology.model import Container, DockerContainer, Lab, Pod
     from netlab.topology.references import Reference
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -82,8 +82,8 @@ def exec_(
     A pod's variables are there, those of its Services too. The exit code is the command's.
     """
     lab = running_lab(lab_name)
-    place, _, pod = _place(lab, target, namespace)
-    return _run(lab, place, command, _environment(lab, pod, target, container))
+    place, _, owner = _place(lab, target, namespace)
+    return _run(lab, place, command, _environment(lab, owner, target, container))
 
 
 @click.command()
@@ -94,8 +94,8 @@ def exec_(
 def shell(target: str, container: str | None, namespace: str | None, lab_name: str | None) -> int:
     """Open $SHELL in a pod or on a node; the prompt says where."""
     lab = running_lab(lab_name)
-    place, label, pod = _place(lab, target, namespace)
-    environment = _environment(lab, pod, target, container)
+    place, label, owner = _place(lab, target, namespace)
+    environment = _environment(lab, owner, target, container)
     program = next(
         found
         for name in (os.environ.get("SHELL"), "bash", "sh")
@@ -130,12 +130,16 @@ def _run(lab: Lab, place: View, command: Sequence[str], environment: Mapping[str
     return enter.run(init, place, command, environment)
 
 
-def _environment(lab: Lab, pod: Pod | None, target: str, name: str | None) -> dict[str, str]:
-    """The caller's variables and, before those, the ones of a pod's container."""
-    from netlab.datapath import environment
-    from netlab.topology.model import Container
+def _environment(
+    lab: Lab, pod: Pod | DockerContainer | None, target: str, name: str | None
+) -> dict[str, str]:
+    """The caller's variables and, before those, the ones of a container."""
+    from netlab.datapath import docker, environment
+    from netlab.topology.model import Container, DockerContainer
 
-    if pod is None:
+    if isinstance(pod, DockerContainer) and name in (None, pod.name):
+        return {**os.environ, **docker.environment_of(pod)}
+    if pod is None or isinstance(pod, DockerContainer):
         if name is not None:
             problem = Problem("usage", f'"{target}" is no pod, and has no container "{name}"')
             raise NetlabError(problem)
@@ -160,8 +164,11 @@ def _container(pod: Pod, name: str | None) -> Container:
     raise NetlabError(problem)
 
 
-def _place(lab: Lab, text: str, namespace: str | None) -> tuple[View, str, Pod | None]:
-    """Where a reference leads, its name for people, and the pod if it is one."""
+def _place(
+    lab: Lab, text: str, namespace: str | None
+) -> tuple[View, str, Pod | DockerContainer | None]:
+    """Where a reference leads, its name for people, and the pod or the container if it is one."""
+    from netlab.datapath import docker
     from netlab.datapath.name_files import host_view, node_view, pod_view
     from netlab.topology.references import resolve
 
@@ -169,6 +176,9 @@ def _place(lab: Lab, text: str, namespace: str | None) -> tuple[View, str, Pod |
     pod = reference.pod or _pod_behind(lab, reference)
     if pod is not None:
         return pod_view(lab, pod), pod.key, pod
+    if reference.container is not None:
+        name = f"container/{reference.container.name}"
+        return docker.view(lab, reference.container), name, reference.container
     if reference.node is not None:
         return node_view(lab, reference.node), f"node/{reference.node.name}", None
     if reference.host is not None:

@@ -34,6 +34,7 @@ _NAMES = {
     **dict.fromkeys(("networkpolicies", "networkpolicy", "netpol"), "networkpolicies"),
     **dict.fromkeys(("hosts", "host"), "hosts"),
     **dict.fromkeys(("ingresses", "ingress", "ing"), "ingresses"),
+    **dict.fromkeys(("containers", "container"), "containers"),
     **dict.fromkeys(("loadbalancers", "loadbalancer", "lb"), "loadbalancers"),
 }
 _SINGULAR = {
@@ -44,6 +45,7 @@ _SINGULAR = {
     "networkpolicies": "networkpolicy",
     "hosts": "host",
     "ingresses": "ingress",
+    "containers": "container",
     "loadbalancers": "loadbalancer",
 }
 
@@ -81,7 +83,7 @@ def get(
 ) -> None:
     """List nodes, pods, services, endpointslices and what else a lab has (or `all`).
 
-    That is networkpolicies, ingresses, hosts and loadbalancers.
+    That is networkpolicies, ingresses, hosts, containers and loadbalancers.
 
     With --watch -o json each line is an event, as `kubectl get --watch --output-watch-events`
     prints it, until the lab goes down.
@@ -149,6 +151,7 @@ def _objects(lab: Lab, kind: str) -> list[Object]:
         "networkpolicies": status.network_policies,
         "hosts": status.hosts,
         "ingresses": status.ingresses,
+        "containers": status.containers,
         "loadbalancers": status.load_balancers,
     }
     return listed[kind](lab)
@@ -342,11 +345,23 @@ def _host_row(item: Object) -> list[str]:
     return [item["metadata"]["name"], spec["address"], spec.get("network") or "underlay"]
 
 
+def _container_row(item: Object) -> list[str]:
+    spec = item["spec"]
+    published = [
+        f"{port['hostPort']}->{port['port']}/{port.get('protocol', 'TCP')}"
+        for port in spec.get("ports") or ()
+        if port.get("hostPort")
+    ]
+    name, address = item["metadata"]["name"], spec.get("address") or "<none>"
+    return [name, spec["network"], address, spec["node"], ",".join(published) or "<none>"]
+
+
 # Header, how an object becomes a row, and how many last columns are for `-o wide` only.
 _TABLES: dict[str, tuple[list[str], Callable[[Object], list[str]], int]] = {
     "networkpolicies": (["NAMESPACE", "NAME", "TYPES", "POD-SELECTOR"], _policy_row, 0),
     "hosts": (["NAME", "ADDRESS", "NETWORK"], _host_row, 0),
     "ingresses": (["NAMESPACE", "NAME", "CLASS", "HOSTS", "ADDRESS"], _ingress_row, 0),
+    "containers": (["NAME", "NETWORK", "ADDRESS", "NODE", "PUBLISHED"], _container_row, 0),
     "loadbalancers": (["NAME", "ADDRESS", "POOL", "MODE"], _balancer_row, 0),
     "nodes": (["NAME", "INTERNAL-IP", "POD-CIDR"], _node_row, 0),
     "pods": (

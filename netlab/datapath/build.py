@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from netlab.datapath import faults, host_ports, outside, own_chains, own_tables, podnet, programs
+from netlab.datapath import (
+    docker,
+    faults,
+    host_ports,
+    outside,
+    own_chains,
+    own_tables,
+    podnet,
+    programs,
+)
 from netlab.datapath.overlay import PodsByNode, pod_mtu
 from netlab.datapath.overlays import type_of
 from netlab.datapath.services.modes import mode_of
@@ -65,6 +74,7 @@ def _servers(lab: Lab) -> Iterator[Server]:
                 addresses=everywhere,
             )
     yield from outside.servers(lab)
+    yield from docker.servers(lab)
     mode = mode_of(lab)
     for node in lab.nodes:
         yield from mode.servers(lab, node)
@@ -103,12 +113,14 @@ def _switch(lab: Lab) -> Namespace:
 
 
 def _programs(lab: Lab) -> dict[str, tuple[Process, ...]]:
-    """What the containers of each node's pods run."""
+    """What the containers of each node run, of its pods and of its Docker."""
     found: dict[str, tuple[Process, ...]] = {}
     for pod in lab.pods:
         if pod.ingress_controller or any(container.runs for container in pod.containers):
             own = programs.of_pod(lab, pod, pod_namespace_name(lab, pod))
             found[pod.node] = (*found.get(pod.node, ()), *own)
+    for node in lab.nodes if lab.docker_containers else ():
+        found[node.name] = (*found.get(node.name, ()), *docker.processes(lab, node))
     return found
 
 
@@ -133,13 +145,14 @@ def _node(
         name=node.name,
         namespace=Namespace(
             name=name,
-            links=(uplink, *part.links, *pod_net.links),
+            links=(uplink, *part.links, *pod_net.links, *docker.links(lab, node)),
             addresses=(
                 *podnet.link_addresses(
                     "eth0", mac, podnet.addresses_of(lab, node), lab.underlay.cidrs
                 ),
                 *part.addresses,
                 *pod_net.addresses,
+                *docker.addresses(lab, node),
             ),
             routes=(
                 *(
@@ -167,7 +180,7 @@ def _node(
             tables=own_tables.of_node(lab, node),
             chains=own_chains.of_node(lab, node),
         ),
-        pods=pod_net.pods,
+        pods=(*pod_net.pods, *docker.namespaces(lab, node, own_chains.of_resolver(lab))),
         rules=mode.render(lab, node) if rules else None,
         processes=(*part.processes, *mode.processes(lab, node), *running),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 
+from netlab.datapath import docker
 from netlab.datapath.outside_names import host_namespace
 from netlab.datapath.state import File, View, namespace_name
 from netlab.topology.model import Host, Lab, Node, Pod, Service
@@ -117,6 +118,8 @@ def _by_name(lab: Lab) -> Iterator[tuple[str, Callable[[], View]]]:
         yield name, lambda node=node: node_view(lab, node)  # type: ignore[misc]
     for host in lab.hosts:
         yield host_namespace(lab, host), lambda host=host: host_view(lab, host)  # type: ignore[misc]
+    for each in lab.docker_containers:
+        yield docker.view_name(lab, each), lambda each=each: docker.view(lab, each)  # type: ignore[misc]
 
 
 def _machine_view(lab: Lab, namespace: str, name: str) -> View:

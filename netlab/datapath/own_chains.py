@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from netlab.datapath import host_ports
+from netlab.datapath import docker, docker_rules, host_ports
 from netlab.datapath.services.iptables_save import matches, parse, target_of
 from netlab.datapath.state import Chains, namespace_name
 from netlab.topology.model import Lab, Node
@@ -18,29 +18,55 @@ Rules = dict[str, dict[str, list[str]]]
 """Rules without `-A CHAIN` by table and chain."""
 
 _AT_THE_HEAD = ("POSTROUTING", "FORWARD")
-_OURS = re.compile(r"CNI-(HOSTPORT|DN)-")
+_OURS = re.compile(r"CNI-(HOSTPORT|DN)-|DOCKER($|[-_])")
+# Docker's rules in chains of others that lead to none of its own.
+_DOCKERS = re.compile(
+    r"-[io] (docker0|br-[0-9a-f]{12}) .*-j (ACCEPT|MASQUERADE)$"
+    r"|-s (\S+/32) -d \3 -p (tcp|udp|sctp) .*-j MASQUERADE$"
+)
 
 
 def of_node(lab: Lab, node: Node) -> Chains | None:
     """Those of a node; None if it has none."""
-    texts = [_text(_wanted(lab, node, family)) for family in (4, 6)]
+    texts = [text(_wanted(lab, node, family)) for family in (4, 6)]
     if not any(texts):
         return None
     return Chains(ipv4=texts[0], ipv6=texts[1], backend=lab.iptables_backend)
 
 
+def of_resolver(lab: Lab) -> Chains:
+    """Those of a container that finds others by name."""
+    return Chains(ipv4=text(docker_rules.resolver_rules()), backend=lab.iptables_backend)
+
+
 def by_namespace(lab: Lab) -> dict[str, Chains]:
     """Those of a lab's nodes that have some."""
     found = {namespace_name(lab.name, node.name): of_node(lab, node) for node in lab.nodes}
+    for node in lab.nodes:
+        inside = docker.namespaces(lab, node, of_resolver(lab))
+        found |= {each.name: each.chains for each in inside}
     return {name: chains for name, chains in found.items() if chains}
 
 
 def _wanted(lab: Lab, node: Node, family: int) -> Rules:
+    """Of a node, whose Docker is there before its pods."""
+    found = docker_rules.chains(lab, node) if family == 4 else {}
     ports = host_ports.chains(lab, node, family)
-    return {"nat": {**ports, **host_ports.entries()}} if ports else {}
+    for chain, rules in {**ports, **host_ports.entries()}.items() if ports else ():
+        nat = found.setdefault("nat", {})
+        # What is put at a head comes before what was there.
+        nat[chain] = (
+            [*rules, *nat.get(chain, ())]
+            if chain in _AT_THE_HEAD
+            else [
+                *nat.get(chain, ()),
+                *rules,
+            ]
+        )
+    return found
 
 
-def _text(rules: Rules) -> str:
+def text(rules: Rules) -> str:
     """As `iptables-save` prints it, of tables in which nothing else is."""
     lines = []
     for table, chains in rules.items():
@@ -118,12 +144,19 @@ def _own(text: str) -> dict[str, dict[str, list[str]]]:
 
 
 def _appended(text: str) -> str:
-    """A text as it is printed: where rules are put at a head one by one, the last is the first."""
-    lines = text.splitlines()
-    heads = [line for line in lines if line.startswith("-I ")]
-    rest = [line for line in lines if not line.startswith("-I ")]
-    at = next((n for n, line in enumerate(rest) if line.startswith("-A ")), len(rest))
-    return "\n".join([*rest[:at], *(f"-A{line[2:]}" for line in reversed(heads)), *rest[at:]])
+    """A text as it is printed: of rules put at a head one by one the last is the first."""
+    found: list[str] = []
+    start = 0  # where the rules of a table begin
+    for line in text.splitlines():
+        if line.startswith("*"):
+            start = 0
+        elif line.startswith("-") and not start:
+            start = len(found)
+        if line.startswith("-I "):
+            found.insert(start, f"-A{line[2:]}")
+        else:
+            found.append(line)
+    return "\n".join(found)
 
 
 def _is_own(chain: str) -> bool:
@@ -132,4 +165,4 @@ def _is_own(chain: str) -> bool:
 
 def _leads(rule: str) -> bool:
     """Whether a rule of somebody's chain is ours."""
-    return _is_own(target_of(rule))
+    return _is_own(target_of(rule)) or bool(_DOCKERS.search(rule))

@@ -35,6 +35,9 @@ KINDS = {
     **dict.fromkeys(("ingressclass", "ingressclasses"), "IngressClass"),
     **dict.fromkeys(("host", "hosts"), "Host"),
     **dict.fromkeys(("gateway", "gateways"), "Gateway"),
+    **dict.fromkeys(("container", "containers"), "Container"),
+    **dict.fromkeys(("containernetwork", "containernetworks"), "ContainerNetwork"),
+    **dict.fromkeys(("configmap", "configmaps", "cm"), "ConfigMap"),
     **dict.fromkeys(("loadbalancer", "loadbalancers", "lb"), "LoadBalancer"),
 }
 """Kinds by the words of kubectl."""

@@ -37,7 +37,7 @@ from netlab.datapath.state import (
     Update,
     namespace_name,
 )
-from netlab.doctor import mode_problems
+from netlab.doctor import container_problems, mode_problems
 from netlab.kernel import ipvs, namespaces, nft, xtables
 from netlab.lab import control
 from netlab.problems import Exit, NetlabError, Problem
@@ -53,10 +53,10 @@ def concerns(change: Change) -> bool:
 
 
 def require(lab: Lab) -> None:
-    """Raise NetlabError (exit 3) if this machine lacks what the lab's mode is made of."""
+    """Raise NetlabError (exit 3) if this machine lacks what the lab is made of."""
     if lab.service_proxy.mode == "ipvs":
         ipvs.require()
-    if problems := list(mode_problems(lab)):
+    if problems := [*mode_problems(lab), *container_problems(lab)]:
         raise NetlabError(problems, Exit.MACHINE)
 
 
@@ -90,6 +90,9 @@ def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
             added = Change(verb="add", namespace=node.namespace.name, item=chains)
             made.setdefault(node.name, []).append(added)
     changes = [change for node in state.nodes for change in made.get(node.name, ())]
+    for node in state.nodes:
+        for namespace in node.pods:
+            changes += _of_chains(namespace, there=namespace.name in found)
     for namespace in (state.switch, *state.outside, *(node.namespace for node in state.nodes)):
         changes += _of_own_tables(state.lab, namespace, there=namespace.name in found)
     return changes
@@ -212,10 +215,24 @@ def _had_rules(lab: str) -> bool:
 
 def _all_differences(lab: str, node: NodeState) -> Iterable[Change]:
     """Changes for one node, of the proxy's rules and of the chains beside them."""
-    chains = node.namespace.chains
-    chosen = _backend(chains or node.rules)
+    chosen = _backend(node.namespace.chains or node.rules)
     saved = _saved(node.namespace.name, chosen)
     yield from _differences(lab, node.namespace.name, node.rules, saved)
+    yield from _chain_edits(node.namespace, saved)
+
+
+def _of_chains(namespace: Namespace, there: bool) -> Iterable[Change]:
+    """Changes for a namespace that has no other rules."""
+    if namespace.chains and there:
+        yield from _chain_edits(namespace, _saved(namespace.name, _backend(namespace.chains)))
+    elif namespace.chains:
+        yield Change(verb="add", namespace=namespace.name, item=namespace.chains)
+
+
+def _chain_edits(
+    namespace: Namespace, saved: Mapping[Backend, tuple[str, str]]
+) -> Iterable[Change]:
+    chains, chosen = namespace.chains, _backend(namespace.chains)
     for backend, printed in saved.items():
         wanted = chains if chains and backend == chosen else Chains()
         ipv4 = own_chains.edits(printed[0], wanted.ipv4)
@@ -223,7 +240,7 @@ def _all_differences(lab: str, node: NodeState) -> Iterable[Change]:
         if ipv4 or ipv6:
             verb: Literal["set", "delete"] = "delete" if wanted == Chains() else "set"
             item = Update(ipv4=ipv4, ipv6=ipv6, backend=backend)
-            yield Change(verb=verb, namespace=node.namespace.name, item=item)
+            yield Change(verb=verb, namespace=namespace.name, item=item)
 
 
 def _backend(wanted: Rules | Chains | None) -> Backend | None:

@@ -199,6 +199,8 @@ def _title(hop: Hop) -> str:
                 return f"{kind} {name.removeprefix(prefix)}"
         return outside.get(name, "underlay switch")
     space, colon, pod = name.partition(":")
+    if space == "_container":
+        return f"container {pod}"
     return f"pod {space}/{pod}" if colon else f"node {hop.node}"
 
 

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from netlab.problems import suggest
 from netlab.topology import (
     balancers,
+    docker,
     endpoints,
     ingresses,
     lab_document,
@@ -83,6 +84,10 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         _pod(draft, decided.families, containers.of(draft), naming.of_pod(draft, found))
         for draft in drafts
     )
+    docker_networks = docker.networks(objects, decided, nodes, found)
+    docker_containers = docker.containers(
+        objects, docker_networks, nodes, drafts, containers, found
+    )
     containers.tell()
     served, pods = ingresses.decide(objects, made, pods, found)
     found.raise_errors()
@@ -100,6 +105,8 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         pods=pods,
         services=tuple(made),
         endpoints=tuple(behind),
+        docker_networks=tuple(docker_networks),
+        docker_containers=tuple(docker_containers),
         gateway=gateway,
         hosts=tuple(hosts),
         balancers=tuple(boxes),

@@ -124,15 +124,18 @@ class Containers:
         )
 
     def _runs(self, draft: DraftPod, name: str, spec: k8s.Container) -> bool:
-        if not spec.command:
-            return False
+        return bool(spec.command) and self.is_run(
+            f"{draft.title}, container {name}", (spec.command or [""])[0]
+        )
+
+    def is_run(self, title: str, program: str) -> bool:
+        """Whether a program is run; if it is not, `tell` says so."""
         if not self.objects.runs_programs:
             self._commands += 1
             return False
-        program = spec.command[0]
         if shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{SBIN}"):
             return True
-        self._absent.setdefault(program, []).append(f"{draft.title}, container {name}")
+        self._absent.setdefault(program, []).append(title)
         return False
 
     def _pre_stop_s(self, spec: k8s.Container) -> int:

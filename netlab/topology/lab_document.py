@@ -215,13 +215,66 @@ class LoadBalancer(Strict, frozen=True, tag_field="kind", tag="LoadBalancer"):
     spec: LoadBalancerSpec
 
 
-KINDS: dict[str, type[Lab | Host | Gateway | LoadBalancer]] = {
+class PublishedPort(Strict, frozen=True):
+    port: Port
+    protocol: Protocol | None = None
+    hostPort: (
+        Annotated[Port, Meta(description="the node's port that is published for it")] | None
+    ) = None
+    hostIP: str | None = None
+
+
+class ContainerVariable(Strict, frozen=True):
+    name: str
+    value: str
+
+
+class ContainerSpec(Strict, frozen=True):
+    node: Annotated[str, Meta(description="the first one, if left out")] | None = None
+    network: (
+        Annotated[
+            str, Meta(description="none, host, bridge (the default), or a ContainerNetwork's name")
+        ]
+        | None
+    ) = None
+    address: str | None = None
+    image: str | None = None
+    command: list[str] | None = None
+    args: list[str] | None = None
+    workingDir: str | None = None
+    env: list[ContainerVariable] | None = None
+    ports: list[PublishedPort] | None = None
+
+
+class Container(Strict, frozen=True, tag_field="kind", tag="Container"):
+    """A container that Docker runs on a node, beside its pods."""
+
+    apiVersion: Literal["netlab/v1"]
+    metadata: LabMetadata
+    spec: ContainerSpec | None = None
+
+
+class ContainerNetworkSpec(Strict, frozen=True):
+    node: Annotated[str, Meta(description="the first one, if left out")] | None = None
+    subnet: Annotated[str, Meta(description="the first free one from 172.18.0.0/16 on")] | None = (
+        None
+    )
+
+
+class ContainerNetwork(Strict, frozen=True, tag_field="kind", tag="ContainerNetwork"):
+    """A network of a node's Docker that its user defined: a bridge with names in it."""
+
+    apiVersion: Literal["netlab/v1"]
+    metadata: LabMetadata
+    spec: ContainerNetworkSpec | None = None
+
+
+KINDS: dict[str, type[Lab | Host | Gateway | LoadBalancer | Container | ContainerNetwork]] = {
     "Lab": Lab,
     "Host": Host,
     "Gateway": Gateway,
     "LoadBalancer": LoadBalancer,
+    "Container": Container,
+    "ContainerNetwork": ContainerNetwork,
 }
 """Kinds of netlab/v1."""
-
-NOT_BUILT = ("Container", "ContainerNetwork")
-"""Kinds of netlab/v1 that this version does not build yet."""

@@ -399,6 +399,54 @@ class Host(Frozen, frozen=True):
     listen: tuple[tuple[Protocol, int], ...] = ()
 
 
+DockerMode = Literal["none", "host", "bridge"]
+
+
+class DockerNetwork(Frozen, frozen=True):
+    """A bridge of a node's Docker: the default one, called "bridge", or a user's own."""
+
+    name: str
+    node: str
+    cidr: str
+    bridge: str  # the link: "docker0", "br-0123456789ab"
+
+    @property
+    def gateway(self) -> str:
+        """The bridge's own address."""
+        return _first_two(self.cidr)[1]
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is the one that Docker makes, in which nobody is found by name."""
+        return self.name == "bridge"
+
+
+class DockerContainer(Frozen, frozen=True):
+    """A container that Docker runs on a node, beside its pods."""
+
+    name: str
+    node: str
+    mode: DockerMode
+    container: Container
+    network: str = ""  # with mode bridge
+    address: str = ""  # the same
+
+    @property
+    def listen(self) -> tuple[tuple[Protocol, int], ...]:
+        """What it answers on."""
+        return tuple((port.protocol, port.port) for port in self.container.ports)
+
+    @property
+    def published(self) -> tuple[ContainerPort, ...]:
+        """Ports that its node has for it."""
+        return tuple(port for port in self.container.ports if port.host_port and self.address)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Its address, if it has one of its own."""
+        return (self.address,) if self.address else ()
+
+
 class HealthChecks(Frozen, frozen=True):
     """How a load balancer finds out which nodes to send to; times in seconds."""
 
@@ -544,6 +592,8 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     endpoints: tuple[ServiceEndpoints, ...] = ()
     gateway: Gateway | None = None
     hosts: tuple[Host, ...] = ()
+    docker_networks: tuple[DockerNetwork, ...] = ()
+    docker_containers: tuple[DockerContainer, ...] = ()
     balancers: tuple[LoadBalancer, ...] = ()
     policies: tuple[NetworkPolicy, ...] = ()
     ingresses: tuple[Ingress, ...] = ()
@@ -575,6 +625,17 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
             (entry.namespace, entry.service, entry.port_name, entry.protocol): entry.endpoints
             for entry in self.endpoints
         }
+
+    def docker_network(self, container: DockerContainer) -> DockerNetwork | None:
+        """The network that a container is in; None if in none of its own."""
+        return next(
+            (
+                net
+                for net in self.docker_networks
+                if (net.node, net.name) == (container.node, container.network)
+            ),
+            None,
+        )
 
     @cached_property
     def with_host_ports(self) -> dict[str, tuple[Pod, ...]]:

@@ -65,6 +65,8 @@ class Objects:
     hosts: list[Own[lab_document.Host]] = field(default_factory=list)
     gateways: list[Own[lab_document.Gateway]] = field(default_factory=list)
     balancers: list[Own[lab_document.LoadBalancer]] = field(default_factory=list)
+    containers: list[Own[lab_document.Container]] = field(default_factory=list)
+    container_networks: list[Own[lab_document.ContainerNetwork]] = field(default_factory=list)
     settings: list[Document] = field(default_factory=list)  # of a cluster: ConfigMaps, pools
     declared: list[Document] = field(default_factory=list)  # the values that all these come from
     # Pods that go: what they have is not free yet.
@@ -246,11 +248,8 @@ def _is_new(
 def _add_own(objects: Objects, value: dict[str, Any], origin: Origin, found: Complaints) -> None:
     """An object of netlab's own kinds."""
     kind, version = value["kind"], value["apiVersion"]
-    if kind in lab_document.NOT_BUILT:
-        message = f"{kind} {_name(value)}: this version does not build netlab's kind {kind} yet"
-        found.error("unsupported", message, origin, "kind")
-    elif kind not in lab_document.KINDS:
-        near = suggest(kind, [*lab_document.KINDS, *lab_document.NOT_BUILT])
+    if kind not in lab_document.KINDS:
+        near = suggest(kind, list(lab_document.KINDS))
         kinds = ", ".join(lab_document.KINDS)
         hint = f'did you mean "{near}"?' if near else f"netlab's kinds are {kinds}"
         message = f'there is no kind "{kind}" in {lab_document.API_VERSION}'
@@ -274,16 +273,18 @@ def _add_own(objects: Objects, value: dict[str, Any], origin: Origin, found: Com
 def _add_outside(
     objects: Objects, value: dict[str, Any], origin: Origin, found: Complaints
 ) -> None:
-    """A Host, a Gateway or a LoadBalancer."""
+    """What is outside the cluster, or beside its pods."""
     title = f"{value['kind']} {_name(value)}"
     item = convert(value, lab_document.KINDS[value["kind"]], title, origin, found)
     objects.declared.append(Document(value, origin))
-    same_kind: list[Any] = []
-    if isinstance(item, lab_document.Host):
-        same_kind = objects.hosts
-    elif isinstance(item, lab_document.LoadBalancer):
-        same_kind = objects.balancers
-    if isinstance(item, lab_document.Host | lab_document.LoadBalancer):
+    lists: dict[type, list[Any]] = {
+        lab_document.Host: objects.hosts,
+        lab_document.LoadBalancer: objects.balancers,
+        lab_document.Container: objects.containers,
+        lab_document.ContainerNetwork: objects.container_networks,
+    }
+    same_kind = lists.get(type(item))
+    if item is not None and same_kind is not None:
         if any(item.metadata.name == other.item.metadata.name for other in same_kind):
             hint = "give one of them another name, or remove it"
             found.error(

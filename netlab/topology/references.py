@@ -13,13 +13,23 @@ from ipaddress import ip_address
 from typing import Literal
 
 from netlab.problems import NetlabError, Problem, suggest
-from netlab.topology.model import Family, Host, Lab, Node, Pod, Service, ServicePort
+from netlab.topology.model import (
+    DockerContainer,
+    Family,
+    Host,
+    Lab,
+    Node,
+    Pod,
+    Service,
+    ServicePort,
+)
 
 _KINDS = {
     **dict.fromkeys(("pod", "pods", "po"), "pod"),
     **dict.fromkeys(("svc", "service", "services"), "service"),
     **dict.fromkeys(("node", "nodes", "no"), "node"),
     **dict.fromkeys(("host", "hosts"), "host"),
+    **dict.fromkeys(("container", "containers"), "container"),
 }
 _OWNERS = {
     **dict.fromkeys(("deploy", "deployment", "deployments"), "Deployment"),
@@ -31,7 +41,9 @@ _OWNERS = {
 LOOPBACK: dict[Family, str] = {"IPv4": "127.0.0.1", "IPv6": "::1"}
 """What the name "localhost" stands for."""
 
-_Thing = Pod | Service | Node | Host
+_WITHOUT_NAMESPACE = ("node", "host", "container")
+
+_Thing = Pod | Service | Node | Host | DockerContainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +57,11 @@ class Reference:
     host or Service that it belongs to, if any.
     """
 
-    kind: Literal["pod", "node", "service", "host", "address"]
+    kind: Literal["pod", "node", "service", "host", "container", "address"]
     pod: Pod | None = None
     node: Node | None = None
     host: Host | None = None
+    container: DockerContainer | None = None
     service: Service | None = None
     address: str | None = None
     port: ServicePort | None = None
@@ -140,6 +153,12 @@ def _whose(lab: Lab, address: str, number: int | None) -> Reference:
     for host in lab.hosts:
         if address in host.addresses:
             return Reference("address", host=host, address=address, port_number=number)
+    for container in lab.docker_containers:
+        if address == container.address:
+            node = lab.node(container.node)
+            return Reference(
+                "address", container=container, node=node, address=address, port_number=number
+            )
     for service in lab.services:
         if address in (*service.cluster_ips, *service.external_ips, *service.load_balancer_ips):
             port, number = _service_port(service, None if number is None else str(number))
@@ -151,13 +170,16 @@ def _whose(lab: Lab, address: str, number: int | None) -> Reference:
 
 def _of_kind(lab: Lab, kind: str, name: str, port: str | None, namespace: str | None) -> Reference:
     inside, slash, last = name.partition("/")
-    if slash and kind not in ("node", "host"):
+    if slash and kind not in _WITHOUT_NAMESPACE:
         namespace, name = inside, last
     hits: Mapping[str, _Thing]
     if kind == "node":
         hits, known = _nodes(lab, name), [node.name for node in lab.nodes]
     elif kind == "host":
         hits, known = _hosts(lab, name), [host.name for host in lab.hosts]
+    elif kind == "container":
+        known = [each.name for each in lab.docker_containers]
+        hits = _containers(lab, name)
     elif kind == "pod":
         hits, known = _pods(lab, name, namespace), _names(lab.pods, namespace)
     else:
@@ -172,11 +194,16 @@ def _bare(
     hits: dict[str, _Thing] = {
         **_pods(lab, name, namespace),
         **_services(lab, name, namespace),
-        **({**_nodes(lab, name), **_hosts(lab, name)} if with_nodes else {}),
+        **(
+            {**_nodes(lab, name), **_hosts(lab, name), **_containers(lab, name)}
+            if with_nodes
+            else {}
+        ),
     }
     known = _names((*lab.pods, *lab.services), namespace)
     if with_nodes:
         known += [*(node.name for node in lab.nodes), *(host.name for host in lab.hosts)]
+        known += [each.name for each in lab.docker_containers]
     return _reference(lab, _only(lab, "name", name, hits, known, namespace), port)
 
 
@@ -220,6 +247,10 @@ def _hosts(lab: Lab, name: str) -> dict[str, Host]:
     return {f"host/{host.name}": host for host in lab.hosts if host.name == name}
 
 
+def _containers(lab: Lab, name: str) -> dict[str, DockerContainer]:
+    return {f"container/{each.name}": each for each in lab.docker_containers if each.name == name}
+
+
 def _reference(lab: Lab, thing: _Thing, port: str | None) -> Reference:
     if isinstance(thing, Pod):
         return _pod_reference(lab, thing, port)
@@ -228,6 +259,11 @@ def _reference(lab: Lab, thing: _Thing, port: str | None) -> Reference:
     if isinstance(thing, Host):
         number = _number(port, f"host/{thing.name}", {})
         return Reference("host", host=thing, address=thing.addresses[0], port_number=number)
+    if isinstance(thing, DockerContainer):
+        number = _number(port, f"container/{thing.name}", {})
+        node = lab.node(thing.node)
+        own = thing.address or (node.address if thing.mode == "host" else None)
+        return Reference("container", container=thing, node=node, address=own, port_number=number)
     number = _number(port, f"node/{thing.name}", {})
     return Reference("node", node=thing, address=thing.address, port_number=number)
 
@@ -290,11 +326,12 @@ def _only(
     if hits:
         return next(iter(hits.values()))
     what = "" if kind == "name" else f"{kind} "
-    inside = f", namespace {namespace}" if namespace and kind not in ("node", "host") else ""
+    inside = f", namespace {namespace}" if namespace and kind not in _WITHOUT_NAMESPACE else ""
     listing = {
         "service": "netlab get services",
         "node": "netlab get nodes",
         "host": "netlab get hosts",
+        "container": "netlab get containers",
     }
     raise _error(
         f"unknown-{kind}",

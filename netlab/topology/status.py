@@ -142,6 +142,27 @@ def ingresses(lab: Lab) -> list[Object]:
     ]
 
 
+def containers(lab: Lab) -> list[Object]:
+    """Containers of Docker, `netlab/v1`."""
+    declared = _declared(lab, "Container")
+    return [
+        _merged(
+            declared.get(("", each.name)),
+            {
+                "apiVersion": "netlab/v1",
+                "kind": "Container",
+                "metadata": {"name": each.name},
+                "spec": {
+                    "node": each.node,
+                    "network": each.network or each.mode,
+                    **({"address": each.address} if each.address else {}),
+                },
+            },
+        )
+        for each in lab.docker_containers
+    ]
+
+
 def load_balancers(lab: Lab) -> list[Object]:
     """LoadBalancers, `netlab/v1`."""
     declared = _declared(lab, "LoadBalancer")

@@ -30,6 +30,7 @@ from netlab.trace.model import ProbeProtocol
 from netlab.trace.place import (
     Place,
     place_of_balancer,
+    place_of_container,
     place_of_gateway,
     place_of_host,
     place_of_internet,
@@ -184,6 +185,8 @@ def in_lab(lab: Lab, address: str) -> bool:
     ours = {each for node in lab.nodes for each in node.addresses}
     ours |= {each for pod in lab.pods for each in pod.addresses}
     ours |= {each for host in lab.hosts for each in host.addresses}
+    ours |= {each for container in lab.docker_containers for each in container.addresses}
+    ours |= {net.gateway for net in lab.docker_networks}
     ours |= {each for box in lab.balancers for each in box.addresses}
     for service in lab.services:
         ours |= {*service.cluster_ips, *service.external_ips, *service.load_balancer_ips}
@@ -199,6 +202,8 @@ def sender(lab: Lab, request: Request) -> Place:
 def _sender(lab: Lab, request: Request, source: Reference) -> Place:
     if source.pod:
         return place_of_pod(lab, source.pod)
+    if source.container:
+        return place_of_container(lab, source.container)
     if source.node:
         return place_of_node(lab, source.node)
     if source.host:
@@ -295,6 +300,8 @@ def _addresses(target: Reference, outside: bool) -> tuple[str, ...]:
         return target.service.load_balancer_ips
     if target.service:
         return tuple(each for each in target.service.cluster_ips if each != "None")
+    if target.container and target.container.mode != "host":
+        return target.container.addresses
     owner = target.pod or target.node or target.host
     return owner.addresses if owner else ()
 
@@ -312,6 +319,8 @@ def _receivers(
     found: list[Place] = []
     if target.pod:
         found.append(place_of_pod(lab, target.pod))
+    elif target.container:
+        found.append(place_of_container(lab, target.container))
     elif target.node:
         found.append(place_of_node(lab, target.node))
     elif target.host:
@@ -322,7 +331,8 @@ def _receivers(
         found += _places_of_endpoints(
             lab, (end for end in endpoints if family_of(end.address) is family)
         )
-    node = target.node.name if target.node and not target.pod else None
+    own = target.pod or target.container
+    node = target.node.name if target.node and not own else None
     if target.address and ip_address(target.address).is_loopback:
         node = sender.node if sender.kind == "node" else None
     number = request.port or target.port_number
@@ -330,6 +340,11 @@ def _receivers(
         place_of_pod(lab, pod)
         for pod in lab.with_host_ports.get(node or "", ())
         if any(each.host_port == number for each in pod.ports)
+    ]
+    found += [
+        place_of_container(lab, container)
+        for container in lab.docker_containers
+        if container.node == node and any(each.host_port == number for each in container.published)
     ]
     if not found and target.address and not target.service:
         found += _nodes_for(lab, target.address)

@@ -16,7 +16,7 @@ import msgspec
 from netlab.datapath.overlays import tunnel, tunnels, vni
 from netlab.datapath.podnet import outer_link, switch_port
 from netlab.topology.model import Endpoint, Lab, Node, Pod, Service, ServicePort
-from netlab.trace import declared_outside
+from netlab.trace import declared_docker, declared_outside
 from netlab.trace.declared_outside import Attached
 from netlab.trace.family import Family, family_of, first_of
 from netlab.trace.model_steps import TunnelKind
@@ -173,8 +173,34 @@ class DeclaredNetwork:
         """The bridge port that leads to a pod on its node, or to a node on the switch."""
         return switch_port(owner) if isinstance(owner, Node) else outer_link(owner)
 
+    def bridge_of(self, place: Place) -> str:
+        """The bridge of its node that a pod's or a container's link leads to."""
+        home = declared_docker.home_of(self.lab, place) if place.kind == "container" else None
+        return home.bridge if home else BRIDGE
+
+    def is_bridge(self, place: Place, device: str) -> bool:
+        """Whether a device of a node is a bridge of pods or containers."""
+        is_dockers = declared_docker.network_of(self.lab, place.node, device) is not None
+        return place.kind == "node" and (device == BRIDGE or is_dockers)
+
+    def bridge_port_of(self, place: Place) -> str:
+        """The port of that bridge."""
+        if place.kind == "container":
+            return declared_docker.port_of(self.lab, place)
+        return outer_link(self.pod_of(place))
+
+    def on_bridge(self, node: Place, bridge: str, address: str) -> Place | None:
+        """The pod or container on a bridge of a node that has an address."""
+        net = declared_docker.network_of(self.lab, node.node, bridge)
+        if net:
+            return declared_docker.member(self.lab, net, address)
+        pod = self.pod_at(address)
+        return self.place_of(pod) if pod and pod.node == node.node else None
+
     def mtu(self, place: Place, device: str) -> int:
         """Bytes of an IP packet that a device takes; pods have one link for both families."""
+        if place.kind == "container" or declared_docker.network_of(self.lab, place.node, device):
+            return declared_docker.MTU
         underlay = self.lab.underlay.mtu
         if not self._headers or device == SWITCH_BRIDGE:
             return underlay
@@ -241,12 +267,15 @@ class DeclaredNetwork:
                 yield from (
                     (device, each) for each in node.overlay_addresses if self._is_ours(each)
                 )
+            for net in self.lab.docker_networks:
+                if net.node == node.name and self._is_ours(net.gateway):
+                    yield net.bridge, net.gateway
         elif place.kind in ("host", "gateway", "balancer"):
             for each in self._attached:
                 if each.place == place:
                     yield from ((each.device, own) for own in each.addresses if self._is_ours(own))
         else:
-            device = UPLINK if place.kind == "pod" else SWITCH_BRIDGE
+            device = UPLINK if place.kind in ("pod", "container") else SWITCH_BRIDGE
             yield from ((device, each) for each in place.addresses if self._is_ours(each))
 
     def _is_ours(self, text: str) -> bool:
@@ -294,11 +323,19 @@ class DeclaredNetwork:
             yield from (Way(each, SWITCH_BRIDGE) for each in self.lab.underlay.cidrs)
         elif place.kind == "pod":
             yield from self._pod_routes(self.pod_of(place))
+        elif place.kind == "container":
+            home = declared_docker.home_of(self.lab, place)
+            if home and self._is_ours(home.cidr):
+                yield Way(home.cidr, UPLINK)
+                yield Way(self.family.every_address, UPLINK, home.gateway)
         elif place.kind in ("host", "gateway", "balancer"):
             yield from self._outside_routes(place)
         else:
             yield from self._outside_routes(place)
             yield from self._node_routes(self.node_of(place))
+            for net in self.lab.docker_networks:
+                if net.node == place.node and self._is_ours(net.cidr):
+                    yield Way(net.cidr, net.bridge)
 
     def _outside_routes(self, place: Place) -> Iterator[Way]:
         yield from (Way(*each) for each in declared_outside.routes(self.lab, place, self.family))

@@ -22,6 +22,7 @@ _ADDRESSED = {
     "node": ["eth0", "cbr0"],
     "switch": ["br0"],
     "host": ["eth0"],
+    "container": ["eth0"],
     "gateway": ["eth0", "eth1"],
     "balancer": ["eth0"],
 }

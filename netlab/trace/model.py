@@ -80,7 +80,7 @@ class Application(Data, frozen=True, kw_only=True):
 class Receiver(Data, frozen=True, kw_only=True):
     """Who received the probe."""
 
-    kind: Literal["pod", "node", "host", "gateway", "balancer", "unknown"]
+    kind: Literal["pod", "node", "host", "container", "gateway", "balancer", "unknown"]
     name: str  # `namespace/name` of a pod
     node: str | None
     ip: str

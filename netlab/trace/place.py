@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from netlab.datapath.docker_names import container_namespace
 from netlab.datapath.outside_names import (
     balancer_namespace,
     gateway_namespace,
@@ -14,14 +15,14 @@ from netlab.datapath.outside_names import (
 )
 from netlab.datapath.overlays import type_of
 from netlab.datapath.state import namespace_name
-from netlab.topology.model import Host, Lab, LoadBalancer, Node, Pod
+from netlab.topology.model import DockerContainer, Host, Lab, LoadBalancer, Node, Pod
 
 
 class Place(msgspec.Struct, frozen=True):
     """A network namespace of the lab; `name` is `namespace/name` of a pod, or the node's name."""
 
     namespace: str  # file under /run/netns
-    kind: Literal["pod", "node", "host", "gateway", "balancer", "switch"]
+    kind: Literal["pod", "node", "host", "container", "gateway", "balancer", "switch"]
     name: str
     node: str | None
     addresses: tuple[str, ...] = ()
@@ -41,7 +42,8 @@ def place_of_node(lab: Lab, node: Node) -> Place:
     # Without a tunnel there is no end of one, and routed pods have no bridge.
     tunnel = node.overlay_addresses if overlay.device else ()
     bridge = () if overlay.routed_pods else node.bridge_addresses
-    addresses = (*node.addresses, *bridge, *tunnel)
+    dockers = (net.gateway for net in lab.docker_networks if net.node == node.name)
+    addresses = (*node.addresses, *bridge, *tunnel, *dockers)
     return Place(namespace_name(lab.name, node.name), "node", node.name, node.name, addresses)
 
 
@@ -51,6 +53,14 @@ def place_of_pod(lab: Lab, pod: Pod) -> Place:
         return place_of_node(lab, lab.node(pod.node))
     name = namespace_name(lab.name, pod.namespace, pod.name)
     return Place(name, "pod", pod.key, pod.node, pod.addresses)
+
+
+def place_of_container(lab: Lab, container: DockerContainer) -> Place:
+    """The namespace of a container of Docker's: its node's with mode host."""
+    if container.mode == "host":
+        return place_of_node(lab, lab.node(container.node))
+    name = container_namespace(lab, container)
+    return Place(name, "container", container.name, container.node, container.addresses)
 
 
 def place_of_switch(lab: Lab) -> Place:

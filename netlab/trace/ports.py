@@ -62,7 +62,7 @@ def protocol_of(request: Request, target: Reference, port: ServicePort | None) -
         return "tcp" if port.protocol == "TCP" else "udp"
     if request.port or target.port_number or target.service:
         return "tcp"
-    server = target.pod or target.host
+    server = target.pod or target.host or target.container
     if server and server.listen:
         return "tcp" if any(protocol == "TCP" for protocol, _ in server.listen) else "udp"
     return "icmp"
@@ -83,7 +83,7 @@ def port_of(request: Request, target: Reference, protocol: ProbeProtocol) -> int
             return ports[0].port
         known = ", ".join(port.name or str(port.port) for port in target.service.ports)
     else:
-        server = target.pod or target.host
+        server = target.pod or target.host or target.container
         listening = server.listen if server else ()
         of_protocol = [open_port for name, open_port in listening if name == protocol.upper()]
         if usual and (usual in of_protocol or protocol == "udp" or not of_protocol):

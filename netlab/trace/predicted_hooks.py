@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from netlab.topology.model import Endpoint, Node
-from netlab.trace import predicted_host_ports
+from netlab.trace import declared_docker, predicted_host_ports
 from netlab.trace.declared_network import LOOPBACK, UPLINK, DeclaredNetwork
 from netlab.trace.declared_outside import OUTSIDE, masquerades
 from netlab.trace.model_steps import Socket, Tuple
@@ -91,14 +91,21 @@ class PredictedHooks:
         found = proxy.translate(packet)
         connection.kind = proxy.kind
         if found is None:
-            found = predicted_host_ports.translate(
-                self._network, self._network.node_of(node), packet
-            )
+            found = self._of_node_ports(node, packet)
             connection.kind = "dnat" if found else proxy.kind
         if found is None:
             return passing, flow, None
         turned, masquerade = self._chosen(node, flow, found, connection)
         return Passing(connection, False, True, masquerade), turned, None
+
+    def _of_node_ports(self, node: Place, packet: Packet) -> Offer | None:
+        """What Docker publishes on the node, and pods' ports there."""
+        if not self._network.is_local(node, packet.destination.ip):
+            return None
+        of_node = self._network.node_of(node)
+        return declared_docker.translate(
+            self._network.lab, of_node, packet
+        ) or predicted_host_ports.translate(self._network, of_node, packet)
 
     def _chosen(
         self, node: Place, flow: Tuple, found: Offer, connection: Connection
@@ -148,7 +155,10 @@ class PredictedHooks:
             if flow.source != connection.original.destination:
                 self._story.undone(connection.kind, flow.source, connection.original.destination)
             return msgspec.structs.replace(flow, source=connection.original.destination)
-        if not passing.masquerade and not self._leaves_cluster(flow, passing):
+        dockers = passing.is_new and declared_docker.masquerades(
+            self._network.lab, node.node, flow.source.ip, device
+        )
+        if not (passing.masquerade or dockers or self._leaves_cluster(flow, passing)):
             return flow
         name = UPLINK if device == LOOPBACK else device
         source = Socket(ip=self._network.address_on(node, name))
@@ -163,8 +173,18 @@ class PredictedHooks:
         )
 
     def refusal(
-        self, node: Place, flow: Tuple, device: str | None, hook: Hook, passing: Passing
+        self,
+        node: Place,
+        flow: Tuple,
+        device: str | None,
+        hook: Hook,
+        passing: Passing,
+        goes_by: str = "",
     ) -> Refusal | None:
+        """What stops a packet; `goes_by` is the device by which it would be passed on."""
+        lab = self._network.lab
+        if goes_by and (refused := declared_docker.refusal(lab, node.node, device, goes_by)):
+            return refused
         proxy = self._proxy(node)
         if passing.connection is None:
             # A SYN-ACK of a connection that was not seen to begin.
@@ -173,7 +193,10 @@ class PredictedHooks:
                 return Refusal("conntrack-invalid", False)
             return None
         untranslated = passing.connection.reply.source == passing.connection.original.destination
-        if passing.is_new and untranslated:
+        is_dockers = goes_by and declared_docker.accepts(
+            lab, node.node, device, goes_by, flow.destination
+        )
+        if passing.is_new and untranslated and not is_dockers:
             refusal = proxy.after(self._packet(flow, device), hook)
             if refusal:
                 return refusal

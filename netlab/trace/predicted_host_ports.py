@@ -15,12 +15,9 @@ from netlab.trace.predicted_services import Packet, Translation
 
 
 def translate(network: DeclaredNetwork, node: Node, packet: Packet) -> Translation | None:
-    """Where the connection is sent instead; None: its destination stays."""
-    pods = network.lab.with_host_ports.get(node.name, ())
+    """Where the connection, which is to an address of the node, is sent; None: it stays."""
     asked = packet.protocol, packet.destination.port
-    if not pods or not network.is_local(network.place_of(node), packet.destination.ip):
-        return None
-    for pod in pods:
+    for pod in network.lab.with_host_ports.get(node.name, ()):
         own = first_of(network.family, pod.addresses)
         for port in pod.ports if own else ():
             if (port.protocol, port.host_port) == asked and _is_at(port.host_ip, packet):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from netlab.topology.model import Node, Pod
+from netlab.topology.model import Node
 from netlab.trace.declared_network import (
     BRIDGE,
     LOOPBACK,
@@ -134,60 +134,60 @@ class Walker:
             # It may not be fragmented; who wants to send it is told by its own kernel.
             return Stop(place, "mtu", bool(self.story.hops))
         hop = way.via or flow.destination.ip
-        if place.kind == "pod":
+        if place.kind in ("pod", "container"):
             return self._from_pod(place, flow, hop)
-        if way.device == BRIDGE:
-            pod = self._pod_on(place, hop)
-            if pod is None:
+        if self.network.is_bridge(place, way.device):
+            end = self.network.on_bridge(place, way.device, hop)
+            if end is None:
                 return Stop(place, "neighbour-unresolved", True)
             before = self.story.hops[-1] if self.story.hops else None
-            turned = before and (before.namespace, before.device) == (place.namespace, BRIDGE)
-            self.story.hop(place, BRIDGE, "out", flow, sure=not (turned and self._tells_pods(way)))
-            return self._to_pod(place, flow, pod)
+            turned = before and (before.namespace, before.device) == (place.namespace, way.device)
+            sure = not (turned and self._tells_pods(way))
+            self.story.hop(place, way.device, "out", flow, sure=sure)
+            return self._to_pod(place, flow, end)
         if pod := self.network.pod_behind(place, way.device):
-            return self._to_pod(place, flow, pod)
+            return self._to_pod(place, flow, self.network.place_of(pod))
         if self.network.is_tunnel(place, way.device):
             return self._through_tunnel(place, flow, way.device, self.network.peer_behind(hop))
         return self._over_underlay(place, flow, hop, way.device)
 
     # --- links -----------------------------------------------------------------------------------
 
-    def _pod_on(self, node: Place, address: str) -> Pod | None:
-        pod = self.network.pod_at(address)
-        return pod if pod and pod.node == node.node else None
-
     def _from_pod(self, place: Place, flow: Tuple, hop: str) -> Arrival | Stop:
-        """Out of a pod's link into its node's bridge, addressed to the node or to another pod."""
+        """Out of a link into its node's bridge, addressed to the node or to another of its ports.
+
+        It is a pod's or a container's.
+        """
         node = self.network.place_of(self.network.node_of(place))
-        if self.network.is_routed:
+        if self.network.is_routed and place.kind == "pod":
             return self._from_routed_pod(place, node, flow)
-        other = self._pod_on(node, hop)
+        bridge = self.network.bridge_of(place)
+        other = self.network.on_bridge(node, bridge, hop)
         if other is None and not self.network.is_local(node, hop):
             return Stop(place, "neighbour-unresolved", True)
-        port = self.network.port_of(self.network.pod_of(place))
         self.story.hop(place, UPLINK, "out", flow)
-        self.story.hop(node, port, "in", flow)
+        self.story.hop(node, self.network.bridge_port_of(place), "in", flow)
         # Bridge netfilter runs the first hook on the port itself.
-        passing, turned, stop = self.hooks.first(node, flow, BRIDGE)
+        passing, turned, stop = self.hooks.first(node, flow, bridge)
         if stop:
             return stop
         if turned.destination != flow.destination:
             address = turned.destination.ip
             way = self.network.route(node, address)
-            other = self._pod_on(node, address)
-            if other is None or way is None or way.device != BRIDGE:
-                return self._up_from_bridge(node, turned, passing)
-            passed = self._past_bridge(node, turned, passing)
+            other = self.network.on_bridge(node, bridge, address)
+            if other is None or way is None or way.device != bridge:
+                return self._up_from_bridge(node, turned, bridge, passing)
+            passed = self._past_bridge(node, turned, bridge, passing)
             if isinstance(passed, Stop):
                 # While the bridge looks for the MAC of whom it was translated to.
-                self.story.hop(node, BRIDGE, "out", turned, sure=False)
+                self.story.hop(node, bridge, "out", turned, sure=False)
                 return passed
-            self.story.hop(node, BRIDGE, "out", passed, sure=False)
+            self.story.hop(node, bridge, "out", passed, sure=False)
             return self._to_pod(node, passed, other)
         if other:
-            passed = self._past_bridge(node, turned, passing)
+            passed = self._past_bridge(node, turned, bridge, passing)
             return passed if isinstance(passed, Stop) else self._to_pod(node, passed, other)
-        return self._up_from_bridge(node, turned, passing)
+        return self._up_from_bridge(node, turned, bridge, passing)
 
     def _from_routed_pod(self, place: Place, node: Place, flow: Tuple) -> Arrival | Stop:
         """Out of a pod's link into its node's routing."""
@@ -203,15 +203,17 @@ class Walker:
         """Whether IPv4 takes a source for impossible: its own, from outside.  IPv6 does not ask."""
         return self.network.family.version == 4 and self.network.is_local(place, flow.source.ip)
 
-    def _past_bridge(self, node: Place, flow: Tuple, passing: Passing) -> Tuple | Stop:
+    def _past_bridge(self, node: Place, flow: Tuple, bridge: str, passing: Passing) -> Tuple | Stop:
         """From port to port of a bridge, whose netfilter still meets the node's other hooks."""
-        refusal = self.hooks.refusal(node, flow, BRIDGE, "forward", passing)
-        return Stop(node, *refusal) if refusal else self.hooks.last(node, flow, BRIDGE, passing)
+        refusal = self.hooks.refusal(node, flow, bridge, "forward", passing, bridge)
+        return Stop(node, *refusal) if refusal else self.hooks.last(node, flow, bridge, passing)
 
-    def _up_from_bridge(self, node: Place, flow: Tuple, passing: Passing) -> Arrival | Stop:
+    def _up_from_bridge(
+        self, node: Place, flow: Tuple, bridge: str, passing: Passing
+    ) -> Arrival | Stop:
         way = None if self._is_local(node, flow) else self.network.route(node, flow.destination.ip)
-        self.story.hop(node, BRIDGE, "in", flow, sure=not (way and self._tells_pods(way)))
-        return self._route(node, flow, BRIDGE, passing)
+        self.story.hop(node, bridge, "in", flow, sure=not (way and self._tells_pods(way)))
+        return self._route(node, flow, bridge, passing)
 
     def _tells_pods(self, way: Way) -> bool:
         """Whether a pod is told that another is on its own link, after which it sends there.
@@ -220,9 +222,8 @@ class Walker:
         """
         return way.device == BRIDGE and self.network.family.version == 6
 
-    def _to_pod(self, node: Place, flow: Tuple, pod: Pod) -> Arrival | Stop:
-        self.story.hop(node, self.network.port_of(pod), "out", flow)
-        place = self.network.place_of(pod)
+    def _to_pod(self, node: Place, flow: Tuple, place: Place) -> Arrival | Stop:
+        self.story.hop(node, self.network.bridge_port_of(place), "out", flow)
         self.story.hop(place, UPLINK, "in", flow)
         return Stop(place, "martian") if self._is_martian(place, flow) else Arrival(place, flow)
 
@@ -375,7 +376,7 @@ class Walker:
             return Stop(node, "no-route", True)
         if way.device == NOWHERE:
             return Stop(node, "blackhole")
-        refusal = self.hooks.refusal(node, flow, device, "forward", passing)
+        refusal = self.hooks.refusal(node, flow, device, "forward", passing, way.device)
         if refusal:
             return Stop(node, *refusal)
         return self._leave(node, self.hooks.last(node, flow, way.device, passing), way)

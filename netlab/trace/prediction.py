@@ -11,8 +11,10 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
+from netlab.datapath.docker_names import RESOLVER
 from netlab.problems import NetlabError, Problem
 from netlab.topology.model import Endpoint, Lab
+from netlab.trace import declared_docker
 from netlab.trace.aim import Aim, Request, aim, in_lab
 from netlab.trace.declared_network import UPLINK, DeclaredNetwork
 from netlab.trace.declared_outside import host_of
@@ -96,6 +98,8 @@ def unpredictable(lab: Lab, decided: Aim) -> str | None:
             f"{decided.destination} is the address of any router of its network, and who answers, "
             "and from which address, is not predicted"
         )
+    if decided.source.kind == "container" and decided.destination == RESOLVER:
+        return "what a container's own name server makes of a question is not predicted"
     if decided.source.kind == "switch":
         return "what comes from outside is not predicted"
     if decided.ttl or decided.fragment:
@@ -283,6 +287,18 @@ def _receiver_at(network: DeclaredNetwork, endpoint: Endpoint) -> Receiver:
     if host and owner is None:
         ip, port = endpoint.address, endpoint.port
         return Receiver(kind="host", name=host.name, node=None, ip=ip, port=port)
+    for container in network.lab.docker_containers:
+        if owner is None and (container.node, container.address) == (
+            endpoint.node,
+            endpoint.address,
+        ):
+            return Receiver(
+                kind="container",
+                name=container.name,
+                node=container.node,
+                ip=endpoint.address,
+                port=endpoint.port,
+            )
     return Receiver(
         kind="pod" if pod else "node" if node else "unknown",
         name=pod.key if pod else node.name if node else endpoint.address,
@@ -300,6 +316,8 @@ def _listens(network: DeclaredNetwork, decided: Aim, end: Arrival) -> bool:
     place: Place = end.place
     if place.kind == "pod":
         return asked in network.pod_of(place).listen
+    if place.kind == "container":
+        return asked in declared_docker.container_of(network.lab, place).listen
     if place.kind == "host":
         return asked in host_of(network.lab, place).listen
     if place.kind in ("switch", "gateway", "balancer"):
@@ -307,6 +325,8 @@ def _listens(network: DeclaredNetwork, decided: Aim, end: Arrival) -> bool:
     if place in (each.place for each in proxies(network.lab, decided)):
         return True
     on_host = (p for p in network.lab.pods if p.host_network and p.node == place.node)
+    if declared_docker.listens(network.lab, place.node, asked):
+        return True
     return any(asked in pod.listen for pod in on_host) or any(
         ("TCP", service.health_check_node_port) == asked
         for service in network.lab.services

@@ -53,7 +53,7 @@ class Connections:
 
     def arm(self, places: Sequence[Place]) -> None:
         for place in places:
-            if place.kind not in ("node", "gateway", "balancer"):
+            if place.kind not in ("node", "container", "gateway", "balancer"):
                 continue
             try:
                 with entered(place.namespace):
@@ -73,8 +73,9 @@ class Connections:
             return True
         if _tracks(canary, self._family):
             return False
-        # (A load balancer that passes packets on tracks none.)
-        if canary.place.kind != "balancer" and canary.place.name not in self._untracked:
+        # (A load balancer that passes packets on tracks none, nor do containers without rules.)
+        tracks = canary.place.kind not in ("balancer", "container")
+        if tracks and canary.place.name not in self._untracked:
             self._untracked.append(canary.place.name)
         return True
 

@@ -145,7 +145,7 @@ class Rules:
 
     def arm(self, places: Sequence[Place]) -> None:
         for place in places:
-            if place.kind not in ("node", "gateway", "balancer"):
+            if place.kind not in ("node", "container", "gateway", "balancer"):
                 continue
             try:
                 with entered(place.namespace):
