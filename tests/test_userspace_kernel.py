@@ -165,6 +165,23 @@ def test_an_endpoint_that_does_not_answer_is_where_it_is_lost(lab: Lab, port: in
     assert found.drop == second.drop
 
 
+def test_a_connection_that_waits_for_a_mac_is_told(lab: Lab) -> None:
+    (end,) = (each for each in lab.endpoints[0].endpoints if each.pod == "demo/p2")
+    lab = replace(lab, endpoints=tuple(replace(each, endpoints=(end,)) for each in lab.endpoints))
+    init = control.connect(lab.name)
+    assert init
+    before = set(pids(init, "haproxy"))
+    lifecycle.up(lab)
+    eventually(lambda: len(before & set(pids(init, "haproxy"))) == 2)
+    node, p2 = f"{lab.name}:n1", f"{lab.name}:demo:p2"
+    for where, command in ((p2, "link set eth0 arp off down"), (node, "neigh flush to 10.244.1.3")):
+        subprocess.run(["ip", "-n", where, *command.split()], check=True)
+    found = trace(lab, Request("p0", "svc/web:80"))
+    assert (found.disposition, found.reason) == ("dropped", "neighbour-unresolved")
+    assert found.drop
+    assert "HAProxy of node n1 opens one to 10.244.1.3:8002" in found.drop.explanation
+
+
 def test_a_change_is_read_without_losing_a_connection(lab: Lab) -> None:
     p0 = f"{lab.name}:demo:p0"
     init = control.connect(lab.name)

@@ -14,6 +14,7 @@ import select
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
 
 import msgspec
 from msgspec.structs import replace
@@ -30,6 +31,7 @@ from netlab.trace.family import Family
 from netlab.trace.model import Loss, Receiver, Trace, Translation
 from netlab.trace.model_steps import Socket, Tuple
 from netlab.trace.openings import pcap
+from netlab.trace.path import Tables
 from netlab.trace.place import Place
 from netlab.trace.predicted_redirection import closed
 from netlab.trace.predicted_redirection import joined as as_one
@@ -42,6 +44,7 @@ from netlab.trace.watch import Watch
 from netlab.trace.witnesses.packets import Sighting
 
 _BUFFER = 4 << 20
+_SYN_SENT = "02"
 # A proxy that is asked opens its connection in a millisecond or so; a busy machine takes longer.
 _PATIENCE_S = 0.8
 
@@ -102,11 +105,14 @@ def _streams(
         for tap in taps.values():
             tap.forget()
         seen: list[tuple[_Opening, Followed]] = []
+        waiting: dict[Proxy, list[Socket]] = {}
 
         def await_second(connection: socket.socket) -> None:
             if opening := _opening(taps, connection):
                 second = _follow(lab, decided, opening, taps[opening.proxy], wide)
                 seen.append((opening, second))
+            else:
+                waiting.update({each: _opening_sockets(each.place, each.backends) for each in taps})
 
         answer = probe.send(decided, mark, request.timeout_s, watch, await_second)
         first = follow(lab, decided, answer, watch)
@@ -114,7 +120,8 @@ def _streams(
         if recorded is not None:
             recorded += map(Recorded, first.observed.sightings, watch.frames)
         if not seen:
-            return without_second(found, behind), first.observed
+            held = _held_back(found, waiting, watch.decisions)
+            return without_second(found, behind, held), first.observed
         (opening, second) = seen[0]
         told = tell(declared, second, wide)
         if recorded is not None:
@@ -147,6 +154,42 @@ def _opening(taps: Mapping[Proxy, Tap], connection: socket.socket) -> _Opening |
         if any(descriptor == connection.fileno() for descriptor, _ in events):
             return None
     return None
+
+
+def _held_back(
+    first: Trace, waiting: Mapping[Proxy, Sequence[Socket]], tables: Tables
+) -> tuple[str, str] | None:
+    """Why a connection that the proxy opens has sent nothing, as a code and in words.
+
+    None if there is none: the kernel holds a SYN while nobody tells the next hop's MAC.
+    """
+    taken = first.delivered_to
+    for proxy, sockets in waiting.items():
+        if taken is None or not _is_at(taken, proxy.place):
+            continue
+        for to in sockets:
+            way = tables.route(proxy.place, to.ip)
+            hop = (way.via or to.ip) if way else to.ip
+            known = tables.neighbour(proxy.place, hop, way.device) if way and way.device else None
+            words = f"opens one to {to}, whose first packet has not left {proxy.place}"
+            if known and not known.mac:
+                return "neighbour-unresolved", f"{words}: nobody there tells the MAC of {hop}"
+            return "not-passed-on", words
+    return None
+
+
+def _opening_sockets(place: Place, ends: Sequence[tuple[str, int]]) -> list[Socket]:
+    """Those of the ends that a socket of a place has no answer from (proc(5), net/tcp)."""
+    name = "tcp6" if any(":" in ip for ip, _ in ends) else "tcp"
+    with namespaces.entered(place.namespace), open(f"/proc/thread-self/net/{name}") as table:
+        rows = [line.split() for line in table.readlines()[1:]]
+    found = []
+    for row in rows:
+        if row[3] == _SYN_SENT:
+            address, _, port = row[2].partition(":")
+            words = (bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8))
+            found.append(Socket(ip=str(ip_address(b"".join(words))), port=int(port, 16)))
+    return [each for each in found if (each.ip, each.port) in ends]
 
 
 def _chosen(proxy: Proxy, frame: Frame) -> _Opening | None:
@@ -285,15 +328,23 @@ def joined(first: Trace, second: Trace, proxy: Proxy) -> Trace:
     )
 
 
-def without_second(first: Trace, behind: Sequence[Proxy]) -> Trace:
-    """The trace of a probe for which no proxy opened a connection, if one has taken it."""
+def without_second(
+    first: Trace, behind: Sequence[Proxy], held: tuple[str, str] | None = None
+) -> Trace:
+    """The trace of a probe for which no proxy opened a connection, if one has taken it.
+
+    `held` is why one that it opens has sent nothing, as a code and in words.
+    """
     taken = first.delivered_to
     proxy = next((each for each in behind if taken and _is_at(taken, each.place)), None)
     answered = first.delivered and first.probe.protocol == "udp"  # by whom nobody saw
     if proxy is None or proxy.needs_request or answered:
         return replace(first, connections=[])
+    reason = held[0] if held else "not-passed-on" if proxy.backends else "no-endpoints"
     words = (
-        f"has opened no connection for it, though {proxy.serves} has ready endpoints"
+        held[1]
+        if held
+        else f"has opened no connection for it, though {proxy.serves} has ready endpoints"
         if proxy.backends
         else f"took it and closed it again, for {proxy.serves} has no ready endpoint"
     )
@@ -304,14 +355,14 @@ def without_second(first: Trace, behind: Sequence[Proxy]) -> Trace:
     return replace(
         first,
         prediction=foreseen,
-        disposition="rejected" if first.delivered else first.disposition,
+        disposition="dropped" if held else "rejected" if first.delivered else first.disposition,
         delivered_to=None,
         seen_source=None,
         drop=Loss(
             direction="forward",
             node=proxy.place.node,
             device=None,
-            reason="not-passed-on" if proxy.backends else "no-endpoints",
+            reason=reason,
             where=str(proxy.place),
             rule=None,
             evidence=[f"the probe came to port {taken.port} of {proxy.place}"] if taken else [],
