@@ -36,6 +36,8 @@ test   program ipset             ipset                      ipset              i
 test   program ipvsadm           ipvsadm                    ipvsadm            ipvsadm       ipvsadm       ipvsadm
 test   program make              make                       make               make          make          make
 test   program tshark            tshark                     wireshark-cli      wireshark-cli tshark        wireshark
+test   program knotd             knot                       knot               knot          knot          knot
+test   program kdig              knot-dnsutils              knot-utils         knot          knot-utils    knot-utils
 test   program bird              bird2                      bird               bird          bird          bird
 test   program haproxy           haproxy                    haproxy            haproxy       haproxy       haproxy
 test   program openssl           openssl            openssl            openssl       openssl       openssl

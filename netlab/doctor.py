@@ -118,7 +118,8 @@ def preflight(lab: Lab | None = None) -> None:
     """
     problems = [*_privilege_problems(), *_program_problems()]
     if lab is not None:
-        problems += [*overlay_problems(lab), *mode_problems(lab), *container_problems(lab)]
+        problems += [*overlay_problems(lab), *mode_problems(lab)]
+        problems += [*container_problems(lab), *name_server_problems(lab)]
     if not os.path.exists(_BR_NETFILTER):
         problems.append(
             Problem(
@@ -157,6 +158,21 @@ def container_problems(lab: Lab) -> Iterator[Problem]:
             f"network {by_name[0].name} of lab {lab.name} needs dnsmasq, by which its containers "
             "are found by name, and which is not installed",
             hint="apt-get install dnsmasq-base (on Debian; `./bootstrap.sh test` does so)",
+        )
+
+
+def name_server_problems(lab: Lab) -> Iterator[Problem]:
+    """What the name server of a lab needs and this machine lacks."""
+    from netlab.topology.naming import PACKAGE, PROGRAM
+
+    pod = next((pod for pod in lab.pods if pod.name_server), None)
+    if pod and _which(PROGRAM) is None:
+        yield Problem(
+            "missing-program",
+            f"Pod {pod.key} of lab {lab.name}, the cluster's name server, needs {PROGRAM}, which "
+            "is not installed",
+            hint=f"apt-get install {PACKAGE} (on Debian; `./bootstrap.sh test` does so without "
+            "starting its daemon)",
         )
 
 
@@ -369,6 +385,7 @@ def _tools() -> Iterator[Check]:
         ("conntrack", "--version", "shows connections by hand", "conntrack"),
         ("bird", "--version", "overlay bgp: routes between nodes", "bird2"),
         ("dnsmasq", "-v", "names in networks of Docker's users", "dnsmasq-base"),
+        ("knotd", "-V", "the cluster's name server, pods with k8s-app: kube-dns", "knot"),
         ("haproxy", "-v", "service proxy mode userspace: TCP", "haproxy"),
         ("nginx", "-v", "mode userspace: UDP; topologies pod-containers, ingress", "nginx-light"),
         ("openssl", "version", "certificates of an Ingress controller", "openssl"),

@@ -73,13 +73,16 @@ PATHS: dict[str, list[tuple[str, str, str]]] = {
         ("container/tool", "pod1", "delivered"),
         ("container/web", "container/database", "dropped-by-rule"),
     ],
+    "dns": [("pod1", "svc/kube-dns", "delivered"), ("client", "svc/myblog", "delivered")],
     "dual-stack": [("pod1", "svc/myblog", "delivered")],
+    "outside-database": [("pod1", "svc/my-service", "delivered")],
     "one-node": [("client", "svc/web", "delivered")],
     "two-node-host-gw": [("client", "svc/web", "delivered")],
     "two-node-vxlan": [("pod1", "svc/myblog", "delivered")],
 }
 # Those that have the headings that a walk of the text asks for.
 WALKS = [
+    *("dns", "outside-database"),
     *("dual-stack", "egress", "egress-without-masquerade", "flannel-ip-masq"),
     *("ingress", "loadbalancer-nat", "loadbalancer-passthrough", "network-policy", "nodeport"),
     *("pod-containers", "rolling-update"),

@@ -9,6 +9,7 @@ from netlab.datapath import (
     docker,
     faults,
     host_ports,
+    name_server,
     outside,
     own_chains,
     own_tables,
@@ -113,8 +114,10 @@ def _switch(lab: Lab) -> Namespace:
 
 
 def _programs(lab: Lab) -> dict[str, tuple[Process, ...]]:
-    """What the containers of each node run, of its pods and of its Docker."""
-    found: dict[str, tuple[Process, ...]] = {}
+    """What runs in the pods of each node, and in the containers of its Docker."""
+    found = name_server.processes(
+        lab, {pod.key: pod_namespace_name(lab, pod) for pod in lab.pods if pod.name_server}
+    )
     for pod in lab.pods:
         if pod.ingress_controller or any(container.runs for container in pod.containers):
             own = programs.of_pod(lab, pod, pod_namespace_name(lab, pod))

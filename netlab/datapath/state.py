@@ -374,6 +374,7 @@ class Process(State, frozen=True):
     # when Unix sockets have these abstract names.
     routes: tuple[Route, ...] = ()
     names: tuple[str, ...] = ()
+    zone_serial: int | None = None  # that its name server gives for the root
     listens: tuple[tuple[Literal["TCP", "UDP"], int], ...] = ()
 
 

@@ -239,7 +239,7 @@ def _end_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-_NOT_OF_THE_PROGRAM = ("files", "at_start", "routes", "listens", "names")
+_NOT_OF_THE_PROGRAM = ("files", "at_start", "routes", "listens", "names", "zone_serial")
 """What may differ without it being another: also what it is ready by."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from netlab.datapath.state import Process, Route
-from netlab.kernel import namespaces, observe, rtnetlink
+from netlab.kernel import dns_message, namespaces, observe, rtnetlink
 from netlab.kernel.listeners import listeners
 from netlab.kernel.netlink import Socket
 
@@ -90,9 +90,24 @@ def _missing(program: Process) -> Iterator[str]:
     for protocol, port in program.listens:
         if not listeners(program.namespace, _PROTOCOLS[protocol], port):
             yield f"{protocol} port {port}"
+    if program.zone_serial is not None and not _serves(program.namespace, program.zone_serial):
+        yield f"version {program.zone_serial} of its zone"
     for name in program.names:
         if not _is_bound(program.namespace, name):
             yield f"socket @{name}"
+
+
+def _serves(namespace: str, serial: int) -> bool:
+    """Whether the name server of a namespace has that version of the root's zone."""
+    with namespaces.entered(namespace):
+        asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with asking, contextlib.suppress(OSError):
+        asking.settimeout(_LOOK_S)
+        asking.connect(("127.0.0.1", 53))
+        asking.send(dns_message.query("", "SOA"))
+        answer = dns_message.decode(asking.recv(dns_message.LARGEST))
+        return any(each.serial == serial for each in answer.answers)
+    return False
 
 
 def _is_bound(namespace: str, name: str) -> bool:

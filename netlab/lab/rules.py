@@ -37,7 +37,7 @@ from netlab.datapath.state import (
     Update,
     namespace_name,
 )
-from netlab.doctor import container_problems, mode_problems
+from netlab.doctor import container_problems, mode_problems, name_server_problems
 from netlab.kernel import ipvs, namespaces, nft, xtables
 from netlab.lab import control
 from netlab.problems import Exit, NetlabError, Problem
@@ -56,7 +56,8 @@ def require(lab: Lab) -> None:
     """Raise NetlabError (exit 3) if this machine lacks what the lab is made of."""
     if lab.service_proxy.mode == "ipvs":
         ipvs.require()
-    if problems := [*mode_problems(lab), *container_problems(lab)]:
+    lacking = (mode_problems, container_problems, name_server_problems)
+    if problems := [problem for each in lacking for problem in each(lab)]:
         raise NetlabError(problems, Exit.MACHINE)
 
 

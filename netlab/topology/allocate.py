@@ -80,8 +80,15 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
     found.raise_errors()
     nodes = tuple(_node(draft, decided.families) for draft in decided.nodes)
     containers = Containers(objects, found, {node.name: node.addresses for node in nodes})
+    name_servers = naming.servers(drafts, objects.of_cluster, found)
     pods = tuple(
-        _pod(draft, decided.families, containers.of(draft), naming.of_pod(draft, found))
+        _pod(
+            draft,
+            decided.families,
+            containers.of(draft),
+            naming.of_pod(draft, found),
+            draft in name_servers,
+        )
         for draft in drafts
     )
     docker_networks = docker.networks(objects, decided, nodes, found)
@@ -136,6 +143,7 @@ def _pod(
     families: tuple[model.Family, ...],
     containers: tuple[model.Container, ...],
     named: model.Naming,
+    name_server: bool,
 ) -> model.Pod:
     assert draft.node is not None
     address, *other_addresses = (str(draft.addresses[each]) for each in families)
@@ -157,6 +165,7 @@ def _pod(
         naming=named,
         terminating=draft.terminating,
         grace_s=30 if grace is None else grace,
+        name_server=name_server,
     )
 
 

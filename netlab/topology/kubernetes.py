@@ -21,13 +21,13 @@ from netlab.topology.model import (
     TrafficPolicy,
 )
 
-_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 
 # `$` also matches before a final line break, hence the (?!\n).
 Label = Annotated[
     str,
     Meta(
-        pattern=rf"^{_LABEL}$(?!\n)",
+        pattern=rf"^{LABEL}$(?!\n)",
         max_length=63,
         description="RFC 1123 label: at most 63 of a-z, 0-9 and -, beginning and ending in "
         "a letter or a digit",
@@ -36,7 +36,7 @@ Label = Annotated[
 Subdomain = Annotated[
     str,
     Meta(
-        pattern=rf"^{_LABEL}(\.{_LABEL})*$(?!\n)",
+        pattern=rf"^{LABEL}(\.{LABEL})*$(?!\n)",
         max_length=253,
         description="RFC 1123 subdomain: at most 253 of a-z, 0-9, - and ., each part beginning "
         "and ending in a letter or a digit",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from netlab.topology.kubernetes import Label, Port
+from netlab.topology.kubernetes import Label, Port, Subdomain
 from netlab.topology.model import (
     BalancerMode,
     IPTablesBackend,
@@ -144,6 +144,10 @@ class HostSpec(Strict, frozen=True):
     address: Annotated[str, Meta(description="one address, or one of each family: IPv4,IPv6")]
     network: Literal["underlay", "internet"] | None = None
     ports: list[HostPort] | None = None
+    names: Annotated[
+        list[Subdomain] | None,
+        Meta(description="names that the cluster's name server has for it, beside its own"),
+    ] = None
 
 
 class Host(Strict, frozen=True, tag_field="kind", tag="Host"):

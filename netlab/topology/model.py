@@ -280,6 +280,7 @@ class Pod(Frozen, frozen=True):
     ready: bool = True
     owner: str = ""  # "Deployment/myblog", or "" for a pod that stands in the file itself
     naming: Naming = USUAL_NAMING
+    name_server: bool = False  # decided: the cluster's name server runs in it
     terminating: bool = False  # it is being deleted: serves whom it has, and gets nobody new
     grace_s: int = 30  # from there to the end of what has not ended by itself
 
@@ -307,6 +308,8 @@ class Pod(Frozen, frozen=True):
         running = [container for container in self.containers if container.runs]
         if self.ingress_controller:
             return ()
+        if self.name_server:
+            return tuple(each for each in self.listen if each[1] != 53)
         if not running:
             return self.listen
         if len(running) == len(self.containers):
@@ -344,6 +347,7 @@ class Service(Frozen, frozen=True):
     external_traffic_policy: TrafficPolicy = "Cluster"
     internal_traffic_policy: TrafficPolicy = "Cluster"
     health_check_node_port: int | None = None
+    external_name: str = ""
     publish_not_ready_addresses: bool = False
     labels: dict[str, str] = {}
 
@@ -395,6 +399,7 @@ class Host(Frozen, frozen=True):
 
     name: str
     addresses: tuple[str, ...]
+    names: tuple[str, ...] = ()  # further ones that the cluster's name server knows
     internet: bool = False  # behind the Gateway, not on the nodes' network
     listen: tuple[tuple[Protocol, int], ...] = ()
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+from collections.abc import Sequence
 from ipaddress import ip_address
 
 from netlab.topology import kubernetes as k8s
@@ -9,7 +13,36 @@ from netlab.topology import model
 from netlab.topology.places import Complaints, Path
 from netlab.topology.pods import DraftPod
 
+_LABEL = "k8s-app", "kube-dns"  # that CoreDNS has in a cluster
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+_DNS_NAME = re.compile(rf"{k8s.LABEL}(\.{k8s.LABEL})*\.?")
+PROGRAM, PACKAGE = "knotd", "knot"
 MOST_SERVERS = 3  # MAXNS of resolv.h: the C library asks no more
+
+
+def is_dns_name(text: str) -> bool:
+    """Whether a text may be a name in DNS as Kubernetes has them."""
+    return len(text) <= 253 and bool(_DNS_NAME.fullmatch(text))
+
+
+def servers(drafts: Sequence[DraftPod], of_cluster: bool, found: Complaints) -> list[DraftPod]:
+    """The pods that the cluster's name server runs in: those that have the label of CoreDNS.
+
+    A cluster's lab goes without where the program is missing; who wrote the file wants it.
+    """
+    name, value = _LABEL
+    labelled = [
+        draft
+        for draft in drafts
+        if draft.namespace == "kube-system" and draft.labels.get(name) == value
+    ]
+    path = f"{os.environ.get('PATH', os.defpath)}:{_SBIN}"
+    if labelled and of_cluster and shutil.which(PROGRAM, path=path) is None:
+        message = f"no names are told by {labelled[0].title}: {PROGRAM} is not installed"
+        hint = f"apt-get install {PACKAGE} (on Debian; `./bootstrap.sh test` does so)"
+        found.warning("not-run", message, hint=hint)
+        return []
+    return labelled
 
 
 def of_pod(draft: DraftPod, found: Complaints) -> model.Naming:

@@ -94,6 +94,7 @@ def hosts(
             model.Host(
                 name=stated.item.metadata.name,
                 addresses=tuple(addresses),
+                names=tuple(stated.item.spec.names or ()),
                 internet=stated.item.spec.network == "internet",
                 listen=tuple(listen),
             )

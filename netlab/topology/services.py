@@ -14,6 +14,7 @@ from netlab.topology.addresses import address, family_of, is_address, is_network
 from netlab.topology.cluster_ips import ClusterIPs, is_headless
 from netlab.topology.convert import shown, shown_path
 from netlab.topology.model import Family
+from netlab.topology.naming import is_dns_name
 from netlab.topology.networks import Networks
 from netlab.topology.objects import Stated
 from netlab.topology.places import Complaints, Path
@@ -63,6 +64,7 @@ def decide(
                 external_traffic_policy=policy,
                 internal_traffic_policy=spec.internalTrafficPolicy or "Cluster",
                 health_check_node_port=node_ports.of_health_check(each),
+                external_name=(spec.externalName or "") if spec.type == "ExternalName" else "",
                 publish_not_ready_addresses=bool(spec.publishNotReadyAddresses),
                 labels=each.item.metadata.labels or {},
             )
@@ -87,6 +89,9 @@ def _check_ports(each: Stated[k8s.Service], of_cluster: bool, found: Complaints)
     if spec.type == "ExternalName" and not spec.externalName:
         message = f"{each.title}: spec.externalName is missing"
         found.error("missing-field", message, each.origin, "spec")
+    if spec.type == "ExternalName" and not is_dns_name(spec.externalName or "a"):
+        message = f"{each.title}: spec.externalName {shown(spec.externalName)} is no DNS name"
+        found.error("bad-value", message, each.origin, "spec", "externalName")
     outside = spec.type in ("NodePort", "LoadBalancer") or (
         spec.type != "ExternalName" and spec.externalIPs
     )

@@ -16,13 +16,14 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from netlab.kernel import namespaces
+from netlab.kernel import dns_message, namespaces
 from netlab.verify.model import Answer, End, Question
 
 _REQUESTS = (
     b"GET /clientip HTTP/1.1\r\nHost: verify\r\n\r\n"
     b"GET /hostname HTTP/1.1\r\nHost: verify\r\nConnection: close\r\n\r\n"
 )
+_DNS = dns_message.query("", "SOA")
 _DATAGRAMS = (b"clientip", b"hostname")
 _AGAIN_S = 0.3  # a datagram may be lost where much is sent at once
 _RESET = struct.pack("ii", 1, 0)  # struct linger: leave nothing behind that waits for a minute
@@ -164,7 +165,8 @@ class _Round:
     def _say(self, index: int, asking: _Asking) -> None:
         """The datagrams of a question."""
         try:
-            for each in _DATAGRAMS if asking.is_to_workload else _DATAGRAMS[:1]:
+            words = _DATAGRAMS if asking.is_to_workload else _DATAGRAMS[:1]
+            for each in (_DNS,) if asking.question.dns else words:
                 asking.socket.send(each)
         except BlockingIOError:
             pass
@@ -197,7 +199,10 @@ class _Round:
 
     def _hear(self, index: int, asking: _Asking, events: int) -> None:
         opened = asking.socket
-        if asking.question.protocol == "UDP":
+        if asking.question.dns and (asking.question.protocol == "UDP" or asking.heard):
+            opened.recv(_PIECE)
+            self._decide(index, asking, "", "")
+        elif asking.question.protocol == "UDP":
             asking.datagrams.append(opened.recv(_PIECE))
             texts = [each.decode(errors="replace").strip() for each in asking.datagrams]
             if asking.is_to_workload:
@@ -213,7 +218,11 @@ class _Round:
             if code:
                 raise OSError(code, os.strerror(code))
             asking.own = _text(opened.getsockname())
-            opened.send(_REQUESTS)
+            if asking.question.dns:
+                opened.send(struct.pack("!H", len(_DNS)) + _DNS)
+                asking.heard = _DNS
+            else:
+                opened.send(_REQUESTS)
             self._poll.modify(opened, select.EPOLLIN)
         else:
             data = opened.recv(_PIECE)

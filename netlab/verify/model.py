@@ -49,6 +49,7 @@ class Question(msgspec.Struct, frozen=True):
     protocol: Literal["TCP", "UDP"]
     names: frozenset[str] = frozenset()  # who may answer
     near: tuple[End, ...] = ()  # who may be spoken with, where that is not the target itself
+    dns: bool = False  # a name server is asked, in its own words
 
     @property
     def family(self) -> int:

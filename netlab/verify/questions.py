@@ -87,7 +87,8 @@ def demands(lab: Lab, ends: Ends) -> Iterator[Question]:
 def _to_pod(source: End, pod: Pod, target: End, address: str) -> Question:
     demand: Demand = "pod-to-pod" if source.kind == "pod" else "node-to-pod"
     for protocol in ("TCP", "UDP"):
-        for name, port in pod.listen:
+        # (A name server understands nothing else; where that is all, a socket of ours answers.)
+        for name, port in pod.served if pod.name_server else pod.listen:
             if name == protocol:
                 names = frozenset((pod.name,))
                 return Question(demand, source, target, address, port, protocol, names)
@@ -131,10 +132,13 @@ def services(lab: Lab, ends: Ends, left_out: list[str]) -> Iterator[Question]:
                 if not any(family_of(each) == family for each in service.cluster_ips):
                     continue
                 names, near = _behind(lab, ends, service, port, family)
+                dns = _is_name_server(lab, service, port)
                 addresses = [each for each in inside if family_of(each) == family]
                 balanced = {ip for box in lab.balancers for ip in box.serves(service)}
                 yield from (
-                    Question("service", client, target, each, port.port, port.protocol, names, near)
+                    Question(
+                        "service", client, target, each, port.port, port.protocol, names, near, dns
+                    )
                     for each in addresses
                     for client in (*clients, *(ends.hosts if each in balanced else ()))
                 )
@@ -142,7 +146,15 @@ def services(lab: Lab, ends: Ends, left_out: list[str]) -> Iterator[Question]:
                     continue
                 yield from (
                     Question(
-                        "service", client, target, own, port.node_port, port.protocol, names, near
+                        "service",
+                        client,
+                        target,
+                        own,
+                        port.node_port,
+                        port.protocol,
+                        names,
+                        near,
+                        dns,
                     )
                     for node in ends.nodes
                     if (own := _of(family, node.addresses)) is not None
@@ -166,6 +178,12 @@ def _behind(
     nodes = {end.node for end in found if end.kind == "node"}
     names |= {pod.name for pod in lab.pods if pod.host_network and pod.node in nodes}
     return frozenset(names), tuple(found)
+
+
+def _is_name_server(lab: Lab, service: Service, port: ServicePort) -> bool:
+    servers = {pod.key for pod in lab.pods if pod.name_server}
+    behind = lab.endpoints_of(service, port)
+    return any(end.port == 53 and end.pod in servers for end in behind)
 
 
 def _of(family: int, addresses: Iterable[str]) -> str | None:
