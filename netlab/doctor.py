@@ -163,16 +163,16 @@ def container_problems(lab: Lab) -> Iterator[Problem]:
 
 def name_server_problems(lab: Lab) -> Iterator[Problem]:
     """What the name server of a lab needs and this machine lacks."""
-    from netlab.topology.naming import PACKAGE, PROGRAM
+    from netlab.topology.model import KNOT, NAME_SERVER
 
     pod = next((pod for pod in lab.pods if pod.name_server), None)
-    if pod and _which(PROGRAM) is None:
+    if pod and _which(NAME_SERVER) is None:
         yield Problem(
             "missing-program",
-            f"Pod {pod.key} of lab {lab.name}, the cluster's name server, needs {PROGRAM}, which "
-            "is not installed",
-            hint=f"apt-get install {PACKAGE} (on Debian; `./bootstrap.sh test` does so without "
-            "starting its daemon)",
+            f"Pod {pod.key} of lab {lab.name}, the cluster's name server, needs {NAME_SERVER}, "
+            "which is not installed",
+            hint=f"apt-get install {KNOT} (on Debian; `./bootstrap.sh test` does so "
+            "without starting its daemon)",
         )
 
 

@@ -371,8 +371,14 @@ def _loaded(topology: str) -> Lab:
 
 def _foretell(lab: Lab, request: Request, output: str | None) -> int:
     """Print what should become of a probe; whether it should be delivered."""
+    from netlab.datapath.name_files import serves_names
     from netlab.trace.prediction import foretell
 
+    if serves_names(lab):
+        from netlab.trace import resolution
+
+        if resolution.is_name(lab, request):
+            request = resolution.foretold(lab, request)
     foretold = foretell(lab, request)
     if output:
         from netlab.trace.model import encode, encode_line

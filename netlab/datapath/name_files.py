@@ -110,6 +110,16 @@ def servers_of(lab: Lab) -> tuple[str, ...]:
     return service.cluster_ips if service and service.cluster_ip != "None" else ()
 
 
+def serves_names(lab: Lab) -> bool:
+    """Whether the cluster's name server is one, and not the workload, if anything is behind it."""
+    service = dns_service(lab)
+    if service is None:
+        return False
+    servers = {pod.key for pod in lab.pods if pod.name_server}
+    behind = (lab.endpoints_of(service, port) for port in service.ports)
+    return all(end.pod in servers for ends in behind for end in ends)
+
+
 def _by_name(lab: Lab) -> Iterator[tuple[str, Callable[[], View]]]:
     for pod in lab.pods:
         yield pod_view_name(lab, pod), lambda pod=pod: pod_view(lab, pod)  # type: ignore[misc]

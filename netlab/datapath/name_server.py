@@ -21,8 +21,14 @@ from ipaddress import ip_address
 
 from netlab.datapath.name_files import CLUSTER_DOMAIN, pod_view_name, servers_of
 from netlab.datapath.state import File, Process
-from netlab.topology.model import Endpoint, Lab, Pod, Service
-from netlab.topology.naming import PACKAGE, PROGRAM
+from netlab.topology.model import (
+    KNOT,
+    NAME_SERVER,
+    Endpoint,
+    Lab,
+    Pod,
+    Service,
+)
 
 PORT = 53
 TTL_S = 30  # kubeadm's Corefile has it
@@ -44,10 +50,10 @@ def processes(lab: Lab, namespace_of: Mapping[str, str]) -> dict[str, tuple[Proc
     found: dict[str, tuple[Process, ...]] = {}
     for pod in pods:
         made = Process(
-            name=PROGRAM,
+            name=NAME_SERVER,
             namespace=namespace_of[pod.key],
-            command=(PROGRAM, "-c", _CONFIG),
-            package=PACKAGE,
+            command=(NAME_SERVER, "-c", _CONFIG),
+            package=KNOT,
             view=pod_view_name(lab, pod) if pod.host_network else "",
             files=(File(path=_CONFIG, text=config(lab)), File(path=_ZONE, text=text)),
             directories=((_DIRECTORY, _USER),),

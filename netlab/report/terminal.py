@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from netlab.trace.model import Hop, Trace
+from netlab.trace.model import Hop, NameAsked, Trace
 from netlab.trace.model_steps import (
     AnyStep,
     Bridge,
@@ -48,6 +48,9 @@ DECIDING = ("accept", "drop", "queue", "stolen")
 def print_trace(trace: Trace, console: Console) -> None:
     """Print a trace."""
     console.print(_headline(trace, console.width))
+    if trace.resolution:
+        console.print()
+        console.print(_asked(trace.resolution))
     _print_legs(trace, console)
     for second in trace.connections or ():
         console.print()
@@ -66,6 +69,17 @@ def _print_legs(trace: Trace, console: Console) -> None:
     if trace.reply:
         console.print()
         console.print(leg("back", str(trace.reply[0].packet.flow), trace.reply))
+
+
+def _asked(questions: Sequence[NameAsked]) -> Tree:
+    """The questions for a name, in order."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    tree = Tree(Text("name", "bold"))
+    for question in questions:
+        tree.add(Text(str(question)))
+    return tree
 
 
 def _opened(trace: Trace, second: Trace) -> Text:

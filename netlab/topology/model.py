@@ -260,6 +260,7 @@ class Naming(Frozen, frozen=True):
 
 
 USUAL_NAMING = Naming()
+NAME_SERVER, KNOT = "knotd", "knot"  # the program of a cluster's, and its package
 
 
 class Pod(Frozen, frozen=True):

@@ -16,7 +16,6 @@ from netlab.topology.pods import DraftPod
 _LABEL = "k8s-app", "kube-dns"  # that CoreDNS has in a cluster
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 _DNS_NAME = re.compile(rf"{k8s.LABEL}(\.{k8s.LABEL})*\.?")
-PROGRAM, PACKAGE = "knotd", "knot"
 MOST_SERVERS = 3  # MAXNS of resolv.h: the C library asks no more
 
 
@@ -37,9 +36,9 @@ def servers(drafts: Sequence[DraftPod], of_cluster: bool, found: Complaints) -> 
         if draft.namespace == "kube-system" and draft.labels.get(name) == value
     ]
     path = f"{os.environ.get('PATH', os.defpath)}:{_SBIN}"
-    if labelled and of_cluster and shutil.which(PROGRAM, path=path) is None:
-        message = f"no names are told by {labelled[0].title}: {PROGRAM} is not installed"
-        hint = f"apt-get install {PACKAGE} (on Debian; `./bootstrap.sh test` does so)"
+    if labelled and of_cluster and shutil.which(model.NAME_SERVER, path=path) is None:
+        message = f"no names are told by {labelled[0].title}: {model.NAME_SERVER} is not installed"
+        hint = f"apt-get install {model.KNOT} (on Debian; `./bootstrap.sh test` does so)"
         found.warning("not-run", message, hint=hint)
         return []
     return labelled

@@ -77,6 +77,29 @@ class Application(Data, frozen=True, kw_only=True):
         return f"{self.request}: {told}, {self.elapsed_us / 1000:.1f} ms"
 
 
+class NameAsked(Data, frozen=True, kw_only=True):
+    """A question for the destination's name, put by the sender before the probe.
+
+    `answer` is the code of DNS, None if none came; `data` what the records say, an alias first.
+    Of the last question, which was traced, `by` is who answered and `via` where it went.
+    """
+
+    name: str
+    type: str
+    server: str  # or /etc/hosts
+    answer: str | None
+    data: list[str] = msgspec.field(default_factory=list)
+    elapsed_us: int | None = None
+    by: Receiver | None = None
+    via: list[str] = msgspec.field(default_factory=list)
+
+    def __str__(self) -> str:
+        said = ", ".join(self.data) or self.answer or "no answer"
+        took = "" if self.elapsed_us is None else f", {self.elapsed_us / 1000:.1f} ms"
+        way = f", by {self.by} ({' → '.join(self.via)})" if self.by else ""
+        return f"{self.name} {self.type} from {self.server}: {said}{took}{way}"
+
+
 class Receiver(Data, frozen=True, kw_only=True):
     """Who received the probe."""
 
@@ -207,7 +230,7 @@ class Trace(Data, frozen=True, kw_only=True):
     schema: str = SCHEMA
     lab: str
     probe: Probe
-    resolution: None = None
+    resolution: list[NameAsked] | None = None
     disposition: Disposition
     delivered_to: Receiver | None
     seen_source: Socket | None

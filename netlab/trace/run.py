@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from netlab.datapath.name_files import serves_names
 from netlab.kernel import namespaces
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab
@@ -47,6 +48,11 @@ def trace(
     Needs root.  Raises NetlabError: exit code 2 if the request cannot be meant, 3 if a namespace on
     the way is missing.  What could not be observed is no error but the disposition `unobserved`.
     """
+    if serves_names(lab):
+        from netlab.trace import by_name
+
+        if by_name.is_name(lab, request):
+            return by_name.trace(lab, request, recorded, declared)
     return traced(lab, request, recorded, declared)[0]
 
 
