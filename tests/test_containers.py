@@ -404,6 +404,33 @@ def test_exec_has_the_variables_of_the_container_that_is_asked_for(
     assert 'Pod demo/p0 has no container "three"' in said("-c", "three")
 
 
+@pytest.mark.kernel
+def test_exec_sees_the_files_of_config_maps_also_where_nothing_runs(
+    up: Callable[[Lab], lifecycle.Outcome],
+) -> None:
+    lab = small_lab(pods=1, nodes=1)
+    file = MountedFile(path="/run/settings/colour", text="blue")
+    container = Container(name="one", files=(file,))
+    lab = replace(lab, pods=(replace(lab.pods[0], containers=(container,)),))
+    up(lab)
+    command = [NETLAB, "exec", "--lab", lab.name, "p0", "--", "cat", file.path]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "blue"
+
+
+def test_two_files_at_one_path_of_a_pod_are_an_error(tmp_path: Path) -> None:
+    maps = "".join(
+        f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: demo}}\n"
+        f"data: {{a: {name}}}\n---\n"
+        for name in ("one", "two")
+    )
+    text = maps + pod(
+        "[{name: a, volumeMounts: [{name: one, mountPath: /run/x}]},"
+        " {name: b, volumeMounts: [{name: two, mountPath: /run/x}]}]",
+        "  volumes: [{name: one, configMap: {name: one}}, {name: two, configMap: {name: two}}]\n",
+    )
+    assert "container b has another file at /run/x/a" in problems(tmp_path, text)["path-taken"]
+
+
 def test_localhost_is_an_address_of_the_source() -> None:
     lab = small_lab(name="t")
     found = resolve(lab, "localhost:80")

@@ -61,7 +61,14 @@ def pod_view(lab: Lab, pod: Pod) -> View:
         if pod.host_network
         else pod_view_name(lab, pod),
         host_name=_kernel_host_name(pod, name),
-        files=_files(_pod_resolv_conf(lab, pod), _pod_hosts(lab, pod, name), name),
+        files=(
+            *_files(_pod_resolv_conf(lab, pod), _pod_hosts(lab, pod, name), name),
+            *(
+                File(path=file.path, text=file.text)
+                for container in pod.containers
+                for file in container.files
+            ),
+        ),
     )
 
 

@@ -67,6 +67,8 @@ class Containers:
             decided.append(self._container(draft, index, name, spec))
         if not self.objects.of_cluster:
             self._check_ports(draft, decided)
+        if self.objects.runs_programs:
+            self._check_files(draft, decided)
         return tuple(decided)
 
     def tell(self) -> None:
@@ -284,6 +286,22 @@ class Containers:
             }
         for path, text in below.items():
             yield MountedFile(path=normpath(f"{mount.mountPath}/{path}"), text=text)
+
+    def _check_files(self, draft: DraftPod, containers: Sequence[Container]) -> None:
+        """The containers of a pod see the same files here: a path has one text."""
+        texts: dict[str, tuple[str, str]] = {}
+        for index, container in enumerate(containers):
+            for file in container.files:
+                text, first = texts.setdefault(file.path, (file.text, container.name))
+                if text != file.text:
+                    self.found.error(
+                        "path-taken",
+                        f"{draft.title}: container {container.name} has another file at "
+                        f"{file.path} than container {first}",
+                        draft.origin,
+                        *(*draft.path, "containers", index, "volumeMounts"),
+                        hint="containers of a pod see the same files here: take other paths",
+                    )
 
     # Ports
 
