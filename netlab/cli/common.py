@@ -117,15 +117,15 @@ def require_root() -> None:
         )
 
 
-def running_lab(name: str | None) -> Lab:
+def running_lab(name: str | None, on_machines: bool = False) -> Lab:
     """The lab that is up under that name, or the only one, as its faults make it appear.
 
-    NetlabError (exit 2) otherwise.
+    NetlabError (exit 2) otherwise, and for one on machines unless those are reached.
     """
     require_root()
     from netlab.lab import named
 
-    return named.running_lab(name)
+    return named.running_lab(name, on_machines)
 
 
 def new_console() -> Console:
@@ -180,7 +180,7 @@ def complete_reference(
     from click.shell_completion import CompletionItem
 
     try:
-        lab = running_lab(context.params.get("lab_name"))
+        lab = running_lab(context.params.get("lab_name"), on_machines=True)
     except (NetlabError, OSError):
         return []
     names = [
@@ -198,7 +198,7 @@ def complete_node(
     from click.shell_completion import CompletionItem
 
     try:
-        lab = running_lab(context.params.get("lab_name"))
+        lab = running_lab(context.params.get("lab_name"), on_machines=True)
     except (NetlabError, OSError):
         return []
     return [CompletionItem(node.name) for node in lab.nodes if node.name.startswith(incomplete)]

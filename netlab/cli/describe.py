@@ -51,7 +51,7 @@ def describe(
     Of a Service: its endpoints and, for each node, who is chosen with which probability, why others
     are left out, and what happens if there is nobody.
     """
-    lab = running_lab(lab_name)
+    lab = running_lab(lab_name, on_machines=True)
     from netlab.report import describe as report
     from netlab.report import policies
     from netlab.topology.references import resolve

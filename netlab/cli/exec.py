@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from netlab.cli.common import complete_reference, lab_option, namespace_option, running_lab
+from netlab.lab.named import is_on_machines
 from netlab.problems import NetlabError, Problem
 
 if TYPE_CHECKING:
@@ -81,7 +82,13 @@ def exec_(
 
     A pod's variables are there, those of its Services too. The exit code is the command's.
     """
-    lab = running_lab(lab_name)
+    lab = running_lab(lab_name, on_machines=True)
+    if is_on_machines(lab.name):
+        options = [
+            *(["-n", namespace] if namespace else []),
+            *(["-c", container] if container else []),
+        ]
+        return _there(lab, target, namespace, ["exec", *options, "--", target, *command])
     place, _, owner = _place(lab, target, namespace)
     return _run(lab, place, command, _environment(lab, owner, target, container))
 
@@ -93,7 +100,13 @@ def exec_(
 @lab_option
 def shell(target: str, container: str | None, namespace: str | None, lab_name: str | None) -> int:
     """Open $SHELL in a pod or on a node; the prompt says where."""
-    lab = running_lab(lab_name)
+    lab = running_lab(lab_name, on_machines=True)
+    if is_on_machines(lab.name):
+        options = [
+            *(["-n", namespace] if namespace else []),
+            *(["-c", container] if container else []),
+        ]
+        return _there(lab, target, namespace, ["shell", *options, "--", target])
     place, label, owner = _place(lab, target, namespace)
     environment = _environment(lab, owner, target, container)
     program = next(
@@ -106,6 +119,20 @@ def shell(target: str, container: str | None, namespace: str | None, lab_name: s
         return _run(lab, place, [program, "-i"], {**environment, "PS1": f"{prompt}$ "})
     start = _bash_start(prompt)
     return _run(lab, place, [program, "--rcfile", f"/dev/fd/{start}", "-i"], environment)
+
+
+def _there(lab: Lab, target: str, namespace: str | None, command: list[str]) -> int:
+    """The same command on the machine that the target lives on."""
+    from netlab.cli.hosts import run_there
+    from netlab.topology.references import resolve
+
+    reference = resolve(lab, target, namespace)
+    pod = reference.pod or _pod_behind(lab, reference)
+    node = pod.node if pod else reference.node.name if reference.node else None
+    if node is None:
+        _place(lab, target, namespace)  # says why
+        raise NetlabError(Problem("no-place", f'"{target}" is on no node of lab {lab.name}'))
+    return run_there(lab, node, [command[0], "--lab", lab.name, *command[1:]])
 
 
 def _bash_start(prompt: str) -> int:

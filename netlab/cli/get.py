@@ -94,7 +94,7 @@ def get(
     if "/" in kinds:
         kinds, _, name = kinds.partition("/")
         names = (name, *names)
-    lab = running_lab(lab_name)
+    lab = running_lab(lab_name, on_machines=True)
     matches = _selector(selector)
     wanted = list(_SINGULAR) if kinds == "all" else [_kind(word) for word in kinds.split(",")]
 

@@ -53,6 +53,22 @@ def _complete_topology(
 @selection_options
 @proxy_mode_option("--proxy", "Let the service proxy work in this mode, whatever the file says.")
 @iptables_backend_option
+@click.option(
+    "--hosts",
+    metavar="FILE|vagrant",
+    help="Let each node live on a machine of its own, as this file says.",
+)
+@click.option(
+    "--allow-host-changes",
+    "allowed",
+    is_flag=True,
+    help="With --hosts: change rules that are in the way, until the lab goes.",
+)
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="With --hosts: leave out machines that fail, and keep the others.",
+)
 @output_option("json")
 def up(
     topology: str,
@@ -63,6 +79,9 @@ def up(
     nodes: tuple[str, ...],
     mode: str | None,
     backend: IPTablesBackend | None,
+    hosts: str | None,
+    allowed: bool,
+    keep_going: bool,
     output: str | None,
 ) -> int:
     """Build the lab of TOPOLOGY, or change what differs from it.
@@ -89,8 +108,19 @@ def up(
 
         lab = replace(lab, iptables_backend=backend)
     require_root()
+    if hosts is not None:
+        if dry_run or as_shell:
+            raise click.UsageError("--dry-run and --shell do not go with --hosts")
+        from netlab.cli import hosts as on_machines
+
+        return on_machines.up(lab, hosts, allowed, keep_going, output)
+    if allowed or keep_going:
+        raise click.UsageError("--allow-host-changes and --keep-going go with --hosts")
     from netlab.doctor import neighbour_warning, preflight
     from netlab.lab import lifecycle
+    from netlab.lab.named import refuse_machines
+
+    refuse_machines(lab.name)
     from netlab.lab.undone import undone
 
     preflight(lab)
@@ -211,12 +241,19 @@ def _next_command(name: str) -> str:
 @click.argument("lab", required=False, shell_complete=complete_lab)
 @lab_option
 @click.option("--all", "everything", is_flag=True, help="Every lab.")
-def down(lab: str | None, lab_name: str | None, everything: bool) -> int:
+@click.option(
+    "--hosts",
+    metavar="FILE|vagrant",
+    help="Machines that may have it, if nobody knows any more; LAB is its topology.",
+)
+def down(lab: str | None, lab_name: str | None, everything: bool, hosts: str | None) -> int:
     """Remove LAB, or the only one that is up: namespaces, processes, files.
 
-    A topology file may stand for the lab it describes.
+    A topology file may stand for the lab it describes.  Machines are given back as they were; exit
+    code 3 if one could not be reached.
     """
     from netlab.lab import lifecycle
+    from netlab.lab.named import is_on_machines
 
     require_root()
     lab = lab or lab_name
@@ -226,13 +263,33 @@ def down(lab: str | None, lab_name: str | None, everything: bool) -> int:
         names = [only_lab()]
     else:
         names = [_lab_name(lab)]
+    if hosts is not None:
+        return _down_on(lab, lab_name, hosts)
+    worst = Exit.YES
     for name in names:
+        if is_on_machines(name):
+            from netlab.cli import hosts as on_machines
+
+            worst = max(worst, Exit(on_machines.down(name)))
+            continue
         removed = lifecycle.down(name)
         if removed:
             click.echo(f"✓ {name} is down: {removed} namespaces removed", err=True)
         else:
             click.echo(f"{name} is not up; nothing to remove", err=True)
-    return int(Exit.YES)
+    return int(worst)
+
+
+def _down_on(topology: str | None, name: str | None, hosts: str) -> int:
+    """Take a lab down on machines that a file names."""
+    from netlab.cli import hosts as on_machines
+    from netlab.hosts import hosts_file
+    from netlab.topology.load import load
+
+    if topology is None:
+        raise click.UsageError("--hosts needs the topology, or a lab's name and --lab")
+    loaded = load(topology, name=name).lab
+    return on_machines.down(loaded.name, hosts_file.read(hosts, loaded))
 
 
 def _lab_name(text: str) -> str:
@@ -248,12 +305,13 @@ def _lab_name(text: str) -> str:
 @output_option("json", "name")
 def ls(output: str | None) -> None:
     """List the labs that are up."""
-    from netlab.lab import control, lifecycle, record
+    from netlab.lab import control, lifecycle
+    from netlab.lab.named import declared_of
 
     require_root()
     rows = []
     for name in lifecycle.running():
-        lab = record.read(name)
+        lab = declared_of(name)
         init = control.connect(name)
         rows.append(
             {
@@ -289,8 +347,13 @@ def status(lab: str | None, lab_name: str | None, output: str | None) -> int:
     """
     from netlab.datapath.describe import summary
     from netlab.lab import control, lifecycle
+    from netlab.lab.named import is_on_machines
 
-    declared = running_lab(lab or lab_name)
+    declared = running_lab(lab or lab_name, on_machines=True)
+    if is_on_machines(declared.name):
+        from netlab.cli import hosts as on_machines
+
+        return on_machines.status(declared, output)
     differences = [summary(change) for change in lifecycle.differences(declared)]
     init = control.connect(declared.name)
     processes: control.Status | None = None

@@ -17,7 +17,7 @@ from netlab.cli.common import (
     print_json,
     require_root,
 )
-from netlab.lab.named import declared_lab
+from netlab.lab.named import declared_lab, is_on_machines
 from netlab.problems import Exit
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def trace(
         declared = _loaded(topology)
     else:
         require_root()
-        declared = declared_lab(lab_name)
+        declared = declared_lab(lab_name, on_machines=True)
     from netlab.trace.aim import DEFAULT_TIMEOUT_S, Request
 
     request = Request(
@@ -269,6 +269,12 @@ def trace(
         path=path,
         query=query,
     )
+    on_machines = is_on_machines(declared.name)
+    if on_machines and (predict or count or endpoint or watched is not None):
+        raise click.UsageError(
+            "a lab on machines is traced probe by probe, without --predict, --count, --endpoint "
+            "and --watch"
+        )
     if predict:
         return _foretell(declared, request, output)
     from netlab.datapath.faults import faulty
@@ -309,6 +315,11 @@ def trace(
         from netlab.trace.series import trace_to_endpoint
 
         found = trace_to_endpoint(lab, request, endpoint, declared)
+    elif on_machines:
+        from netlab.hosts import lifecycle, tracing
+
+        with lifecycle.gateways_of(declared.name) as gateways:
+            found = tracing.trace(gateways, lab, request, recorded)
     else:
         from netlab.trace.run import trace as run
 

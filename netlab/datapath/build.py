@@ -38,15 +38,20 @@ SWITCH = "_switch"
 SWITCH_BRIDGE = "br0"
 
 
-def build(lab: Lab, *, rules: bool = True) -> LabState:
-    """Everything that `up` makes true for this lab; without the nodes' rules if not wanted."""
+def build(lab: Lab, *, rules: bool = True, only: str | None = None) -> LabState:
+    """Everything that `up` makes true for this lab; without the nodes' rules if not wanted.
+
+    `only` names the one node whose state is wanted.
+    """
     lab = faults.faulty(lab)
     pods, running = _pods_by_node(lab), _programs(lab)
     state = LabState(
         lab=lab.name,
         switch=_switch(lab),
         nodes=tuple(
-            _node(lab, node, pods, rules, running.get(node.name, ())) for node in lab.nodes
+            _node(lab, node, pods, rules, running.get(node.name, ()))
+            for node in lab.nodes
+            if only in (None, node.name)
         ),
         outside=tuple(outside.namespaces(lab)),
         servers=tuple(_servers(lab)),

@@ -57,7 +57,7 @@ def _in_pod(lab: Lab, key: str) -> str:
 
 def in_namespace(state: LabState, name: str, edit: Callable[[Namespace], Namespace]) -> LabState:
     """The state with one namespace edited."""
-    if state.switch.name == name:
+    if state.switch and state.switch.name == name:
         return replace(state, switch=edit(state.switch))
     nodes = []
     for node in state.nodes:
@@ -102,7 +102,7 @@ def fault_table(chains: str, family: str = "ip", on_switch: bool = False) -> _Ed
         values = {"client": pod_of(lab, fault.client).address, "port": lab.overlay.port}
         body = re.sub(r"\$(\w+)", lambda match: str(values[match[1]]), chains)
         table = Table(family=family, name=name, text=f"table {family} {name} {{\n{body}}}\n")
-        where = state.switch.name if on_switch else _on(lab, fault.node)
+        where = state.switch.name if on_switch and state.switch else _on(lab, fault.node)
         return in_namespace(state, where, lambda ns: replace(ns, tables=(*ns.tables, table)))
 
     return edit

@@ -443,7 +443,7 @@ class LabState(State, frozen=True):
     """Everything that `up` makes true."""
 
     lab: str
-    switch: Namespace
+    switch: Namespace | None  # None: the nodes are on a network of their own
     nodes: tuple[NodeState, ...] = ()
     outside: tuple[Namespace, ...] = ()
     servers: tuple[Server, ...] = ()
@@ -457,7 +457,7 @@ class LabState(State, frozen=True):
 
     def namespaces(self) -> tuple[Namespace, ...]:
         """All namespaces: the switch, what is outside, then each node followed by its pods."""
-        found = [self.switch, *self.outside]
+        found = [*((self.switch,) if self.switch else ()), *self.outside]
         for node in self.nodes:
             found.append(node.namespace)
             found.extend(node.pods)

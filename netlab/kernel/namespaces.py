@@ -140,10 +140,15 @@ def make(name: str, lab: str, sysctls: Iterable[Sysctl]) -> int:
             [rtnetlink.add_altname(1, mark(lab, "lo")), rtnetlink.set_up(1)]
         ):
             raise refused
+    name_current(name)
+    return open_current()
+
+
+def name_current(name: str) -> None:
+    """Give the calling thread's namespace a name.  FileExistsError if it is taken."""
     flags = os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC
     os.close(os.open(path(name), flags, _UNMOUNTED_MODE))
     mount(THREAD_NAMESPACE, path(name), None, MS_BIND)
-    return open_current()
 
 
 def remove(name: str) -> None:

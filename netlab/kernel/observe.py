@@ -91,6 +91,17 @@ def links_there(netlink: Socket) -> dict[str, int]:
     return _links(netlink, "")[1]
 
 
+def links_marked(netlink: Socket, marks: str) -> dict[str, int]:
+    """Numbers of the links whose altnames begin so, by name."""
+    _, index, marked, _ = _links(netlink, marks)
+    return {name: number for name, number in index.items() if name in marked}
+
+
+def altnames(netlink: Socket, index: int) -> list[str]:
+    """Further names of a link, marks among them."""
+    return _altnames(attributes(netlink.get(rt.RTM_GETLINK, rt.link_message(index)), 16))
+
+
 def await_ports(descriptor: int, timeout_s: float) -> None:
     """Wait until the bridges of a namespace and the ports in them carry frames.
 

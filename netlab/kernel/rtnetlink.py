@@ -33,6 +33,7 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 RTM_NEWLINKPROP = 108
+RTM_DELLINKPROP = 109
 
 IFF_UP = 0x1
 
@@ -205,6 +206,12 @@ def add_altname(index: int, name: str) -> bytes:
     """Another name for a link: our mark of ownership."""
     names = nested(IFLA_PROP_LIST, text(IFLA_ALT_IFNAME, name))
     return message(RTM_NEWLINKPROP, _NEW | NLM_F_APPEND, link_message(index) + names)
+
+
+def delete_altname(index: int, name: str) -> bytes:
+    """Take such a name away."""
+    names = nested(IFLA_PROP_LIST, text(IFLA_ALT_IFNAME, name))
+    return message(RTM_DELLINKPROP, 0, link_message(index) + names)
 
 
 def delete_link(index: int) -> bytes:

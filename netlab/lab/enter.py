@@ -12,6 +12,7 @@ caller how the command ended; the command.  The end of one ends those after it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -154,7 +155,11 @@ def _move_in(entry: _Entry) -> None:
     setns(entry.mounts, CLONE_NEWNS)
     setns(entry.network, CLONE_NEWNET)
     unshare(CLONE_NEWNS | CLONE_NEWUTS)
-    mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    try:
+        mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # it is that one: a node that is the machine itself
+            raise
     socket.sethostname(entry.view.host_name)
     with contextlib.suppress(OSError):
         os.chdir(entry.directory)

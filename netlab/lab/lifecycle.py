@@ -14,9 +14,9 @@ import msgspec
 from netlab.datapath import faults, name_files, probes
 from netlab.datapath.build import build
 from netlab.datapath.plan import caused, plan
-from netlab.datapath.state import Change, Found, LabState
-from netlab.kernel import converge, namespaces, observe
-from netlab.lab import connections, control, readiness, ready, record, rules
+from netlab.datapath.state import Change, Found, LabState, Namespace, NodeState
+from netlab.kernel import adopted, converge, namespaces, observe
+from netlab.lab import connections, control, named, readiness, ready, record, rules
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Fault, Lab
 
@@ -50,7 +50,7 @@ def up(lab: Lab, dry_run: bool = False, tell: Callable[[str], None] = lambda lin
     if dry_run:
         before = record.read(lab.name)
         lab = readiness.at_start(lab, before)
-        state = build(lab)
+        state = _built(lab)
         state = faults.without_faults(state, before)
         found = _found(state)
         changes = _changes(lab, state, found)
@@ -60,7 +60,7 @@ def up(lab: Lab, dry_run: bool = False, tell: Callable[[str], None] = lambda lin
         with namespaces.run_dir(), record.locked(lab.name):
             before = record.read(lab.name)
             lab = readiness.at_start(lab, before)
-            state = faults.without_faults(build(lab), before)
+            state = faults.without_faults(_built(lab), before)
             found = _found(state)
             restarted = bool(found) and not _has_processes(lab.name)
             try:
@@ -96,12 +96,13 @@ def change(
     LabNotRunning if nobody knows what was declared.
     """
     start = time.perf_counter()
+    named.refuse_machines(name)
     before = _declared(name)
     if dry_run:
         changed = _decided(decide, before)
         known = before if record.is_settled(name) else None
         base = _base(known, changed.lab)
-        state = faults.without_faults(build(changed.lab, rules=base is None), before)
+        state = faults.without_faults(_built(changed.lab, rules=base is None), before)
         changes = _changes(changed.lab, state, _found(state), known, base)
         elapsed_s = time.perf_counter() - start
         return changed, Outcome(state, tuple(changes), (), False, False, elapsed_s, before)
@@ -115,7 +116,7 @@ def change(
         rules.require(changed.lab)
         known = before if record.is_settled(name) else None
         base = _base(known, changed.lab)
-        state = faults.without_faults(build(changed.lab, rules=base is None), before)
+        state = faults.without_faults(_built(changed.lab, rules=base is None), before)
         found = _found(state)
         restarted = not _has_processes(name)
         try:
@@ -123,7 +124,7 @@ def change(
             unserved = _converge(changed.lab, state, found, known, changes)
             unready = ready.await_ready(state.processes) if await_programs else ()
         except BaseException:
-            was = faults.without_faults(build(before), changed.lab)
+            was = faults.without_faults(_built(before), changed.lab)
             with contextlib.suppress(NetlabError, OSError):
                 now = _found(was)
                 _converge(before, was, now, None, _changes(before, was, now))
@@ -135,7 +136,8 @@ def change(
 
 def down(name: str) -> int:
     """Remove everything of a lab that carries its mark; returns how many namespaces that were."""
-    if not namespaces.names_of(name) and not _has_processes(name):
+    nothing = not namespaces.names_of(name) and not _has_processes(name)
+    if nothing and name not in adopted.owners():
         with contextlib.suppress(OSError):
             record.remove(name)
         return 0
@@ -147,19 +149,19 @@ def down(name: str) -> int:
 
 
 def running() -> list[str]:
-    """Names of all labs of which anything exists, sorted."""
-    return sorted({*namespaces.labs(), *control.running()})
+    """Names of all labs of which anything exists, here or on machines noted here; sorted."""
+    return sorted({*namespaces.labs(), *control.running(), *record.on_machines()})
 
 
 def differences(lab: Lab) -> list[Change]:
     """What `up` would change now."""
-    state = build(lab)
+    state = _built(lab)
     return _changes(lab, state, _found(state))
 
 
 def lacking(lab: Lab) -> tuple[ready.Lacking, ...]:
     """What the lab's programs should have brought about and have not."""
-    return ready.lacking(build(lab, rules=False).processes)
+    return ready.lacking(_built(lab, rules=False).processes)
 
 
 def _converge(
@@ -197,6 +199,16 @@ def _converge(
     return init.serve(state.servers, state.processes, views, probed, lab.unready)
 
 
+def _built(lab: Lab, rules: bool = True) -> LabState:
+    """What is to be on this machine: all of the lab, or the node that the machine is."""
+    part = record.part(lab.name)
+    if part is None:
+        return build(lab, rules=rules)
+    from netlab.hosts.part import part_of
+
+    return part_of(build(lab, rules=rules, only=part.node), part)
+
+
 def _declared(name: str) -> Lab:
     lab = record.read(name)
     if lab is None:
@@ -210,10 +222,14 @@ def _found(state: LabState) -> dict[str, Found]:
     marks = namespaces.mark(state.lab, "")
     found: dict[str, Found] = {}
     foreign: list[Problem] = []
+    is_machine = state.lab in adopted.owners()
     for name in namespaces.names_of(state.lab):
         if namespaces.is_ours(name, state.lab):
             if namespaces.is_mounted(name):
-                found[name] = observe.observe(name, marks, desired.get(name))
+                there = observe.observe(name, marks, desired.get(name))
+                if is_machine and adopted.is_adopted(name, state.lab):
+                    there = adopted.ours(there, desired.get(name))
+                found[name] = there
         elif name in desired:
             foreign.append(
                 Problem(
@@ -259,7 +275,7 @@ def _changes(
     """
     changes = plan(state, found)
     if known is not None:
-        was = faults.without_faults(build(known, rules=False), known)
+        was = faults.without_faults(_built(known, rules=False), known)
         if all(namespace.name in found for namespace in was.namespaces()):
             changes = caused(changes, was, state)
     if base is None:
@@ -277,7 +293,22 @@ def _remove(name: str) -> int:
     if init:
         init.shutdown()
     ours = [found for found in namespaces.names_of(name) if namespaces.is_ours(found, name)]
+    is_machine = name in adopted.owners()
+    own = [found for found in ours if is_machine and adopted.is_adopted(found, name)]
+    for found in own:
+        _leave(name, found)
     for found in ours:
         namespaces.remove(found)
+    if is_machine and not own:  # a start that was killed before it had a name
+        adopted.release(None, name, record.note(name))
     record.remove(name)
     return len(ours)
+
+
+def _leave(lab: str, name: str) -> None:
+    """Take everything of a lab out of a machine's own namespace."""
+    empty = NodeState(name=lab, namespace=Namespace(name=name))
+    found = {name: Found(namespace=empty.namespace, index={}, marked=frozenset())}
+    for change in rules.changes(LabState(lab=lab, switch=None, nodes=(empty,)), found):
+        rules.make(lab, change)
+    adopted.release(name, lab, record.note(lab))

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from netlab.topology.model import Lab
 
 
-def running_lab(name: str | None) -> Lab:
+def running_lab(name: str | None, on_machines: bool = False) -> Lab:
     """The lab that is up under that name, or the only one, as its faults make it appear.
 
     NetlabError as from :func:`declared_lab`.
     """
-    found = declared_lab(name)
+    found = declared_lab(name, on_machines)
     if not found.faults:
         return found
     from netlab.datapath.faults import faulty
@@ -24,11 +24,12 @@ def running_lab(name: str | None) -> Lab:
     return faulty(found)
 
 
-def declared_lab(name: str | None) -> Lab:
+def declared_lab(name: str | None, on_machines: bool = False) -> Lab:
     """The lab that is up under that name, or the only one, as it was declared.
 
-    NetlabError (exit code 2) if there is none, or more than one; 3 if nobody knows any more what
-    was declared, and without root.
+    NetlabError (exit code 2) if there is none, or more than one, or if its nodes are machines of
+    their own and that is no matter for the caller; 3 if nobody knows any more what was declared,
+    and without root.
     """
     from netlab.lab import record
 
@@ -37,10 +38,60 @@ def declared_lab(name: str | None) -> Lab:
             Problem("not-root", "labs are made of network namespaces, which only root may enter"),
             Exit.MACHINE,
         )
-    found = record.read(name or only_lab())
+    name = name or only_lab()
+    if is_on_machines(name):
+        from netlab.hosts import record as hosts
+
+        if recorded := hosts.read(name):
+            if on_machines:
+                return recorded.lab
+            raise _on_machines(name)
+    found = record.read(name)
     if found is None:
-        raise unknown_lab(name or "")
+        raise unknown_lab(name)
     return found
+
+
+def declared_of(name: str) -> Lab | None:
+    """What was declared for a lab, wherever its nodes live; None if nobody knows."""
+    from netlab.lab import record
+
+    if is_on_machines(name):
+        from netlab.hosts import record as hosts
+
+        recorded = hosts.read(name)
+        return recorded.lab if recorded else None
+    return record.read(name)
+
+
+def refuse_machines(name: str) -> None:
+    """NetlabError (exit 2) if a lab's nodes are machines, or this one is a node of it."""
+    from netlab.lab import record
+
+    part = record.part(name)
+    if is_on_machines(name) or part:
+        where = f"this machine is its node {part.node}" if part else "its nodes are machines"
+        raise NetlabError(
+            Problem(
+                "on-machines",
+                f"lab {name} is up already, and {where}",
+                hint="where it was brought up: `netlab up --hosts` changes it, `netlab down` gives "
+                "the machines back",
+            )
+        )
+
+
+def is_on_machines(name: str) -> bool:
+    """Whether a lab's nodes are machines of their own, brought up from here."""
+    there = os.path.exists(f"/run/netlab.hosts/{name}/hosts.json")
+    return there and not os.environ.get("NETLAB_HERE")
+
+
+def _on_machines(name: str) -> NetlabError:
+    text = f"the nodes of lab {name} are machines of their own, and this verb does not reach them"
+    hint = "it works on a machine itself, for its own part of the lab: log in there, or `netlab "
+    hint += "exec node/NAME`"
+    return NetlabError(Problem("on-machines", text, hint=hint))
 
 
 def only_lab() -> str:

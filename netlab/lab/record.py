@@ -10,14 +10,19 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from netlab.kernel.namespaces import STATE_DIR, lock_directory
 from netlab.topology.model import Lab
 
+if TYPE_CHECKING:
+    from netlab.hosts.part import Part
+
 _FILE = "lab.json"
 _SETTLED = "settled"
+_PART = "part.json"
 
 
 def directory(lab: str) -> str:
@@ -55,6 +60,39 @@ def read(name: str) -> Lab | None:
     """The recorded lab, from the file or else from init; None if neither has it."""
     data = _data(name)
     return msgspec.json.decode(data, type=Lab) if data else None
+
+
+def on_machines() -> list[str]:
+    """Labs whose nodes are machines of their own, noted where they were brought up from."""
+    if not os.path.exists(f"{STATE_DIR}.hosts"):
+        return []
+    from netlab.hosts import record as hosts
+
+    return hosts.names()
+
+
+def write_part(name: str, part: Part) -> None:
+    """Note what of the lab lives on this machine, where that is not all of it."""
+    path = f"{directory(name)}/{_PART}"
+    with open(f"{path}.new", "wb") as file:
+        file.write(msgspec.json.encode(part))
+    os.replace(f"{path}.new", path)
+
+
+def note(name: str) -> str:
+    """Where it stands what a machine had before it became a node."""
+    return f"{directory(name)}/machine.json"
+
+
+def part(name: str) -> Part | None:
+    """What of the lab lives on this machine; None if all of it does."""
+    from netlab.hosts.part import Part
+
+    try:
+        with open(f"{directory(name)}/{_PART}", "rb") as file:
+            return msgspec.json.decode(file.read(), type=Part)
+    except FileNotFoundError:
+        return None
 
 
 def twin_of(name: str) -> str:

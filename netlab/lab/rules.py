@@ -38,7 +38,7 @@ from netlab.datapath.state import (
     namespace_name,
 )
 from netlab.doctor import container_problems, mode_problems, name_server_problems
-from netlab.kernel import ipvs, namespaces, nft, xtables
+from netlab.kernel import adopted, ipvs, namespaces, nft, xtables
 from netlab.lab import control
 from netlab.problems import Exit, NetlabError, Problem
 from netlab.topology.model import Lab, Node
@@ -94,7 +94,8 @@ def changes(state: LabState, found: Mapping[str, Found]) -> list[Change]:
     for node in state.nodes:
         for namespace in node.pods:
             changes += _of_chains(namespace, there=namespace.name in found)
-    for namespace in (state.switch, *state.outside, *(node.namespace for node in state.nodes)):
+    around = (*((state.switch,) if state.switch else ()), *state.outside)
+    for namespace in (*around, *(node.namespace for node in state.nodes)):
         changes += _of_own_tables(state.lab, namespace, there=namespace.name in found)
     return changes
 
@@ -280,6 +281,11 @@ def _differences(
     chosen = _backend(wanted)
     saved = _saved(namespace, chosen) if printed is None else dict(printed)
     there = saved.pop(chosen, ("", "")) if chosen else ("", "")
+    if wanted and lab in adopted.owners() and adopted.is_adopted(namespace, lab):
+        if isinstance(wanted, Ruleset):
+            wanted = _with_policies(wanted, there)
+        elif isinstance(wanted, Balancing):
+            wanted = replace(wanted, rules=_with_policies(wanted.rules, there))
     if wanted and not _is_there(lab, namespace, wanted, there):
         item: Rules = wanted
         if isinstance(wanted, Ruleset):
@@ -298,6 +304,15 @@ def _possible(rules: R) -> R:
     if not isinstance(rules, Ruleset | Update) or xtables.has_nfacct():
         return rules
     return without_counting(rules)
+
+
+def _with_policies(wanted: Ruleset, saved: tuple[str, str]) -> Ruleset:
+    """What a built-in chain of a machine does with everybody's packets stays as it is."""
+    ipv4, ipv6 = (
+        iptables_save.with_policies(rendered, printed)
+        for rendered, printed in zip((wanted.ipv4, wanted.ipv6), saved, strict=True)
+    )
+    return replace(wanted, ipv4=ipv4, ipv6=ipv6)
 
 
 def _with_others(wanted: Ruleset, saved: tuple[str, str]) -> Ruleset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -16,7 +17,7 @@ from netlab.trace.canary import Blind
 from netlab.trace.case import Case
 from netlab.trace.correlate import Observed, Story, correlate, hops
 from netlab.trace.explain import Explained, explain
-from netlab.trace.model import Hop, Leg, Loss, Probe, Trace
+from netlab.trace.model import Hop, Leg, Loss, Probe, Trace, Witnesses
 from netlab.trace.model_steps import AnyStep, Deliver, Drop, Socket
 from netlab.trace.path import Tables
 from netlab.trace.prediction import predict, unpredictable
@@ -77,6 +78,19 @@ def traced(
     return tell(declared or lab, followed, watch), followed.observed
 
 
+class Watching(Protocol):
+    """Witnesses that watch, on this machine or on others."""
+
+    blind: list[Blind]
+
+    @property
+    def decisions(self) -> Tables: ...
+
+    def observed(self, answer: Answer, is_last: bool = True) -> Observed: ...
+
+    def reports(self) -> Witnesses: ...
+
+
 class Followed(msgspec.Struct, frozen=True):
     """A probe that was sent, and what became of it."""
 
@@ -87,7 +101,9 @@ class Followed(msgspec.Struct, frozen=True):
     explained: Explained
 
 
-def follow(lab: Lab, decided: Aim, answer: Answer, watch: Watch, is_last: bool = True) -> Followed:
+def follow(
+    lab: Lab, decided: Aim, answer: Answer, watch: Watching, is_last: bool = True
+) -> Followed:
     """Put together what was seen of a probe that has had its answer or its time."""
     return understand(lab, decided, answer, watch.observed(answer, is_last), watch.decisions)
 
@@ -101,10 +117,10 @@ def understand(
     return Followed(decided, answer, observed, story, explain(case))
 
 
-def tell(declared: Lab, followed: Followed, watch: Watch) -> Trace:
+def tell(declared: Lab, followed: Followed, watch: Watching, predicted: bool = True) -> Trace:
     """The trace of a probe, with what the witnesses say of themselves until now.
 
-    `declared` is the lab without its faults, which the outcome is compared with.
+    `declared` is the lab without its faults, which the outcome is compared with, if it is to be.
     """
     decided, observed, story = followed.aim, followed.observed, followed.story
     explained = followed.explained
@@ -131,7 +147,7 @@ def tell(declared: Lab, followed: Followed, watch: Watch) -> Trace:
         elapsed_us=_elapsed_us(followed.answer, observed.sightings, explained),
         application=followed.answer.application,
     )
-    return _compared(found, declared, decided)
+    return _compared(found, declared, decided) if predicted else found
 
 
 def _compared(found: Trace, declared: Lab, decided: Aim) -> Trace:

@@ -198,6 +198,22 @@ def with_others(rendered: str, saved: str) -> str:
     return "\n".join([*lines, ""])
 
 
+def with_policies(rendered: str, saved: str) -> str:
+    """The rendering with the policies that built-in chains have already: they are the machine's."""
+    found = parse(saved)
+    lines: list[str] = []
+    policies: dict[str, str] = {}
+    for line in rendered.splitlines():
+        if line.startswith("*"):
+            policies = found.get(line[1:].strip(), Printed()).policies
+        elif line.startswith(":"):
+            chain, policy, *_ = line[1:].split()
+            if policy != "-" and policies.get(chain, policy) != policy:
+                line = line.replace(f":{chain} {policy}", f":{chain} {policies[chain]}", 1)
+        lines.append(line)
+    return "\n".join([*lines, ""])
+
+
 def _others(table: Printed, chain: str) -> tuple[list[str], list[str]]:
     """Rules of a chain that are not ours: those before the first of ours, and the rest."""
     if chain.startswith(_OWN):

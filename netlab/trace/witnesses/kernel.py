@@ -160,7 +160,12 @@ class Kernel:
         for event in self._events.read():
             if event.t_ns < self._since:
                 continue
-            place = self._places.get(event.namespace) or self._owners.get(event.buffer)
+            place = self._places.get(event.namespace)
+            if place is None and event.kind == "in" and event.namespace:
+                # It has left what is watched: on this kernel another lab, or machine, may have it.
+                self._owners.pop(event.buffer, None)
+                continue
+            place = place or self._owners.get(event.buffer)
             if place is None:
                 continue
             self._owners[event.buffer] = place

@@ -1,0 +1,1 @@
+"""Nodes on machines of their own, reached through execnet."""
