@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import time
@@ -351,3 +352,37 @@ def test_who_is_connected_to_a_pod_that_is_deleted_is_served(up: Callable[..., L
     assert pod.key not in {each.key for each in after.pods}
     assert len(web_pods(after)) == 3
     fine("delete", f"pod/{web_pods(after)[0].name}", "--now")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_the_shipped_topology_loses_nothing_with_a_probe_and_something_without(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its programs are slow to listen, whatever else the machine does."""
+    lab = load("rolling-update", name=fresh_name()).lab
+    monkeypatch.setenv("NETLAB_LAB", lab.name)
+    try:
+        fine("up", "rolling-update", "--proxy", mode)
+        until(lab.name, lambda lab: not lab.unready)
+        found = {}
+        clients = {}
+        for deployment in ("careful", "careless"):
+            clients[deployment] = subprocess.Popen(
+                [
+                    *(NETLAB, "load", "client", f"svc/{deployment}", "-o", "ndjson"),
+                    *("--duration", "300", "--rate", "20", "--timeout", "30"),
+                ],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        fine("rollout", "restart", "deploy/careful", "deploy/careless")
+        for deployment, client in clients.items():
+            client.send_signal(signal.SIGINT)
+            attempts = [json.loads(line) for line in client.communicate()[0].splitlines()]
+            assert attempts
+            found[deployment] = {each["result"] for each in attempts}
+        assert found["careful"] == {"answered"}
+        assert "refused" in found["careless"]
+    finally:
+        lifecycle.down(lab.name)

@@ -34,6 +34,11 @@ class Heeding:
         self._due = False
         self._pause = Pause()
 
+    @property
+    def descriptors(self) -> list[int]:
+        """Those that init holds for it."""
+        return [self._machine]
+
     def is_due(self) -> None:
         """Something has changed."""
         self._due = True

@@ -341,7 +341,8 @@ class _Init:
         """Hand the servers and their namespaces over; None if the workload is no more."""
         try:
             descriptors = tuple(self._namespaces.values())
-            servers = [each for each in self._servers if not self._probing.is_down(each)]
+            down = self._probing.down()
+            servers = [s for s in self._servers if (s["inode"], s["identity"]) not in down]
             messages.send(workload.channel, {"servers": servers}, b"", descriptors)
             answer = messages.receive(workload.channel)
         except OSError as error:
@@ -389,6 +390,8 @@ class _Init:
                 self._rule_logs.descriptors,
                 self._draining.descriptors,
                 self._views.descriptors,
+                self._probing.descriptors,
+                self._heeding.descriptors,
             )
             messages.close((self._pidfd, *itertools.chain(*descriptors)))
             from netlab.lab import workload

@@ -166,15 +166,20 @@ class Probing:
             if not each.ready and any(check.passes is None for check in each.checks.values())
         ]
 
-    def is_down(self, server: Mapping[str, Any]) -> bool:
-        """Whether what the workload answers for is about to be started again."""
+    @property
+    def descriptors(self) -> list[int]:
+        """Those that init holds for what is being asked."""
+        checks = (check for each in self._containers.values() for check in each.checks.values())
+        return [check.said for check in checks if check.said >= 0]
+
+    def down(self) -> set[tuple[int, str]]:
+        """What the workload answers for and is about to be started again: inode and identity."""
         now = time.monotonic()
-        return any(
-            each.pause.until > now
+        return {
+            (each.pod["inode"], each.pod["identity"])
             for each in self._containers.values()
-            if (each.pod["inode"], each.pod["identity"]) == (server["inode"], server["identity"])
-            and not each.declared["program"]
-        )
+            if each.pause.until > now
+        }
 
     def status(self) -> list[dict[str, Any]]:
         """How containers without a program of their own were: pod, name, restarts, waiting."""
