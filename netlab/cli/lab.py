@@ -376,6 +376,7 @@ def status(lab: str | None, lab_name: str | None, output: str | None) -> int:
                 "nodes": len(declared.nodes),
                 "pods": len(declared.pods),
                 "services": len(declared.services),
+                "stopped": list(declared.stopped),
                 "differences": differences,
                 "programs": [each._asdict() for each in programs],
                 "lacking": lacking,
@@ -400,6 +401,8 @@ def status(lab: str | None, lab_name: str | None, output: str | None) -> int:
             click.echo("  init is gone: nothing answers in the pods")
         if programs:
             click.echo(f"  {_told(programs)}")
+        for name in declared.stopped:
+            click.echo(f"  node {name} is stopped: `netlab start node/{name}`")
         for line in (*(str(each) for each in programs if not each.running), *lacking, *differences):
             click.echo(f"  {line}")
         if not healthy:

@@ -25,6 +25,8 @@ _VERBS = {
     "delete": ("netlab.cli.change:delete", "Delete objects while a lab runs."),
     "scale": ("netlab.cli.change:scale", "Change how many pods a Deployment has."),
     "rollout": ("netlab.cli.rollout:rollout", "Replace a Deployment's pods, a few at a time."),
+    "stop": ("netlab.cli.machines:stop", "Switch a node's machine off."),
+    "start": ("netlab.cli.machines:start", "Switch a node's machine on again."),
     "label": ("netlab.cli.change:label", "Set and take away labels; endpoints follow."),
     "ready": ("netlab.cli.change:ready", "Make pods ready, or not; endpoints follow."),
     "proxy": ("netlab.cli.proxy:proxy", "Show the service proxy, or switch its mode."),

@@ -32,6 +32,7 @@ from netlab.datapath.state import (
     Sysctl,
     namespace_name,
 )
+from netlab.datapath.stopped import without_stopped
 from netlab.topology.model import Lab, Node, Pod
 
 SWITCH = "_switch"
@@ -57,7 +58,7 @@ def build(lab: Lab, *, rules: bool = True, only: str | None = None) -> LabState:
         servers=tuple(_servers(lab)),
         outside_processes=tuple(outside.processes(lab)),
     )
-    return faults.with_faults(state, lab)
+    return without_stopped(faults.with_faults(state, lab), lab)
 
 
 def pod_namespace_name(lab: Lab, pod: Pod) -> str:

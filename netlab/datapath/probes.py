@@ -13,7 +13,9 @@ from netlab.topology.model import Container, Lab, Pod, Probe
 
 def of_lab(lab: Lab) -> tuple[ProbedPod, ...]:
     """The pods that have probes; those that are about to go are not restarted any more."""
-    return tuple(_pod(lab, pod) for pod in lab.pods if pod.is_probed)
+    return tuple(
+        _pod(lab, pod) for pod in lab.pods if pod.is_probed and pod.node not in lab.stopped
+    )
 
 
 def _pod(lab: Lab, pod: Pod) -> ProbedPod:

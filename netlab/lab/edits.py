@@ -98,6 +98,7 @@ class Edits:
         self._gone: set[Key] = set()
         # Pods (`namespace/name`) whose readiness probes pass; None: those of the running lab.
         self.passed: frozenset[str] | None = None
+        self.stopped = frozenset(running.stopped)  # nodes whose machine is to be off
 
     # What there is
 
@@ -258,12 +259,13 @@ class Edits:
             if [d.value for d in documents if d.value["kind"] == "Node"] == undeclared:
                 documents = [d for d in documents if d.value["kind"] != "Node"]
         same = [d.value for d in documents] == list(running.declared)
+        same = same and self.stopped == set(running.stopped)
         if same and not self._gone and self.passed is None:
             return Changed(running, tuple(self.results))
-        lab, warnings = _decide(running, documents, self._given, self._gone, self.passed)
+        lab, warnings = self._decide(documents, self._given, self._gone, self.passed)
         if warnings:
             before = [Document(value, NOWHERE) for value in running.declared]
-            said = {(w.code, w.message) for w in _decide(running, before, set(), set(), None)[1]}
+            said = {(w.code, w.message) for w in self._decide(before, set(), set(), None)[1]}
             warnings = tuple(w for w in warnings if (w.code, w.message) not in said)
         old, new = declared_objects(running), declared_objects(lab)
         touched = {key for key in old | new if old.get(key) != new.get(key)}
@@ -271,18 +273,19 @@ class Edits:
         lab = replace(lab, changed=changed, faults=running.faults)
         return Changed(lab, tuple(self.results), warnings)
 
+    def _decide(
+        self,
+        documents: list[Document],
+        given: set[Key],
+        gone: set[Key],
+        passed: frozenset[str] | None,
+    ) -> tuple[Lab, tuple[Problem, ...]]:
+        found = Complaints()
+        objects = gather(documents, found)
+        found.raise_errors()
+        objects.stopped = self.stopped
+        keys = {f"{key[1]}/{key[2]}" for key in gone}
+        return decide_again(objects, self.running, given, keys, passed)
+
 
 _KIND_NAMES = tuple(dict.fromkeys(kind.lower() for kind in KINDS.values()))
-
-
-def _decide(
-    running: Lab,
-    documents: list[Document],
-    given: set[Key],
-    gone: set[Key],
-    passed: frozenset[str] | None,
-) -> tuple[Lab, tuple[Problem, ...]]:
-    found = Complaints()
-    objects = gather(documents, found)
-    found.raise_errors()
-    return decide_again(objects, running, given, {f"{key[1]}/{key[2]}" for key in gone}, passed)

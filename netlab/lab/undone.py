@@ -13,7 +13,8 @@ def undone(before: Lab | None, after: Lab) -> list[str]:
     if before is None:
         return []
     faults = [f"fault/{each.name} injected" for each in before.faults if each not in after.faults]
-    return [*faults, *_undone_changes(before, after)]
+    off = [f"node/{name} stopped" for name in before.stopped if name not in after.stopped]
+    return [*faults, *off, *_undone_changes(before, after)]
 
 
 def _undone_changes(before: Lab, after: Lab) -> list[str]:

@@ -62,6 +62,9 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
     proxy = _service_proxy(objects.lab, decided, found)
     drafts = placement.decide(objects, decided, found)
     _await_probes(objects, drafts)
+    for draft in drafts:
+        if draft.node and draft.node.name in objects.stopped:
+            draft.ready = False
     made = services.decide(objects.services, decided, objects.of_cluster, found)
     gateway = outside.gateway(objects, decided, found)
     boxes = balancers.decide(objects, decided, gateway, found)
@@ -122,6 +125,7 @@ def allocate(objects: Objects, name: str, found: Complaints) -> model.Lab:
         expected=expected,
         declared=tuple(each.value for each in objects.declared),
         unready=tuple(draft.key for draft in drafts if not draft.passes),
+        stopped=tuple(node.name for node in nodes if node.name in objects.stopped),
     )
 
 

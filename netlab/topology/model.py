@@ -609,6 +609,7 @@ class Lab(Frozen, frozen=True, dict=True):  # (dict: for the indexes below)
     changed: tuple[tuple[str, str, str], ...] = ()
     faults: tuple[Fault, ...] = ()
     unready: tuple[str, ...] = ()  # pods ("namespace/name") whose readiness probes do not pass
+    stopped: tuple[str, ...] = ()  # nodes whose machine is off
     twin_of: str = ""  # the running lab that `netlab compare` made this one after, for its own time
 
     @property

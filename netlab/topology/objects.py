@@ -73,6 +73,8 @@ class Objects:
     leaving: list[model.Pod] = field(default_factory=list)
     # Pods whose readiness probes have passed; None before there is a lab: all will.
     passed: frozenset[str] | None = None
+    # Nodes whose machine is off.
+    stopped: frozenset[str] = frozenset()
     # Addresses that load balancers gave to Services (`namespace/name`) until now.
     balanced: dict[str, tuple[str, ...]] = field(default_factory=dict)
 

@@ -46,6 +46,7 @@ class _Placement:
     def __init__(self, networks: Networks, found: Complaints) -> None:
         self._nodes = networks.nodes
         self._found = found
+        self._stopped: frozenset[str] = frozenset()
         self._by_name = {node.name: node for node in self._nodes}
         self._pods: Counter[str] = Counter()
         self._links: Counter[str] = Counter()  # pods with a link of their own
@@ -59,6 +60,7 @@ class _Placement:
 
     def place(self, pods: list[DraftPod], objects: Objects) -> None:
         """Give each pod a node, and add those that the controllers make."""
+        self._stopped = objects.stopped
         waiting = [pod for pod in pods if not self._has_node(pod)]
         owned: dict[tuple[str, str], list[DraftPod]] = {}
         for pod in pods:
@@ -152,6 +154,7 @@ class _Placement:
             if _selects(pod.spec.nodeSelector or {}, node.labels)
             and (pod.host_network or self._links[node.name] < self._room[node.name])
         ]
+        candidates = [n for n in candidates if n.name not in self._stopped] or candidates
         # Where every node has one of its ports taken, it is complained of on the first of them.
         ports = [port for port, _ in node_ports.wanted(pod)]
         free = [node for node in candidates if ports and self._has(node, ports)]

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from netlab.datapath.overlay import vtep_mac
 from netlab.datapath.overlays import tunnel_from, tunnels
+from netlab.datapath.podnet import switch_port
 from netlab.trace.case import Case, last_steps
 from netlab.trace.family import IPV4, IPV6, Family, family_of, first_of
 from netlab.trace.link_layer import unknown_to_itself
@@ -315,7 +316,7 @@ def down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
     if link is None or (link.up and link.carrier):
         return
     if not link.up:
-        yield _is_down(place, link, case.aim.family)
+        yield _is_down(case, place, link)
         return
     if link.kind == "bridge":
         for port in case.tables.ports(place, device):
@@ -323,7 +324,7 @@ def down(case: Case, place: Place, device: str) -> Iterable[Doubt]:
     for owner in case.aim.places:
         far = case.tables.link(owner, link.peer) if link.peer and owner != place else None
         if far and far.peer == link.index and not far.up:
-            yield _is_down(owner, far, case.aim.family)
+            yield _is_down(case, owner, far)
     yield Doubt("link-down", f"{device} of {place} has no carrier: its other end is down", None)
 
 
@@ -335,12 +336,22 @@ def off_at(case: Case, place: Place) -> Iterable[Doubt]:
     for device in ("eth0", "cbr0", *devices):
         link = case.tables.link(place, device)
         if link and not link.up:
-            yield _is_down(place, link, case.aim.family)
+            yield _is_down(case, place, link)
         elif link and case.aim.family is IPV6:
             yield from switched_off(case, place, device)
 
 
-def _is_down(place: Place, link: Link, family: Family) -> Doubt:
+def _is_down(case: Case, place: Place, link: Link) -> Doubt:
+    family = case.aim.family
+    for name in case.lab.stopped:
+        node = case.lab.node(name)
+        port = place.kind == "switch" and link.name == switch_port(node)
+        if port or (place.kind == "node" and place.name == name):
+            return Doubt(
+                "node-stopped",
+                f"node {name} is stopped: its machine is off",
+                f"`netlab start node/{name}`",
+            )
     bridge = f", a port of {link.master}," if link.master else ""
     # A port has no addresses.
     fix = up_again(place, link.name, IPV4 if link.master else family)

@@ -59,6 +59,7 @@ _NEIGHBOUR = (
     "stale-conntrack",
     "address-missing",
     "link-down",
+    "node-stopped",
     "host-unreachable",
 )
 

@@ -73,7 +73,11 @@ class PredictedBalancer:
     def healthy(self, asked: Asked) -> list[Node]:
         """Nodes that pass the check: by the healthCheckNodePort, else by a node port over TCP."""
         lab, service = self._network.lab, asked.service
-        nodes = [n for n in lab.nodes if first_of(self._network.family, n.addresses)]
+        nodes = [
+            node
+            for node in lab.nodes
+            if first_of(self._network.family, node.addresses) and node.name not in lab.stopped
+        ]
         mode = lab.service_proxy.mode
         if service.health_check_node_port:
             if mode in _WITHOUT_HEALTH_CHECKS:

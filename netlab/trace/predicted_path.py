@@ -41,6 +41,8 @@ from netlab.trace.predicted_balancer import PredictedBalancer
 from netlab.trace.predicted_hooks import Passing, PredictedHooks, Stop
 from netlab.trace.predicted_story import PredictedStory, Role
 
+NODE_STOPPED = "node-stopped"
+
 
 class Arrival(NamedTuple):
     """A packet at a place that has its destination's address."""
@@ -128,6 +130,8 @@ class Walker:
 
     def _leave(self, place: Place, flow: Tuple, way: Way) -> Arrival | Stop:
         """A packet goes out of a device to the next hop."""
+        if place.node in self.network.lab.stopped:
+            return Stop(place, NODE_STOPPED)
         if self.story.role in ("probe", "answer") and self._size > self.network.mtu(
             place, way.device
         ):
@@ -240,17 +244,30 @@ class Walker:
         self._way(node, Tuple(source=Socket(ip=local), destination=Socket(ip=remote)))
         carried = PredictedOuter(src=local, dst=remote, vni=vni, tunnel=kind)
         end, near = self.network.link_of(there, UPLINK), self.network.link_of(node, UPLINK)
+        if there.name in self.network.lab.stopped:
+            return self._into_the_void(node, flow, carried, near)
         self._across(node, end, flow, carried, near)
         far = self.network.tunnel_to(there, self.network.node_of(node))
         self.story.step(Decapsulate(device=far, vni=vni, local=remote, remote=local, tunnel=kind))
         self.story.hop(there, far, "in", flow)
         return self._into(there, flow, far)
 
+    def _into_the_void(
+        self, place: Place, flow: Tuple, outer: PredictedOuter | None, link: Attached | None
+    ) -> Stop:
+        """To a node whose machine is off: as far as the switch, while its MAC is known."""
+        if link:
+            self.story.hop(place, link.device, "out", flow, outer, sure=False)
+            self.story.hop(link.switch, link.port, "in", flow, outer, sure=False)
+        return Stop(place, NODE_STOPPED)
+
     def _over_underlay(self, place: Place, flow: Tuple, hop: str, device: str) -> Arrival | Stop:
         """From a node, a host, the gateway or the switch to who has the next hop's address."""
         link = None if place.kind == "switch" else self.network.link_of(place, device)
         switch = link.switch if link else self.network.switch
         owner = self.network.answerer(switch, hop)
+        if owner and owner.place.kind == "node" and owner.place.name in self.network.lab.stopped:
+            return self._into_the_void(place, flow, None, link)
         if owner and owner.place != place:
             self._across(place, owner, flow, None, link)
             return self._arrived(owner.place, flow, owner.device)

@@ -27,6 +27,7 @@ _OBJECTS = {
     "martian": "an address of the namespace",
     "address-missing": "an address of the namespace",
     "link-down": "a link",
+    "node-stopped": "a machine that is off",
     "mtu": "the MTU of a link",
     "ttl": "the TTL that packets begin with",
     "port-closed": "what listens",

@@ -49,12 +49,15 @@ class Expected:
             ):
                 why = f"spec.verify.expect: {each.source} to {each.destination}"
                 return each.outcome, why
-        if question.demand == "service" or self._is_isolated(question):
+        if question.demand == "service" or self._is_isolated(question) or self._is_off(question):
             return self._foretold(question)
         return "reached", ""
 
     def _is_isolated(self, question: Question) -> bool:
         return question.source.name in self._isolated or question.target.name in self._isolated
+
+    def _is_off(self, question: Question) -> bool:
+        return bool({question.source.node, question.target.node} & set(self._lab.stopped))
 
     def _foretold(self, question: Question) -> tuple[Due, str]:
         target = question.target
