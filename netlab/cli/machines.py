@@ -18,13 +18,9 @@ def stop(references: tuple[str, ...], options: Options) -> int:
 
     Their endpoints are not ready.  Connections end without a word.
     """
-    from netlab.cli.common import running_lab
     from netlab.lab import stopping
 
-    code = carry_out(lambda lab: stopping.stop(lab, references), options)
-    if not options.dry_run:
-        stopping.forget_connections(running_lab(options.lab_name))
-    return code
+    return carry_out(lambda lab: stopping.stop(lab, references), options)
 
 
 @click.command()

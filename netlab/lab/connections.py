@@ -9,6 +9,7 @@ from collections.abc import Container
 from netlab.datapath.services.conntrack import UdpServices, is_cleaning_due
 from netlab.datapath.state import LabState, namespace_name
 from netlab.kernel import conntrack
+from netlab.kernel.listeners import destroy_connections
 from netlab.problems import NetlabError
 from netlab.topology.model import Lab, Node
 
@@ -73,3 +74,14 @@ def _is_stale(services: UdpServices, entry: conntrack.Entry) -> bool:
     to, answering = entry.original, entry.reply
     ports = to.destination_port or 0, answering.source_port or 0
     return services.is_stale(to.destination, ports[0], (answering.source, ports[1]))
+
+
+def end_where_stopped(lab: Lab, state: LabState) -> None:
+    """End TCP connections on nodes that are stopped, which are off already: no one is told.
+
+    What closes them later would have a FIN sent when the node is back.
+    """
+    for node in state.nodes:
+        if node.name in lab.stopped:
+            for namespace in (node.namespace, *node.pods):
+                destroy_connections(namespace.name)

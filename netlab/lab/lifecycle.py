@@ -192,6 +192,7 @@ def _converge(
     if known is None or known.faults != lab.faults:
         connections.remember(state, found)
         converge.forget_learned(ns.name for ns in state.namespaces() if ns.name in found)
+    connections.end_where_stopped(lab, state)
     init.declare(data)
     record.settle(lab.name)
     probed = probes.of_lab(lab)

@@ -1,6 +1,6 @@
 """`netlab stop node/NAME` and `start node/NAME`: the machine that a node is goes off and on again.
 
-Pure but for `forget_connections`.  Endpoints on a node that is stopped are not ready, as the node
+Pure.  Endpoints on a node that is stopped are not ready, as the node
 lifecycle controller makes them in a cluster; those of pods with probes are not until these pass.
 """
 
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from netlab.datapath.build import build
-from netlab.kernel.listeners import destroy_connections
 from netlab.lab.edits import Changed, Edits, Result
 from netlab.topology.earlier import Key
 from netlab.topology.model import Lab
@@ -40,14 +38,6 @@ def start(running: Lab, references: Sequence[str]) -> Changed:
             {pod.key for pod in running.pods} - beginning - set(running.unready)
         )
     return edits.decided()
-
-
-def forget_connections(lab: Lab) -> None:
-    """End what is left of TCP connections on nodes that are stopped: no one is told of it."""
-    for node in build(lab, rules=False).nodes:
-        if node.name in lab.stopped:
-            for namespace in (node.namespace, *node.pods):
-                destroy_connections(namespace.name)
 
 
 def _nodes(edits: Edits, references: Sequence[str]) -> list[Key]:
