@@ -45,6 +45,11 @@ def test_only_a_node_stops() -> None:
         stopping.start(lab, ["n9"])
 
 
+def _ask(connection: socket.socket) -> None:
+    connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    connection.recv(1)
+
+
 @pytest.fixture
 def running() -> Iterator[Lab]:
     lab = load("two-node-vxlan", name=fresh_name()).lab
@@ -80,9 +85,8 @@ def test_a_client_hears_nothing_of_a_node_that_stops_and_is_refused_when_it_is_b
         assert trace(on.lab, request).disposition == "delivered"
         # Whoever it was connected to is no more.
         connection.settimeout(30)
-        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
         with pytest.raises(ConnectionResetError):
-            connection.recv(1)
+            _ask(connection)
 
 
 @pytest.mark.kernel
