@@ -27,7 +27,7 @@ def without_stopped(state: LabState, lab: Lab) -> LabState:
     }
     return replace(
         state,
-        switch=_with_down(state.switch, ports),
+        switch=state.switch and _with_down(state.switch, ports),
         nodes=nodes,
         servers=tuple(each for each in state.servers if each.namespace not in silent),
     )
