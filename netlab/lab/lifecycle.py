@@ -176,12 +176,21 @@ def _converge(
     record.write(lab.name, data)
     init = control.start(lab.name)
     faulty = faults.faulty(lab)
+    probed, views = probes.of_lab(lab), name_files.views(lab)
+
+    def serve() -> tuple[control.Unserved, ...]:
+        return init.serve(state.servers, state.processes, views, probed, lab.unready)
+
     loads = rules.Loads(changes, faulty)
+    # Whom the rules of a lab in use lead to has to answer already.
+    first = bool(found) and any(server.namespace not in found for server in state.servers)
     try:
-        for name in found:
+        for name in () if first else found:
             loads.begin(name)
         links = [change for change in changes if not rules.concerns(change)]
         converge.carry_out(lab.name, links, state.namespaces(), found, loads.begin)
+        if first:
+            serve()
         loads.begin_rest()
     finally:
         problems = loads.finish()
@@ -195,9 +204,7 @@ def _converge(
     connections.end_where_stopped(lab, state)
     init.declare(data)
     record.settle(lab.name)
-    probed = probes.of_lab(lab)
-    views = name_files.views(lab)
-    return init.serve(state.servers, state.processes, views, probed, lab.unready)
+    return serve()
 
 
 def _built(lab: Lab, rules: bool = True) -> LabState:
