@@ -19,7 +19,7 @@ TIMEOUT_S = 0.9 if second_kernel.IN_VM in os.environ else 0.25
 
 def clients(lab: Lab) -> list[str]:
     """Every pod and every node."""
-    return [*(pod.key for pod in lab.pods), *(f"node/{node.name}" for node in lab.nodes)]
+    return [*(f"pod/{pod.key}" for pod in lab.pods), *(f"node/{node.name}" for node in lab.nodes)]
 
 
 def service_addresses(lab: Lab) -> Iterator[tuple[str, str]]:

@@ -48,6 +48,7 @@ _ANSWERS: dict[str, Any] = {
     "setting": str,
     "listeners": list[Listener],
     "remembered": Socket,
+    "failed_inserts": int,
 }
 
 

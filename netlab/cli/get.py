@@ -263,7 +263,7 @@ def _pod_row(item: Object) -> list[str]:
         metadata["name"],
         "True" if ready else "False",
         _pod_status(item),
-        str(sum(each["restartCount"] for each in status.get("containerStatuses") or ())),
+        str(sum(each.get("restartCount", 0) for each in status.get("containerStatuses") or ())),
         status["podIP"],
         item["spec"]["nodeName"],
     ]
