@@ -33,8 +33,11 @@ def service_addresses(lab: Lab) -> Iterator[tuple[str, str]]:
             ends = [(each, port.port) for each in addresses]
             if port.node_port:
                 ends += [(each, port.node_port) for each in nodes if family_of(each) in families]
+            protocol = port.protocol.lower()
+            if (protocol, port.port) == ("udp", 53):  # a name server answers questions alone
+                protocol = "dns"
             for address, number in ends:
-                yield socket(address, number), port.protocol.lower()
+                yield socket(address, number), protocol
 
 
 def socket(address: str, port: int) -> str:
