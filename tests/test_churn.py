@@ -21,7 +21,7 @@ from netlab.kernel import namespaces
 from netlab.lab import lifecycle, record, rollout, termination
 from netlab.lab.load import Attempt, summarized
 from netlab.lab.readiness import Observed, heed, heeded
-from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_pods as k8s_pods
 from netlab.topology.load import load
 from netlab.topology.model import Lab, Pod
 from test_cli import NETLAB, netlab
@@ -130,7 +130,7 @@ def spec_of(replicas: int, surge: int | str | None, unavailable: int | str | Non
         "replicas": replicas,
         "strategy": {"rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}},
     }
-    return msgspec.convert(value, k8s.ControllerSpec)
+    return msgspec.convert(value, k8s_pods.ControllerSpec)
 
 
 @pytest.mark.parametrize(

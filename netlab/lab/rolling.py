@@ -11,7 +11,7 @@ import msgspec
 
 from netlab.lab import control, lifecycle, messages, record, rollout, termination
 from netlab.lab.rollout import Progress
-from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_pods as k8s
 from netlab.topology.earlier import Key
 from netlab.topology.model import Lab
 

@@ -19,7 +19,7 @@ import msgspec
 from netlab.lab.edits import Changed, Edits, Object
 from netlab.lab.termination import ending
 from netlab.problems import NetlabError, Problem
-from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_pods as k8s
 from netlab.topology.earlier import Key
 from netlab.topology.model import Lab, Pod
 from netlab.topology.pods import SURGE, template_hash

@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import fields, replace
 
 from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_pods as k8s_pods
 from netlab.topology import lab_document, model
 from netlab.topology.addresses import family_of
 from netlab.topology.cluster_settings import Cluster, read_settings
@@ -99,7 +100,7 @@ def _add_nodes(objects: Objects, found: Complaints) -> None:
     for each in objects.pods:
         name = each.item.spec.nodeName if each.item.spec else None
         if name and name not in known:
-            status = each.item.status or k8s.PodStatus()
+            status = each.item.status or k8s_pods.PodStatus()
             _, _, addresses = missing.setdefault(name, (each, ("spec", "nodeName"), []))
             for ip in (status.hostIP, *(host.ip for host in status.hostIPs or ())):
                 if ip and ip not in addresses:
@@ -116,7 +117,7 @@ def _add_nodes(objects: Objects, found: Complaints) -> None:
         }
         objects.nodes.append(Stated(msgspec.convert(value, k8s.Node), by.origin))
         objects.declared.append(Document(value, by.origin))
-        why = "runs on it" if isinstance(by.item, k8s.Pod) else "names it"
+        why = "runs on it" if isinstance(by.item, k8s_pods.Pod) else "names it"
         where = f"; it is at {' and '.join(addresses)}, its hostIP" if addresses else ""
         message = f"Node {name} is not in the file: {by.title} {why}{where}"
         found.assumption(message, by.origin, *path)
@@ -155,8 +156,8 @@ def _leave_out_pending(objects: Objects, found: Complaints) -> None:
         found.warning("no-part", message)
 
 
-def _is_pending(pod: k8s.Pod) -> bool:
-    status = pod.status or k8s.PodStatus()
+def _is_pending(pod: k8s_pods.Pod) -> bool:
+    status = pod.status or k8s_pods.PodStatus()
     return status.phase == "Pending" and not (status.podIP or status.podIPs)
 
 

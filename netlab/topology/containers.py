@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from posixpath import normpath
 
-from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_pods as k8s
 from netlab.topology import probes
 from netlab.topology.convert import shown
 from netlab.topology.model import (
@@ -248,7 +248,11 @@ class Containers:
             yield from self._mounted(draft, volume.configMap, mount, number)
 
     def _mounted(
-        self, draft: DraftPod, volume: k8s.ConfigMapVolume, mount: k8s.VolumeMount, number: int
+        self,
+        draft: DraftPod,
+        volume: k8s.ConfigMapVolume,
+        mount: k8s.VolumeMount,
+        number: int,
     ) -> Iterator[MountedFile]:
         """The files of a ConfigMap below its mount path, or at it with `subPath`."""
         at: Path = (*draft.path, "volumes", number, "configMap")

@@ -23,6 +23,8 @@ from msgspec.structs import replace
 
 from netlab.problems import Problem
 from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_parts as k8s_parts
+from netlab.topology import kubernetes_pods as k8s_pods
 from netlab.topology import lab_document, model
 from netlab.topology.addresses import family_of
 from netlab.topology.allocate import allocate
@@ -103,11 +105,11 @@ def decide_again(
     return framed, found.warnings()
 
 
-def _key(stated: Stated[k8s.Object]) -> Key:
+def _key(stated: Stated[k8s_parts.Object]) -> Key:
     return type(stated.item).__name__, stated.namespace, stated.item.metadata.name  # type: ignore[attr-defined]
 
 
-def _pod(stated: Stated[k8s.Pod]) -> str:
+def _pod(stated: Stated[k8s_pods.Pod]) -> str:
     """`namespace/name`."""
     return f"{stated.namespace}/{stated.item.metadata.name}"
 
@@ -229,8 +231,8 @@ def _keep_pods(objects: Objects, running: model.Lab, same_cidr: set[str]) -> Non
         pod = before.get(_pod(each))
         if pod is None:
             continue
-        spec = each.item.spec or k8s.PodSpec()
-        status = each.item.status or k8s.PodStatus()
+        spec = each.item.spec or k8s_pods.PodSpec()
+        status = each.item.status or k8s_pods.PodStatus()
         ips = status.podIPs or []
         given = [ip for ip in (status.podIP, *(entry.ip for entry in ips)) if ip]
         moves = _is_other(given, pod.addresses)
@@ -238,7 +240,7 @@ def _keep_pods(objects: Objects, running: model.Lab, same_cidr: set[str]) -> Non
             spec = replace(spec, nodeName=pod.node)
         own_address = not spec.hostNetwork and not pod.host_network
         if own_address and spec.nodeName == pod.node and pod.node in same_cidr:
-            added = (k8s.PodIP(ip) for ip in _lacking(given, pod.addresses))
+            added = (k8s_pods.PodIP(ip) for ip in _lacking(given, pod.addresses))
             status = replace(status, podIPs=[*ips, *added])
         objects.pods[index] = Stated(replace(each.item, spec=spec, status=status), each.origin)
 
@@ -264,7 +266,7 @@ def _keep_replicas(
         own = owned.get((controller.namespace, f"{key[0]}/{key[2]}"), [])
         if templates.get(key, controller.item.spec.template) != controller.item.spec.template:
             ended.update(pod.key for pod in own)
-        elif isinstance(controller.item, k8s.DaemonSet):
+        elif isinstance(controller.item, k8s_pods.DaemonSet):
             ended.update(_on_other_nodes(objects, controller, own))
         elif key in given:
             ended.update(_surplus(controller, own, stated))
@@ -286,21 +288,21 @@ def _pod_key(key: Key) -> str | None:
     return f"{key[1]}/{key[2]}" if key[0] == "Pod" else None
 
 
-def _templates(running: model.Lab) -> dict[Key, k8s.PodTemplate]:
+def _templates(running: model.Lab) -> dict[Key, k8s_pods.PodTemplate]:
     """What the controllers of a lab make their pods of."""
     found = {}
     for value in running.declared:
         kind = k8s.KINDS.get((value["apiVersion"].rpartition("/")[0], value["kind"]))
-        if kind is not None and issubclass(kind, k8s.Controller):
+        if kind is not None and issubclass(kind, k8s_pods.Controller):
             found[key_of(value)] = msgspec.convert(value, kind).spec.template
     return found
 
 
 def _on_other_nodes(
-    objects: Objects, controller: Stated[k8s.Controller], own: list[model.Pod]
+    objects: Objects, controller: Stated[k8s_pods.Controller], own: list[model.Pod]
 ) -> Iterator[str]:
     """Pods of a DaemonSet on nodes that its nodeSelector leaves out."""
-    spec = controller.item.spec.template.spec or k8s.PodSpec()
+    spec = controller.item.spec.template.spec or k8s_pods.PodSpec()
     wanted = (spec.nodeSelector or {}).items()
     for each in objects.nodes:
         name = each.item.metadata.name
@@ -310,7 +312,7 @@ def _on_other_nodes(
 
 
 def _surplus(
-    controller: Stated[k8s.Controller], own: list[model.Pod], stated: dict[str, DraftPod]
+    controller: Stated[k8s_pods.Controller], own: list[model.Pod], stated: dict[str, DraftPod]
 ) -> list[str]:
     """The newest of a controller's pods, as far as it has more than `replicas`."""
     alive = [pod.key for pod in own if pod.key not in stated or not stated[pod.key].terminating]
@@ -318,18 +320,18 @@ def _surplus(
     return alive[(1 if replicas is None else replicas) + surge_of(controller.item) :]
 
 
-def _written_out(pod: model.Pod, controller: Stated[k8s.Controller]) -> Stated[k8s.Pod]:
+def _written_out(pod: model.Pod, controller: Stated[k8s_pods.Controller]) -> Stated[k8s_pods.Pod]:
     kind, _, name = pod.owner.partition("/")
-    metadata = k8s.Metadata(
+    metadata = k8s_parts.Metadata(
         name=pod.name,
         namespace=pod.namespace,
         labels=pod.labels,
-        ownerReferences=[k8s.OwnerReference(kind, name, controller=True)],
+        ownerReferences=[k8s_parts.OwnerReference(kind, name, controller=True)],
     )
-    spec = replace(controller.item.spec.template.spec or k8s.PodSpec(), nodeName=pod.node)
+    spec = replace(controller.item.spec.template.spec or k8s_pods.PodSpec(), nodeName=pod.node)
     ips = () if pod.host_network else pod.addresses
-    status = k8s.PodStatus(podIPs=[k8s.PodIP(ip) for ip in ips])
-    return Stated(k8s.Pod(metadata=metadata, spec=spec, status=status), controller.origin)
+    status = k8s_pods.PodStatus(podIPs=[k8s_pods.PodIP(ip) for ip in ips])
+    return Stated(k8s_pods.Pod(metadata=metadata, spec=spec, status=status), controller.origin)
 
 
 # Services

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_pods as k8s_pods
 from netlab.topology import lab_document
 from netlab.topology.addresses import family_of
 from netlab.topology.model import Family
@@ -51,7 +52,7 @@ def _node_cidrs(objects: Objects) -> Iterator[str]:
 def pod_addresses(objects: Objects) -> Iterator[str]:
     """The addresses that pods of the file have, those of nodes left out."""
     for pod in objects.pods:
-        status = pod.item.status or k8s.PodStatus()
+        status = pod.item.status or k8s_pods.PodStatus()
         if not (pod.item.spec and pod.item.spec.hostNetwork):
             yield from filter(None, (status.podIP, *(each.ip for each in status.podIPs or ())))
 

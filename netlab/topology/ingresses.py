@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_networking as k8s
 from netlab.topology import model
 from netlab.topology.containers import SBIN
 from netlab.topology.convert import shown

@@ -7,7 +7,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from netlab.topology.kubernetes import Label, Port, Subdomain
+from netlab.topology.kubernetes_parts import (
+    Label,
+    Port,
+    Subdomain,
+)
 from netlab.topology.model import (
     BalancerMode,
     IPTablesBackend,

@@ -8,14 +8,15 @@ import shutil
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_parts as k8s_parts
+from netlab.topology import kubernetes_pods as k8s_pods
 from netlab.topology import model
 from netlab.topology.places import Complaints, Path
 from netlab.topology.pods import DraftPod
 
 _LABEL = "k8s-app", "kube-dns"  # that CoreDNS has in a cluster
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-_DNS_NAME = re.compile(rf"{k8s.LABEL}(\.{k8s.LABEL})*\.?")
+_DNS_NAME = re.compile(rf"{k8s_parts.LABEL}(\.{k8s_parts.LABEL})*\.?")
 MOST_SERVERS = 3  # MAXNS of resolv.h: the C library asks no more
 
 
@@ -47,7 +48,7 @@ def servers(drafts: Sequence[DraftPod], of_cluster: bool, found: Complaints) -> 
 def of_pod(draft: DraftPod, found: Complaints) -> model.Naming:
     """A pod's own naming; complains of addresses that are none, and of a policy without servers."""
     spec = draft.spec
-    config = spec.dnsConfig or k8s.DnsConfig()
+    config = spec.dnsConfig or k8s_pods.DnsConfig()
     servers = config.nameservers or []
     decided = model.Naming(
         host_name=spec.hostname or "",

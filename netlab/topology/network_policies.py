@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_network
 
-from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_networking as k8s
 from netlab.topology import model
 from netlab.topology.addresses import Network, inside, network
 from netlab.topology.objects import Objects, Stated

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from netlab.problems import suggest
 from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_networking as k8s_networking
+from netlab.topology import kubernetes_pods as k8s_pods
 from netlab.topology import lab_document, model
 from netlab.topology.convert import convert, shown
 from netlab.topology.places import Complaints, Document, Origin
@@ -51,17 +53,17 @@ class Objects:
 
     lab: Stated[lab_document.Lab] | None = None
     nodes: list[Stated[k8s.Node]] = field(default_factory=list)
-    pods: list[Stated[k8s.Pod]] = field(default_factory=list)
-    controllers: list[Stated[k8s.Controller]] = field(default_factory=list)
+    pods: list[Stated[k8s_pods.Pod]] = field(default_factory=list)
+    controllers: list[Stated[k8s_pods.Controller]] = field(default_factory=list)
     services: list[Stated[k8s.Service]] = field(default_factory=list)
     endpoints: list[Stated[k8s.Endpoints]] = field(default_factory=list)
     slices: list[Stated[k8s.EndpointSlice]] = field(default_factory=list)
     service_cidrs: list[Stated[k8s.ServiceCIDR]] = field(default_factory=list)
     namespaces: list[Stated[k8s.Namespace]] = field(default_factory=list)
     config_maps: list[Stated[k8s.ConfigMap]] = field(default_factory=list)
-    policies: list[Stated[k8s.NetworkPolicy]] = field(default_factory=list)
-    ingresses: list[Stated[k8s.Ingress]] = field(default_factory=list)
-    ingress_classes: list[Stated[k8s.IngressClass]] = field(default_factory=list)
+    policies: list[Stated[k8s_networking.NetworkPolicy]] = field(default_factory=list)
+    ingresses: list[Stated[k8s_networking.Ingress]] = field(default_factory=list)
+    ingress_classes: list[Stated[k8s_networking.IngressClass]] = field(default_factory=list)
     hosts: list[Own[lab_document.Host]] = field(default_factory=list)
     gateways: list[Own[lab_document.Gateway]] = field(default_factory=list)
     balancers: list[Own[lab_document.LoadBalancer]] = field(default_factory=list)
@@ -103,21 +105,21 @@ class Objects:
 
     def add(self, item: Any, origin: Origin) -> None:
         """Sort one object in."""
-        if isinstance(item, k8s.Controller):
+        if isinstance(item, k8s_pods.Controller):
             self.controllers.append(Stated(item, origin))
             return
         lists: dict[type, list[Any]] = {
             k8s.Node: self.nodes,
-            k8s.Pod: self.pods,
+            k8s_pods.Pod: self.pods,
             k8s.Service: self.services,
             k8s.Endpoints: self.endpoints,
             k8s.EndpointSlice: self.slices,
             k8s.ServiceCIDR: self.service_cidrs,
             k8s.Namespace: self.namespaces,
             k8s.ConfigMap: self.config_maps,
-            k8s.NetworkPolicy: self.policies,
-            k8s.Ingress: self.ingresses,
-            k8s.IngressClass: self.ingress_classes,
+            k8s_networking.NetworkPolicy: self.policies,
+            k8s_networking.Ingress: self.ingresses,
+            k8s_networking.IngressClass: self.ingress_classes,
         }
         if type(item) in lists:
             lists[type(item)].append(Stated(item, origin))

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 from netlab.problems import suggest
-from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_pods as k8s
 from netlab.topology import node_ports
 from netlab.topology.addresses import Address, address_at, family, hosts, width
 from netlab.topology.model import Family

@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_network
 from msgspec.structs import replace
 
 from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_pods as k8s_pods
 from netlab.topology.addresses import (
     Address,
     Network,
@@ -125,7 +126,7 @@ def _node_cidrs(node: k8s.Node) -> Iterator[Network]:
 def _pod_addresses(objects: Objects) -> Iterator[tuple[Address, str]]:
     """Each pod's own addresses, and the node that it runs on ("" if it is not given)."""
     for pod in objects.pods:
-        spec, status = pod.item.spec or k8s.PodSpec(), pod.item.status or k8s.PodStatus()
+        spec, status = pod.item.spec or k8s_pods.PodSpec(), pod.item.status or k8s_pods.PodStatus()
         if spec.hostNetwork or status.phase in ("Succeeded", "Failed"):
             continue
         texts = (status.podIP, *(each.ip for each in status.podIPs or ()))

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_parts as k8s_parts
+from netlab.topology import kubernetes_pods as k8s_pods
 from netlab.topology.addresses import Address, address, of_families
 from netlab.topology.model import Family, Protocol
 from netlab.topology.nodes import DraftNode
@@ -31,7 +32,7 @@ class DraftPod:
     namespace: str
     name: str
     labels: dict[str, str]
-    spec: k8s.PodSpec
+    spec: k8s_pods.PodSpec
     origin: Origin
     path: Path = ("spec",)
     owner: str = ""
@@ -68,7 +69,7 @@ class DraftPod:
         )
 
     @property
-    def ports(self) -> Iterator[k8s.ContainerPort]:
+    def ports(self) -> Iterator[k8s_pods.ContainerPort]:
         """The ports that its containers declare."""
         for container in self.spec.containers or ():
             yield from container.ports or ()
@@ -84,12 +85,12 @@ def stated_pods(
     owners = {
         (each.namespace, each.item.metadata.name): each.item.metadata.ownerReferences
         for each in objects.controllers
-        if isinstance(each.item, k8s.ReplicaSet)
+        if isinstance(each.item, k8s_pods.ReplicaSet)
     }
     pods = []
     finished = 0
     for each in objects.pods:
-        status = each.item.status or k8s.PodStatus()
+        status = each.item.status or k8s_pods.PodStatus()
         if status.phase in ("Succeeded", "Failed"):
             finished += 1
             continue
@@ -98,7 +99,7 @@ def stated_pods(
             namespace=each.namespace,
             name=metadata.name,
             labels=metadata.labels or {},
-            spec=each.item.spec or k8s.PodSpec(),
+            spec=each.item.spec or k8s_pods.PodSpec(),
             origin=each.origin,
             owner=_owner(each, owners),
             ready=not any(
@@ -116,8 +117,8 @@ def stated_pods(
 
 
 def _owner(
-    pod: Stated[k8s.Pod],
-    owners: dict[tuple[str, str], list[k8s.OwnerReference] | None],
+    pod: Stated[k8s_pods.Pod],
+    owners: dict[tuple[str, str], list[k8s_parts.OwnerReference] | None],
 ) -> str:
     """`Deployment/myblog` for a pod of a ReplicaSet of that Deployment."""
     references = pod.item.metadata.ownerReferences or []
@@ -136,7 +137,7 @@ def _owner(
 
 
 def _keep_addresses(
-    pod: DraftPod, status: k8s.PodStatus, families: tuple[Family, ...], found: Complaints
+    pod: DraftPod, status: k8s_pods.PodStatus, families: tuple[Family, ...], found: Complaints
 ) -> None:
     candidates: list[tuple[str | None, Path]] = [(status.podIP, ("status", "podIP"))]
     candidates += [
@@ -154,7 +155,7 @@ def _keep_addresses(
 
 
 def made_pods(
-    controller: Stated[k8s.Controller], have: Sequence[DraftPod], taken: set[str], nodes: int
+    controller: Stated[k8s_pods.Controller], have: Sequence[DraftPod], taken: set[str], nodes: int
 ) -> Iterator[DraftPod]:
     """The pods that a controller lacks; a DaemonSet's for `nodes` nodes."""
     metadata, spec = controller.item.metadata, controller.item.spec
@@ -162,14 +163,14 @@ def made_pods(
     template = spec.template
     labels = (template.metadata.labels if template.metadata else None) or {}
     replicas = 1 if spec.replicas is None else spec.replicas
-    if isinstance(controller.item, k8s.DaemonSet):
+    if isinstance(controller.item, k8s_pods.DaemonSet):
         replicas = nodes
     base = metadata.name
-    if isinstance(controller.item, k8s.Deployment):
+    if isinstance(controller.item, k8s_pods.Deployment):
         hash_ = template_hash(template)
         base = f"{base}-{hash_}"
         labels = {**labels, "pod-template-hash": hash_}
-    ordinals = isinstance(controller.item, k8s.StatefulSet)
+    ordinals = isinstance(controller.item, k8s_pods.StatefulSet)
     names = _ordinal_names(base) if ordinals else _random_names(controller.namespace, base)
     names = (name for name in names if name not in taken)
     for _ in range(replicas + surge_of(controller.item) - len(have)):
@@ -179,7 +180,7 @@ def made_pods(
             namespace=controller.namespace,
             name=name,
             labels=labels,
-            spec=template.spec or k8s.PodSpec(),
+            spec=template.spec or k8s_pods.PodSpec(),
             origin=controller.origin,
             path=TEMPLATE,
             owner=f"{kind}/{metadata.name}",
@@ -190,7 +191,7 @@ SURGE = "netlab/surge"
 """The annotation of a Deployment that is being rolled out: how many pods more it has for now."""
 
 
-def surge_of(controller: k8s.Controller) -> int:
+def surge_of(controller: k8s_pods.Controller) -> int:
     """How many pods more than its replicas a controller has for now; fewer, if negative."""
     text = (controller.metadata.annotations or {}).get(SURGE, "0")
     return int(text) if text.lstrip("-").isdecimal() else 0
@@ -203,7 +204,7 @@ _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 _LONGEST_BASE = 58  # of a generated name, k8s.io/apiserver/pkg/storage/names
 
 
-def template_hash(template: k8s.PodTemplate) -> str:
+def template_hash(template: k8s_pods.PodTemplate) -> str:
     """Ten characters in the alphabet of Kubernetes, as it encodes a 32-bit hash."""
     number = str(zlib.crc32(msgspec.json.encode(template)))
     return "".join(_ALPHABET[ord(digit) % len(_ALPHABET)] for digit in number)

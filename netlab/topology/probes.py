@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_pods as k8s
 from netlab.topology.convert import shown
 from netlab.topology.model import Probe
 from netlab.topology.places import Complaints, Path

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from netlab.problems import NetlabError, Problem, suggest
 from netlab.topology import kubernetes as k8s
+from netlab.topology import kubernetes_pods as k8s_pods
 from netlab.topology.earlier import Key, key_of
 from netlab.topology.model import Lab, Pod, Service, ServiceEndpoints
 from netlab.topology.references import resolve
@@ -167,7 +168,7 @@ def _slices(lab: Lab, part: Lab) -> Iterator[dict[str, Any]]:
 
 
 _CONTROLLERS = tuple(
-    kind.__name__ for kind in k8s.KINDS.values() if issubclass(kind, k8s.Controller)
+    kind.__name__ for kind in k8s.KINDS.values() if issubclass(kind, k8s_pods.Controller)
 )
 
 

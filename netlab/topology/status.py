@@ -11,7 +11,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from netlab.topology.kubernetes import HEADLESS, SERVICE_NAME
+from netlab.topology.kubernetes import (
+    HEADLESS,
+    SERVICE_NAME,
+)
 from netlab.topology.model import (
     ZONE_LABEL,
     Endpoint,
