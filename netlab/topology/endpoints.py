@@ -234,6 +234,9 @@ class _Given:
             each: pod for pod in pods if not pod.host_network for each in pod.addresses.values()
         }
         self._of_nodes = {each for node in networks.nodes for each in node.addresses.values()}
+        self._of_hosts = {
+            each.strip() for host in objects.hosts for each in host.item.spec.address.split(",")
+        }
         self._nodes = {node.name for node in networks.nodes}
         self._slices: dict[str, list[Stated[k8s.EndpointSlice]]] = {}
         self._endpoints: dict[str, Stated[k8s.Endpoints]] = {}
@@ -357,7 +360,7 @@ class _Given:
         if pod and named:
             message = f"{stated.title}: {where} is {pod.title}'s; {named.title} has another"
             self._found.warning("other-pod", message, stated.origin, *path)
-        elif not pod and ip not in self._of_nodes:
+        elif not pod and ip not in self._of_nodes and str(ip) not in self._of_hosts:
             whose = f"; {named.title} has another" if named else ""
             message = f"{stated.title}: no pod of the lab has {where}{whose}"
             hint = "it is kept; what is sent there is lost"
