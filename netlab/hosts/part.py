@@ -53,6 +53,8 @@ def check(lab: Lab) -> None:
         refuse("has machines outside the cluster (Host, Gateway, LoadBalancer)")
     if lab.docker_containers or lab.docker_networks:
         refuse("has Docker's containers beside pods")
+    if any(port.host_port for pod in lab.pods for port in pod.ports):
+        refuse("has pods with a hostPort")
     if any(pod.is_probed for pod in lab.pods):
         refuse("has pods with probes, whose results change Services on all nodes at once")
     if lab.faults:

@@ -220,7 +220,14 @@ def _all_differences(lab: str, node: NodeState) -> Iterable[Change]:
     chosen = _backend(node.namespace.chains or node.rules)
     saved = _saved(node.namespace.name, chosen)
     yield from _differences(lab, node.namespace.name, node.rules, saved)
-    yield from _chain_edits(node.namespace, saved)
+    # A machine may have Docker and CNI plugins of its own, whose chains have the same names.
+    if not _is_machine(lab, node.namespace.name):
+        yield from _chain_edits(node.namespace, saved)
+
+
+def _is_machine(lab: str, namespace: str) -> bool:
+    """Whether it is a machine's own namespace, which the lab gives back as it was."""
+    return lab in adopted.owners() and adopted.is_adopted(namespace, lab)
 
 
 def _of_chains(namespace: Namespace, there: bool) -> Iterable[Change]:
@@ -281,7 +288,7 @@ def _differences(
     chosen = _backend(wanted)
     saved = _saved(namespace, chosen) if printed is None else dict(printed)
     there = saved.pop(chosen, ("", "")) if chosen else ("", "")
-    if wanted and lab in adopted.owners() and adopted.is_adopted(namespace, lab):
+    if wanted and _is_machine(lab, namespace):
         if isinstance(wanted, Ruleset):
             wanted = _with_policies(wanted, there)
         elif isinstance(wanted, Balancing):
