@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from netlab.datapath.build import build
-from netlab.hosts import hosts_file
+from netlab.hosts import gateways, hosts_file
 from netlab.hosts.addresses import on_machines
 from netlab.hosts.clocks import offsets
 from netlab.hosts.part import Part, check, part_of
@@ -75,6 +75,17 @@ Host k8s-slave2
     hosts = hosts_file.ssh_hosts(text)
     assert hosts["k8s-slave1"]["IdentityFile"] == "/x/private key"
     assert list(hosts) == ["k8s-slave1", "k8s-slave2"]
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("root@h: Permission denied (publickey,password).", "wrong-key"),
+        ("/bin/sh: 1: /opt/python: Permission denied", "no-python"),
+    ],
+)
+def test_a_key_that_is_refused_is_not_a_program_that_is(said: str, code: str) -> None:
+    assert gateways._reason(said, timed_out=False)[0] == code
 
 
 def test_a_machine_has_its_node_but_for_what_it_has_itself() -> None:

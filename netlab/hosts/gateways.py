@@ -345,7 +345,9 @@ _COMPLAINTS = (
         "host-key-unknown",
         "log in once with ssh by hand, and compare its key",
     ),
-    ("Permission denied", "wrong-key", "a key that the machine lets in, without a passphrase"),
+    # ("user@host: Permission denied (publickey)." is ssh's; the shell there has nothing behind it)
+    ("Permission denied (", "wrong-key", "a key that the machine lets in, without a passphrase"),
+    ("Permission denied", "no-python", "`//python=` in its gateway names a program to be run"),
     ("Connection refused", "host-unreachable", "is sshd running there?"),
     ("Could not resolve hostname", "host-unreachable", None),
     ("No route to host", "host-unreachable", None),

@@ -119,8 +119,8 @@ def _of_vagrant(lab: Lab) -> dict[str, Machine]:
     hosts = ssh_hosts(done.stdout)
     missing = [node.name for node in lab.nodes if node.name not in hosts]
     if missing:
-        words = done.stderr.strip().splitlines()
-        because = f": {words[-1]}" if words else ""
+        words = " ".join(done.stderr.split())  # a sentence of its own, over several lines
+        because = f": {words}" if words else ""
         problem = Problem(
             "no-vagrant",
             f"Vagrant has no machine {', '.join(missing)} that runs{because}",

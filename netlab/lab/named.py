@@ -89,8 +89,8 @@ def is_on_machines(name: str) -> bool:
 
 def _on_machines(name: str) -> NetlabError:
     text = f"the nodes of lab {name} are machines of their own, and this verb does not reach them"
-    hint = "it works on a machine itself, for its own part of the lab: log in there, or `netlab "
-    hint += "exec node/NAME`"
+    hint = "whoever logs in to a machine has `netlab rules`, `netlab conntrack --node NAME` and "
+    hint += "`netlab capture` there, for its own part"
     return NetlabError(Problem("on-machines", text, hint=hint))
 
 
