@@ -455,3 +455,14 @@ def test_ipv6_that_was_switched_off_on_a_device_is_switched_on_again() -> None:
         assert trace(made, Request("p0", "p1:8002", family=6)).delivered
     finally:
         lifecycle.down(made.name)
+
+
+def test_a_verb_that_misses_a_namespace_says_so(up: Callable[[Lab], object]) -> None:
+    lab = small_lab()
+    up(lab)
+    missing = f"{lab.name}:n2"
+    namespaces.remove(missing)
+    netlab = Path(sys.executable).parent / "netlab"
+    done = subprocess.run([netlab, "conntrack", "--lab", lab.name], capture_output=True, text=True)
+    assert done.returncode == Exit.MACHINE
+    assert f"error[namespace-missing]: there is no network namespace {missing} here" in done.stderr

@@ -119,6 +119,8 @@ def _run() -> int:
         _forget_output()
         return 128 + 13
     except OSError as error:
+        if str(error.filename).startswith(_NETNS):
+            return _without_namespace(error)
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF):
             return _unexpected(error)
         _forget_output()
@@ -132,6 +134,21 @@ def _run() -> int:
 def _forget_output() -> None:
     """What is still to be written goes nowhere; Python would complain once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_NETNS = "/run/netns/"
+
+
+def _without_namespace(error: OSError) -> int:
+    """Of verbs that look into each namespace of a lab, and find one that is not here."""
+    name = str(error.filename).removeprefix(_NETNS)
+    click.echo(f"error[namespace-missing]: there is no network namespace {name} here", err=True)
+    click.echo(
+        "  hint: `netlab up` completes a lab; of one with nodes on machines of their own each has "
+        "its own alone: name it with --node",
+        err=True,
+    )
+    return int(Exit.MACHINE)
 
 
 def _unexpected(error: Exception) -> int:
