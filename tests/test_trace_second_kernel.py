@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from lab_processes import eventually
 from labs import fresh_name
 from netlab.datapath.podnet import outer_link
 from netlab.datapath.state import Link
@@ -100,6 +101,7 @@ def test_who_loses_a_race_for_a_source_port_is_told_so(egress: Lab) -> None:
     assert trace(egress, Request("pod1", "host/web:80", timeout_s=0.9)).disposition == "delivered"
     changed, _ = lifecycle.change(egress.name, lambda lab: faults.inject(lab, "source-port-race"))
     assert lifecycle.differences(changed.lab) == []
+    eventually(lambda: lifecycle.lacking(changed.lab) == ())  # who races has begun
     found = trace(changed.lab, Request("pod1", "host/web:80", timeout_s=0.9), declared=egress)
     lifecycle.change(egress.name, faults.clear)
     drop = found.drop

@@ -22,8 +22,8 @@ from netlab.trace.witnesses import Canary, Witness
 
 COOKIE_BYTES = 8
 # Delivery over `lo` is done when sendto returns; what may take longer is the kernel's beginning to
-# stamp packets.
-_PATIENCE_S = 0.5
+# stamp packets, and what init passes on, where the machine has much to do.
+_PATIENCE_S = 2.0
 _PAUSE_S = 0.0005
 _ETH_P_IP = 0x0800
 _DISCARD = 9  # a port that nobody has to have
